@@ -1,0 +1,59 @@
+// The row-wise kernels around the backward's main pass, one warp a row, shared by all kernel families:
+//
+//   attention_delta       delta = rowsum(dO * O) - dlse   (FlashAttention-2, Dao 2023, Algorithm 2, line 4)
+//   attention_convert_dq  dq = dq_acc, rounded to the storage type
+#include "attention/matrix.cuh"
+#include "numeric.cuh"
+#include "params.cuh"
+#include "platform.cuh"
+#include "ptx/warp.cuh"
+#include "specialization.cuh"
+
+using Accumulator = AccumulatorOf<Element>::Type;
+constexpr int kThreads = 32 * kNWarps;
+
+struct Row {
+  int batch, head, row, lane;
+  bool inside;
+};
+
+__device__ __forceinline__ Row row_of_warp(const Shape& shape) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kNWarps + threadIdx.x / 32;
+  const int64_t head_index = index / shape.seqlen_q;
+  const int64_t batches = static_cast<int64_t>(shape.batch[0]) * shape.batch[1] * shape.batch[2] * shape.batch[3];
+  return {static_cast<int>(head_index / shape.num_heads_q), static_cast<int>(head_index % shape.num_heads_q),
+          static_cast<int>(index % shape.seqlen_q), static_cast<int>(threadIdx.x % 32),
+          head_index < batches * shape.num_heads_q};
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __grid_constant__ BackwardParams params) {
+  const Shape& shape = params.shape;
+  const Row r = row_of_warp(shape);
+  if (!r.inside) return;
+  const auto gO = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
+  const auto gDout = head_matrix<Element>(params.dout, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
+  const auto gDelta = head_matrix<Accumulator>(params.delta, shape, r.batch, r.head, shape.seqlen_q, 1);
+
+  Accumulator sum = 0;
+  for (int col = r.lane; col < shape.head_dim_v; col += 32) {
+    sum += to_accumulator(*gO.at(r.row, col)) * to_accumulator(*gDout.at(r.row, col));
+  }
+#pragma unroll
+  for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum += ptx::shfl_xor(sum, lane_mask);
+  if (r.lane == 0) {
+    if (params.dlse.data != nullptr) {
+      sum -= *head_matrix<Accumulator>(params.dlse, shape, r.batch, r.head, shape.seqlen_q, 1).at(r.row, 0);
+    }
+    *gDelta.at(r.row, 0) = sum;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    attention_convert_dq(const __grid_constant__ BackwardParams params) {
+  const Shape& shape = params.shape;
+  const Row r = row_of_warp(shape);
+  if (!r.inside) return;
+  const auto gAcc = head_matrix<Accumulator>(params.dq_acc, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim);
+  const auto gDq = head_matrix<Element>(params.dq, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim);
+  for (int col = r.lane; col < shape.head_dim; col += 32) from_accumulator(*gDq.at(r.row, col), *gAcc.at(r.row, col));
+}

@@ -1,0 +1,53 @@
+// Kernel parameters, passed by value. cupy_flash/params.py mirrors every struct field by field.
+#pragma once
+#include "platform.cuh"
+
+constexpr int kBatchDims = 4;
+
+// A tensor of shape [batch..., heads, rows, cols]. Strides count elements; a broadcast dimension has stride 0.
+struct Tensor {
+  void* data;
+  int64_t batch_strides[kBatchDims];
+  int64_t head_stride;
+  int64_t row_stride;
+  int64_t col_stride;
+  int64_t vectorized;  // 1: cols are contiguous, and every row is whole 16-byte vectors, aligned to them
+};
+
+struct Shape {
+  int batch[kBatchDims];  // outermost first, padded with 1 in front
+  int num_heads_q;
+  int num_heads_k;
+  int seqlen_q;
+  int seqlen_k;
+  int head_dim;
+  int head_dim_v;
+  int q_offset;  // causal: query i sees key j <= i + q_offset
+  int reserved;
+  double scale;
+};
+
+struct ForwardParams {
+  Shape shape;
+  Tensor q;    // [batch..., Hq, Sq, D]
+  Tensor k;    // [batch..., Hk, Sk, D]
+  Tensor v;    // [batch..., Hk, Sk, Dv]
+  Tensor out;  // [batch..., Hq, Sq, Dv]
+  Tensor lse;  // [batch..., Hq, Sq, 1], accumulator type
+};
+
+struct BackwardParams {
+  Shape shape;
+  Tensor q;       // [batch..., Hq, Sq, D]
+  Tensor k;       // [batch..., Hk, Sk, D]
+  Tensor v;       // [batch..., Hk, Sk, Dv]
+  Tensor out;     // [batch..., Hq, Sq, Dv]
+  Tensor dout;    // [batch..., Hq, Sq, Dv]
+  Tensor lse;     // [batch..., Hq, Sq, 1], accumulator type
+  Tensor dlse;    // [batch..., Hq, Sq, 1], accumulator type; data may be null
+  Tensor delta;   // [batch..., Hq, Sq, 1], accumulator type
+  Tensor dq;      // [batch..., Hq, Sq, D]
+  Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add
+  Tensor dk;      // [batch..., Hk, Sk, D]
+  Tensor dv;      // [batch..., Hk, Sk, Dv]
+};

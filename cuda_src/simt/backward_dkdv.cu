@@ -1,0 +1,95 @@
+// Gradients of keys and values on CUDA cores (FlashAttention-2, Dao 2023, Algorithm 2):
+//
+//   dV = P^T dO,  dK = dS^T Q,  and with kAtomicDq also dQ += dS K by atomic additions
+//
+// Grid: one block for kBlockN keys of one key head. It walks over the query heads of its group and their query
+// blocks; dK and dV stay in registers, so grouped heads need no memory of their own.
+#include "platform.cuh"
+#include "params.cuh"
+#include "numeric.cuh"
+#include "specialization.cuh"
+#include "simt/backward_tiles.cuh"
+
+constexpr int kKeyRows = kBlockN / kRowGroups;  // rows of dK and dV a thread
+
+__device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& head, int m0, int n0) {
+  // dQ += dS K  [kBlockM, head_dim]
+  for (int col0 = 0; col0 < head.k.cols; col0 += kSliceD) {
+    reload_slice(shared.k(), head.k, n0, col0);
+    Accumulator acc_dq[kRows][kSliceCols];
+    set_zero(acc_dq);
+    matmul_nn<kBlockN>(acc_dq, shared.p, shared.k());
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = m0 + row_of<kRows>(i);
+#pragma unroll
+      for (int j = 0; j < kSliceCols; ++j) {
+        const int col = col0 + vector_col_of(j);
+        if (row < head.dq_acc.rows && col < head.dq_acc.cols) atomicAdd(head.dq_acc.at(row, col), acc_dq[i][j]);
+      }
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
+    attention_dkdv(const __grid_constant__ BackwardParams params) {
+  SharedStorage& shared = shared_storage<SharedStorage>();
+  const Shape& shape = params.shape;
+
+  const int n_blocks = ceil_div(shape.seqlen_k, kBlockN);
+  const int n0 = blockIdx.x % n_blocks * kBlockN;
+  const int head_k = blockIdx.x / n_blocks % shape.num_heads_k;
+  const int batch = blockIdx.x / n_blocks / shape.num_heads_k;
+  const int group_size = shape.num_heads_q / shape.num_heads_k;
+
+  const Mask mask(shape);
+  const Score<Accumulator> score(shape);
+  Accumulator acc_dk[kSlices][kKeyRows][kSliceCols], acc_dv[kSlices][kKeyRows][kSliceCols];
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) {
+    set_zero(acc_dk[slice]);
+    set_zero(acc_dv[slice]);
+  }
+
+  const Range m_blocks = mask.query_blocks<kBlockM>(n0);
+  bool key_held = false;
+  for (int member = 0; member < group_size; ++member) {
+    const Head head = query_head(params, batch, head_k * group_size + member);
+    for (int m_block = m_blocks.begin; m_block < m_blocks.end; ++m_block) {
+      const int m0 = m_block * kBlockM;
+      Accumulator p[kRows][kCols], ds[kRows][kCols];
+      recompute(p, ds, shared, head, mask, score, m0, false, n0, key_held);
+      key_held = kResident;
+
+      publish(shared, p);  // dV += P^T dO  [kBlockN, head_dim_v]
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+        if (slice * kSliceD < shape.head_dim_v) {
+          reload_slice(shared.dout(), head.dout, m0, slice * kSliceD);
+          matmul_tn<kBlockM>(acc_dv[slice], shared.p, shared.dout());
+        }
+      }
+
+      publish(shared, ds);  // dK += dS^T Q  [kBlockN, head_dim]
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+        if (slice * kSliceD < shape.head_dim) {
+          reload_slice(shared.q(), head.q, m0, slice * kSliceD);
+          matmul_tn<kBlockM>(acc_dk[slice], shared.p, shared.q());
+        }
+      }
+      if (kAtomicDq) add_to_dq(shared, head, m0, n0);
+    }
+  }
+
+  const auto gDk = head_matrix<Element>(params.dk, shape, batch, head_k, shape.seqlen_k, shape.head_dim);
+  const auto gDv = head_matrix<Element>(params.dv, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v);
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+    for (int i = 0; i < kKeyRows; ++i) {
+      store_row(gDk, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dk[slice][i]);
+      store_row(gDv, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dv[slice][i]);
+    }
+  }
+}

@@ -1,0 +1,48 @@
+// Gradient of queries in a pass of its own, for the deterministic backward: dQ = dS K with the sum over keys in one
+// thread, in order.
+//
+// Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first.
+#include "platform.cuh"
+#include "params.cuh"
+#include "numeric.cuh"
+#include "specialization.cuh"
+#include "simt/backward_tiles.cuh"
+
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
+    attention_dq(const __grid_constant__ BackwardParams params) {
+  SharedStorage& shared = shared_storage<SharedStorage>();
+  const Shape& shape = params.shape;
+
+  const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
+  const int m0 = (m_blocks - 1 - static_cast<int>(blockIdx.x % m_blocks)) * kBlockM;
+  const Head head = query_head(params, blockIdx.x / m_blocks / shape.num_heads_q,
+                               blockIdx.x / m_blocks % shape.num_heads_q);
+
+  const Mask mask(shape);
+  const Score<Accumulator> score(shape);
+  Accumulator acc_dq[kSlices][kRows][kSliceCols];
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) set_zero(acc_dq[slice]);
+
+  const Range n_blocks = mask.key_blocks<kBlockN>(m0, kBlockM);
+  for (int n_block = n_blocks.begin; n_block < n_blocks.end; ++n_block) {
+    const int n0 = n_block * kBlockN;
+    Accumulator p[kRows][kCols], ds[kRows][kCols];
+    recompute(p, ds, shared, head, mask, score, m0, kResident && n_block > n_blocks.begin, n0, false);
+
+    publish(shared, ds);  // dQ += dS K  [kBlockM, head_dim]
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+      if (slice * kSliceD < shape.head_dim) {
+        reload_slice(shared.k(), head.k, n0, slice * kSliceD);
+        matmul_nn<kBlockN>(acc_dq[slice], shared.p, shared.k());
+      }
+    }
+  }
+
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) store_row(head.dq, m0 + row_of<kRows>(i), slice * kSliceD, acc_dq[slice][i]);
+  }
+}

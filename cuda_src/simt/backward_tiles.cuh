@@ -1,0 +1,107 @@
+// What both backward kernels share: their shared memory and the recomputation of P and dS of one tile.
+#pragma once
+#include "attention/mask.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/score.cuh"
+#include "simt/matmul.cuh"
+
+constexpr int kRows = kBlockM / kRowGroups;  // rows of S a thread
+constexpr int kCols = kBlockN / kLanes;      // columns of S a thread
+
+// With a single slice Q, dO, K and V each have a tile, and what stays the same between blocks is loaded once;
+// otherwise slices of Q and dO take turns in one, slices of K and V in the other.
+constexpr bool kResident = kSlices == 1;
+
+struct SharedStorage {
+  Tile<kBlockM, kSliceD> query[kResident ? 2 : 1];
+  Tile<kBlockN, kSliceD> key[kResident ? 2 : 1];
+  Tile<kBlockM, kBlockN> p;  // P, then dS
+
+  __device__ auto& q() { return query[0]; }
+  __device__ auto& dout() { return query[kResident ? 1 : 0]; }
+  __device__ auto& k() { return key[0]; }
+  __device__ auto& v() { return key[kResident ? 1 : 0]; }
+};
+static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+
+// The matrices of one head.
+struct Head {
+  Matrix<Element> q, k, v, dout, dq;
+  Matrix<Accumulator> lse, delta, dq_acc;
+};
+
+__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head) {
+  const Shape& shape = params.shape;
+  const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
+  return {head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim),
+          head_matrix<Element>(params.k, shape, batch, head_k, shape.seqlen_k, shape.head_dim),
+          head_matrix<Element>(params.v, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v),
+          head_matrix<Element>(params.dout, shape, batch, head, shape.seqlen_q, shape.head_dim_v),
+          head_matrix<Element>(params.dq, shape, batch, head, shape.seqlen_q, shape.head_dim),
+          head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1),
+          head_matrix<Accumulator>(params.delta, shape, batch, head, shape.seqlen_q, 1),
+          head_matrix<Accumulator>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim)};
+}
+
+// acc = A B^T for a block of A and a block of B, slice by slice; a tile flagged as held is not loaded again.
+template <class TileA, class TileB>
+__device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], TileA& sA, const Matrix<Element>& gA,
+                                              int m0, bool a_held, TileB& sB, const Matrix<Element>& gB, int n0,
+                                              bool b_held) {
+  set_zero(acc);
+  for (int col0 = 0; col0 < gA.cols; col0 += kSliceD) {
+    __syncthreads();  // the tiles' last readers are done
+    if (!a_held) load_tile(sA, gA, m0, col0);
+    if (!b_held) load_tile(sB, gB, n0, col0);
+    __syncthreads();
+    matmul_nt(acc, sA, sB, min(kSliceD, gA.cols - col0));
+  }
+}
+
+// P = 2^(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
+//   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
+// On return the tiles of q, dout, k and v hold their last slice.
+__device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumulator (&ds)[kRows][kCols],
+                                          SharedStorage& shared, const Head& head, const Mask& mask,
+                                          const Score<Accumulator>& score, int m0, bool query_held, int n0,
+                                          bool key_held) {
+  block_product(p, shared.q(), head.q, m0, query_held, shared.k(), head.k, n0, key_held);
+  block_product(ds, shared.dout(), head.dout, m0, query_held, shared.v(), head.v, n0, key_held);
+  const bool whole = mask.covers(m0, n0, kBlockN);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = m0 + row_of<kRows>(i);
+    const bool inside = row < head.lse.rows;
+    const Accumulator lse = inside ? lse_to_log2(*head.lse.at(row, 0)) : infinity<Accumulator>();
+    const Accumulator delta = inside ? *head.delta.at(row, 0) : Accumulator(0);
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) {
+      const int col = n0 + col_of(j);
+      const Accumulator s = p[i][j];
+      const bool seen = inside && (whole || mask.sees(row, col));
+      p[i][j] = seen ? ptx::ex2(score.forward(s, row, col) - lse) : Accumulator(0);
+      ds[i][j] = seen ? score.backward(p[i][j] * (ds[i][j] - delta), s, row, col) : Accumulator(0);
+    }
+  }
+}
+
+// Publish a thread's part of P or dS to the block; the barriers order it after the last readers of the tile.
+__device__ __forceinline__ void publish(SharedStorage& shared, const Accumulator (&p)[kRows][kCols]) {
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) *shared.p.at(row_of<kRows>(i), col_of(j)) = p[i][j];
+  }
+  __syncthreads();
+}
+
+// Bring slice `col0` of g into a tile, unless the tile holds it because there is only one.
+template <class TileT>
+__device__ __forceinline__ void reload_slice(TileT& tile, const Matrix<Element>& g, int row0, int col0) {
+  if (!kResident) {
+    __syncthreads();
+    load_tile(tile, g, row0, col0);
+    __syncthreads();
+  }
+}

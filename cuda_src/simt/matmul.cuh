@@ -1,0 +1,136 @@
+// Register-blocked products of tiles in shared memory, and which thread owns what.
+//
+// A block of kThreads threads is kRowGroups rows of kLanes lanes. An accumulator of kRows x kCols a thread covers
+// kRows * kRowGroups x kCols * kLanes elements:
+//   rows     row_of(i): a warp owns consecutive rows, interleaved over its 32 / kLanes groups
+//            (products over keys in matmul_tn: vector_row_of(i), kRows consecutive rows a group);
+//   columns  interleaved over lanes where they index rows of a tile (matmul_nt: col_of(j)), in vectors where they
+//            index columns (matmul_nn, matmul_tn: vector_col_of(j)).
+// Both choices keep kVec-wide shared-memory reads of a warp free of bank conflicts.
+#pragma once
+#include "simt/tile.cuh"
+
+constexpr int kRowGroups = kThreads / kLanes;
+constexpr int kGroupsPerWarp = 32 / kLanes;
+constexpr int kUnroll = 2 * kVec;  // depth of one unrolled step of matmul_nt
+static_assert(kSliceD % kUnroll == 0 && kBlockN % kUnroll == 0, "depths are whole unrolled steps");
+
+__device__ __forceinline__ int lane_of_row() { return threadIdx.x % kLanes; }
+
+template <int kRows>
+__device__ __forceinline__ int row_of(int i) {
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / kLanes;
+  return (warp * kRows + i) * kGroupsPerWarp + group;
+}
+template <int kRows>
+__device__ __forceinline__ int vector_row_of(int i) {
+  return threadIdx.x / kLanes * kRows + i;
+}
+__device__ __forceinline__ int col_of(int j) { return lane_of_row() + j * kLanes; }
+
+// Columns of a slice come in vectors of kSliceVec a lane.
+constexpr int kSliceCols = kSliceD / kLanes;
+constexpr int kSliceVec = kSliceCols < kVec ? kSliceCols : kVec;
+static_assert(kSliceD % (kLanes * kSliceVec) == 0, "lanes must share a slice evenly");
+
+__device__ __forceinline__ int vector_col_of(int j) {
+  return (j / kSliceVec * kLanes + lane_of_row()) * kSliceVec + j % kSliceVec;
+}
+
+template <int kRows, int kCols>
+__device__ __forceinline__ void set_zero(Accumulator (&acc)[kRows][kCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) acc[i][j] = 0;
+  }
+}
+
+// acc += A B^T over the first `depth` columns of both (rounded up to kUnroll; what lies beyond is 0).
+template <int kRows, int kCols, class TileA, class TileB>
+__device__ __forceinline__ void matmul_nt(Accumulator (&acc)[kRows][kCols], TileA& a, TileB& b, int depth) {
+  for (int k0 = 0; k0 < depth; k0 += kUnroll) {
+#pragma unroll
+    for (int k = k0; k < k0 + kUnroll; k += kVec) {
+      ptx::Vec<Accumulator, kVec> ra[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) ra[i] = ptx::load_shared<kVec>(a.at(row_of<kRows>(i), k));
+#pragma unroll
+      for (int j = 0; j < kCols; ++j) {
+        const ptx::Vec<Accumulator, kVec> rb = ptx::load_shared<kVec>(b.at(col_of(j), k));
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int v = 0; v < kVec; ++v) acc[i][j] += ra[i].data[v] * rb.data[v];
+        }
+      }
+    }
+  }
+}
+
+// acc += A B over A's kDepth columns; B is a slice, one row a column of A.
+template <int kDepth, int kRows, class TileA, class TileB>
+__device__ __forceinline__ void matmul_nn(Accumulator (&acc)[kRows][kSliceCols], TileA& a, TileB& b) {
+#pragma unroll 1
+  for (int k = 0; k < kDepth; k += kVec) {
+    ptx::Vec<Accumulator, kVec> ra[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) ra[i] = ptx::load_shared<kVec>(a.at(row_of<kRows>(i), k));
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) {
+#pragma unroll
+      for (int j = 0; j < kSliceCols; j += kSliceVec) {
+        const ptx::Vec<Accumulator, kSliceVec> rb = ptx::load_shared<kSliceVec>(b.at(k + v, vector_col_of(j)));
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int u = 0; u < kSliceVec; ++u) acc[i][j + u] += ra[i].data[v] * rb.data[u];
+        }
+      }
+    }
+  }
+}
+
+// acc += A^T B over A's and B's kDepth rows; rows of acc are columns of A, B is a slice.
+template <int kDepth, int kRows, class TileA, class TileB>
+__device__ __forceinline__ void matmul_tn(Accumulator (&acc)[kRows][kSliceCols], TileA& a, TileB& b) {
+  constexpr int kRowVec = kRows < kVec ? kRows : kVec;
+#pragma unroll 2
+  for (int k = 0; k < kDepth; ++k) {
+    ptx::Vec<Accumulator, kRowVec> ra[kRows / kRowVec];
+#pragma unroll
+    for (int i = 0; i < kRows / kRowVec; ++i) {
+      ra[i] = ptx::load_shared<kRowVec>(a.at(k, vector_row_of<kRows>(i * kRowVec)));
+    }
+#pragma unroll
+    for (int j = 0; j < kSliceCols; j += kSliceVec) {
+      const ptx::Vec<Accumulator, kSliceVec> rb = ptx::load_shared<kSliceVec>(b.at(k, vector_col_of(j)));
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int u = 0; u < kSliceVec; ++u) acc[i][j + u] += ra[i / kRowVec].data[i % kRowVec] * rb.data[u];
+      }
+    }
+  }
+}
+
+// Write this lane's columns of one accumulator row to row `row` of g, columns from col0; outside g nothing is written.
+template <class Out>
+__device__ __forceinline__ void store_row(const Matrix<Out>& g, int row, int col0, const Accumulator (&acc)[kSliceCols]) {
+  if (row >= g.rows) return;
+#pragma unroll
+  for (int j = 0; j < kSliceCols; j += kSliceVec) {
+    const int col = col0 + vector_col_of(j);
+    ptx::Vec<Out, kSliceVec> y;
+#pragma unroll
+    for (int u = 0; u < kSliceVec; ++u) from_accumulator(y.data[u], acc[j + u]);
+    if (g.vectorized) {
+      if (col < g.cols) ptx::store_global(g.at(row, col), y);
+    } else {
+#pragma unroll
+      for (int u = 0; u < kSliceVec; ++u) {
+        if (col + u < g.cols) *g.at(row, col + u) = y.data[u];
+      }
+    }
+  }
+}

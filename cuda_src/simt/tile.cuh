@@ -1,0 +1,51 @@
+// Tiles in shared memory, in the accumulator type, and how they are filled from global memory.
+#pragma once
+#include "attention/matrix.cuh"
+#include "numeric.cuh"
+#include "ptx/memory.cuh"
+#include "specialization.cuh"
+
+using Accumulator = AccumulatorOf<Element>::Type;
+
+constexpr int kThreads = 32 * kNWarps;
+constexpr int kVec = 16 / sizeof(Accumulator);  // accumulators in the widest shared-memory access
+constexpr int kSlices = kHeadDim / kSliceD;     // the head dimension passes through shared memory in slices
+static_assert(kHeadDim % kSliceD == 0, "slices must fill the head dimension");
+
+// One 16-byte vector of padding a row: kVec-wide reads down a column of 8 rows then touch all 32 banks once.
+template <int kRows, int kCols>
+struct __align__(16) Tile {
+  static constexpr int kStride = kCols + kVec;
+  Accumulator data[kRows * kStride];
+
+  __device__ __forceinline__ Accumulator* at(int row, int col) { return data + row * kStride + col; }
+};
+
+// Copy rows [row0, row0 + kRows) x columns [col0, col0 + kCols) of g to the tile; what lies outside g becomes 0.
+template <int kRows, int kCols>
+__device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Matrix<Element>& g, int row0, int col0) {
+  if (g.vectorized) {
+    constexpr int kWidth = 16 / sizeof(Element), kChunks = kRows * kCols / kWidth;
+    static_assert(kCols % kWidth == 0, "a row of a slice is whole vectors");
+#pragma unroll 4
+    for (int chunk = threadIdx.x; chunk < kChunks; chunk += kThreads) {
+      const int row = chunk / (kCols / kWidth), col = chunk % (kCols / kWidth) * kWidth;
+      ptx::Vec<Element, kWidth> x = {};
+      if (row0 + row < g.rows && col0 + col < g.cols) x = ptx::load_global<kWidth>(g.at(row0 + row, col0 + col));
+#pragma unroll
+      for (int i = 0; i < kWidth; i += kVec) {
+        ptx::Vec<Accumulator, kVec> y;
+#pragma unroll
+        for (int j = 0; j < kVec; ++j) y.data[j] = to_accumulator(x.data[i + j]);
+        ptx::store_shared(tile.at(row, col + i), y);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kRows * kCols; i += kThreads) {
+      const int row = i / kCols, col = i % kCols;
+      const bool inside = row0 + row < g.rows && col0 + col < g.cols;
+      *tile.at(row, col) = inside ? to_accumulator(*g.at(row0 + row, col0 + col)) : Accumulator(0);
+    }
+  }
+}

@@ -1,0 +1,13 @@
+"""FlashAttention for CuPy and NumPy: raw CUDA C kernels, JIT-compiled, with a manually derived backward."""
+
+from cupy_flash.api import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash.reference import attention_reference, attention_reference_backward
+
+__version__ = "0.1.0"
+__all__ = [
+    "attention_reference",
+    "attention_reference_backward",
+    "flash_attention",
+    "flash_attention_backward",
+    "flash_attention_vjp",
+]

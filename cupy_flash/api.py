@@ -1,0 +1,317 @@
+"""The public calls. Validation is in `problem`, computation in `backends`; this file only connects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cupy_flash import backends
+from cupy_flash.problem import AttentionProblem, check_like
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def flash_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    return_lse: bool = False,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Any:
+    r"""Exact attention ``softmax(scale * q @ k.T) @ v`` in memory linear in the sequence length.
+
+    Parameters
+    ----------
+    q : array, shape (..., Hq, Sq, D)
+        Queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, D)`` means one head.
+    k : array, shape (..., Hk, Sk, D)
+        Keys. ``Hq % Hk == 0``: query head h reads key head ``h // (Hq // Hk)`` (MQA, GQA).
+    v : array, shape (..., Hk, Sk, Dv)
+        Values. D and Dv may differ, each from 1 to 512. Leading dimensions broadcast as in `numpy.matmul`;
+        any strides are taken as they are, without copies.
+    causal : bool
+        If true, query i sees key j only when ``j <= i + q_offset``.
+    scale : float, optional
+        Factor on the scores, by default ``1 / sqrt(D)``.
+    q_offset : int, optional
+        Position of the first query among the keys, used when `causal`. By default ``Sk - Sq``: the last query
+        sees the last key (bottom-right alignment). 0 aligns top-left.
+    return_lse : bool
+        Also return the log-sum-exp of the scaled scores of each row.
+    out : array, shape (..., Hq, Sq, Dv), optional
+        Where to write the result: the dtype of q, any strides, no memory shared with the inputs.
+    backend : str, optional
+        None chooses by array type: CuPy arrays run on their GPU, NumPy arrays on the CPU. ``"cpu"``, ``"emulator"``,
+        ``"emulator:sm_80"`` and other architectures take NumPy arrays; ``"cuda"`` takes CuPy arrays.
+
+    Returns
+    -------
+    out : array, shape (..., Hq, Sq, Dv)
+        In the dtype of q; sums are taken in float32 (float64 for float64). A row that sees no key is 0.
+    lse : array, shape (..., Hq, Sq)
+        Only with ``return_lse=True``. Natural logarithm, float32 (float64 for float64), -inf for a row that
+        sees no key.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
+    ValueError
+        If shapes do not fit, an option is out of range, or `out` overlaps an input.
+    RuntimeError
+        If the backend asked for is not available on this machine; the message says what to install.
+
+    Notes
+    -----
+    The schedule is FlashAttention-2's [1]_: query blocks outside, key blocks inside, an online softmax with
+    one rescale per block and a single division at the end.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023,
+       Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((2, 8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
+    >>> out.shape, lse.shape
+    ((2, 8, 128, 64), (2, 8, 128))
+    """
+    module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    result, lse = _forward(module, problem, q, k, v, out)
+    return (result, lse) if return_lse else result
+
+
+def flash_attention_backward(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    *,
+    dlse: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    deterministic: bool = False,
+    backend: str | None = None,
+) -> tuple[Array, Array, Array]:
+    r"""Gradients of `flash_attention` by recomputation, in memory linear in the sequence length.
+
+    Parameters
+    ----------
+    dout : array, shape (..., Hq, Sq, Dv)
+        Gradient of the loss with respect to `out`, in the dtype of q.
+    q, k, v : array
+        The inputs of the forward pass.
+    out, lse : array, shape (..., Hq, Sq, Dv) and (..., Hq, Sq)
+        What ``flash_attention(q, k, v, ..., return_lse=True)`` returned.
+    dlse : array, shape (..., Hq, Sq), optional
+        Gradient of the loss with respect to `lse`, in the dtype of `lse`.
+    causal, scale, q_offset, backend
+        As in the forward pass.
+    deterministic : bool
+        If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own
+        rather than by atomic additions.
+
+    Returns
+    -------
+    dq, dk, dv : array
+        In the shapes and dtype of q, k and v: summed over query heads that share a key head and over broadcast
+        leading dimensions. Rows that see no key have gradient 0.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `flash_attention`; also if `dout`, `out`, `lse` or `dlse` do not have the shape or dtype above.
+
+    Notes
+    -----
+    With ``P = exp(S - lse)`` and ``delta = rowsum(dout * out) - dlse``, the gradient of the scores is
+    ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2); then ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``,
+    ``dv = P.T @ dout``.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention, flash_attention_backward
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> out, lse = flash_attention(q, k, v, return_lse=True)
+    >>> dq, dk, dv = flash_attention_backward(np.ones_like(out), q, k, v, out, lse)
+    >>> dq.shape, dk.shape, dv.shape
+    ((8, 128, 64), (8, 128, 64), (8, 128, 64))
+    """
+    cotangents = {"dout": dout, "out": out, "lse": lse} | ({} if dlse is None else {"dlse": dlse})
+    module, (q, k, v, *rest) = backends.select(backend, q=q, k=k, v=v, **cotangents)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    dout, out, lse, dlse = (*rest, None)[:4]
+    return _backward(module, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+
+def flash_attention_vjp(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> tuple[Any, Callable[..., tuple[Array, Array, Array]]]:
+    """Attention and the function that maps a gradient of its output to gradients of its inputs.
+
+    Parameters
+    ----------
+    q, k, v, causal, scale, q_offset, return_lse, backend
+        As in `flash_attention`.
+    deterministic : bool
+        As in `flash_attention_backward`.
+
+    Returns
+    -------
+    out : array, or (out, lse) with ``return_lse=True``
+        As `flash_attention` returns.
+    vjp : callable
+        ``vjp(dout, dlse=None) -> (dq, dk, dv)``; keeps q, k, v, out and lse alive.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `flash_attention` and `flash_attention_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention_vjp
+    >>> x = np.random.default_rng(0).standard_normal((8, 128, 64), dtype=np.float32)
+    >>> out, vjp = flash_attention_vjp(x, x, x, causal=True)
+    >>> dq, dk, dv = vjp(2 * out)  # gradient of sum(out ** 2)
+    >>> dq.shape
+    (8, 128, 64)
+    """
+    module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    out, lse = _forward(module, problem, q, k, v, None)
+
+    def vjp(dout: Array, dlse: Array | None = None) -> tuple[Array, Array, Array]:
+        cotangents = {"dout": dout} | ({} if dlse is None else {"dlse": dlse})
+        _, rest = backends.select(backend, q=q, **cotangents)
+        dout, dlse = (*rest[1:], None)[:2]
+        return _backward(module, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    return ((out, lse) if return_lse else out), vjp
+
+
+def _forward(
+    module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
+) -> tuple[Array, Array]:
+    xp = module.namespace
+    shape, lse_shape = _user_shape(problem, q, problem.out_shape), _user_shape(problem, q, problem.lse_shape, axis=-2)
+    if out is None:
+        out = xp.empty(shape, problem.storage)
+    else:
+        _check_out(xp, out, shape, problem, q=q, k=k, v=v)
+    lse = xp.empty(lse_shape, problem.accumulator)
+    module.forward(problem, *_canonical(xp, problem, q, k, v), _with_head(out), _with_head(lse, shape))
+    return out, lse
+
+
+def _backward(
+    module: backends.Backend,
+    problem: AttentionProblem,
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    dlse: Array | None,
+    deterministic: bool,
+) -> tuple[Array, Array, Array]:
+    xp = module.namespace
+    if not isinstance(deterministic, (bool, np.bool_)):
+        raise TypeError(f"deterministic is {deterministic!r}: expected True or False")
+    shape = _user_shape(problem, q, problem.out_shape)
+    check_like("dout", dout, shape, problem.storage)
+    check_like("out", out, shape, problem.storage)
+    check_like("lse", lse, shape[:-1], problem.accumulator)
+    if dlse is not None:
+        check_like("dlse", dlse, shape[:-1], problem.accumulator)
+        dlse = _with_head(dlse, shape)
+    grads = module.backward(
+        problem,
+        _with_head(dout),
+        *_canonical(xp, problem, q, k, v),
+        _with_head(out),
+        _with_head(lse, shape),
+        dlse,
+        bool(deterministic),
+    )
+    return tuple(_sum_to_shape(g, x.shape) for g, x in zip(grads, (q, k, v), strict=True))  # type: ignore[return-value]
+
+
+def _user_shape(problem: AttentionProblem, q: Array, shape: tuple[int, ...], axis: int = -3) -> tuple[int, ...]:
+    """`shape` without its head axis where q is 2-D and nothing broadcasts over it."""
+    if q.ndim == 2 and not problem.batch:
+        return shape[:axis] + shape[axis + 1 :]
+    return shape
+
+
+def _with_head(x: Array, out_shape: tuple[int, ...] | None = None) -> Array:
+    """A view with a head axis: of an output, or of a row statistic that belongs to an output of `out_shape`."""
+    return x[None] if len(out_shape or x.shape) == 2 else x
+
+
+def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array) -> list[Array]:
+    """Views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0."""
+    shapes = problem.q_shape, problem.k_shape, problem.v_shape
+    return [
+        x if x.shape == shape else xp.broadcast_to(_with_head(x), shape)
+        for x, shape in zip((q, k, v), shapes, strict=True)
+    ]
+
+
+def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an input of `shape` was broadcast; sums of half types run in float32."""
+    if grad.shape == shape:
+        return grad
+    full = shape if len(shape) > 2 else (1, *shape)
+    lead = grad.ndim - len(full)
+    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1)
+    if axes:
+        sum_dtype = np.result_type(np.float32, grad.dtype) if grad.dtype.itemsize < 4 else grad.dtype
+        grad = grad.sum(axis=axes, keepdims=True, dtype=sum_dtype).astype(grad.dtype)
+    return grad.reshape(shape)
+
+
+def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
+    if not isinstance(out, xp.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
+    check_like("out", out, shape, problem.storage)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only: expected a writable array")
+    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out has strides {out.strides} for shape {shape}: its elements overlap in memory")
+    for name, x in inputs.items():
+        if xp.may_share_memory(out, x):
+            raise ValueError(f"out overlaps {name} in memory: expected memory of its own")

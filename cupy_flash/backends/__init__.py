@@ -1,0 +1,123 @@
+"""Backends: where a validated problem is computed, and how one is chosen.
+
+A backend is a module-like object with `namespace` (numpy or cupy) and the three functions of `Backend`. Arrays
+reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0, any strides.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from cupy_flash.problem import AttentionProblem
+
+NAMES = ("cuda", "cpu", "emulator")
+
+
+class Backend(Protocol):
+    """What a backend offers. Shapes are those of `AttentionProblem`."""
+
+    namespace: Any
+
+    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+        """Write attention into `out` and its log-sum-exp into `lse`."""
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dlse: Any | None,
+        deterministic: bool,
+    ) -> tuple[Any, Any, Any]:
+        """Return new arrays dq, dk, dv of shapes q_shape, k_shape, v_shape (broadcast axes not yet summed)."""
+
+    def status(self) -> str:
+        """Return one line for `python -m cupy_flash info`: what would run, or what to install."""
+
+
+def get(name: str) -> Backend:
+    """Return the backend called `name`: "cuda", "cpu", "emulator" or "emulator:<arch>".
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend.
+    RuntimeError
+        If it cannot run on this machine.
+    """
+    family, _, arch = name.partition(":")
+    if family == "emulator":
+        from cupy_flash.backends.emulator import EmulatorBackend
+
+        return EmulatorBackend(arch or "sm_80")
+    if name == "cuda":
+        from cupy_flash.backends.cupy_ import CupyBackend
+
+        return CupyBackend()
+    if name == "cpu":
+        from cupy_flash.backends.numpy_ import NumpyBackend
+
+        return NumpyBackend()
+    raise ValueError(f"backend is {name!r}: expected None, 'cpu', 'cuda', 'emulator' or 'emulator:<arch>'")
+
+
+_instances: dict[str, Backend] = {}
+
+
+def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
+    """Choose the backend and turn the arguments into its arrays (numpy or cupy, without copies).
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or the arrays do not all live where the backend computes.
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"backend is {name!r}: expected a string or None")
+    converted = {key: _as_array(key, x) for key, x in arrays.items()}
+    on_gpu = {key: not isinstance(x, np.ndarray) for key, x in converted.items()}
+    if name is None:
+        name = "cuda" if on_gpu["q"] else "cpu"
+    if name not in _instances:
+        _instances[name] = get(name)
+    backend = _instances[name]
+    wants_gpu = backend.namespace is not np
+    for key, gpu in on_gpu.items():
+        if gpu != wants_gpu:
+            seen, wanted = ("CuPy", "NumPy") if gpu else ("NumPy", "CuPy")
+            raise TypeError(f"{key} is a {seen} array: backend {name!r} takes {wanted} arrays only")
+    return backend, list(converted.values())
+
+
+def _as_array(name: str, x: Any) -> Any:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
+    if isinstance(x, np.ndarray):
+        return x.view(np.ndarray)
+    if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
+        return x
+    if hasattr(x, "__cuda_array_interface__"):
+        return _cupy().asarray(x)
+    if hasattr(x, "__dlpack__"):
+        on_cpu = x.__dlpack_device__()[0] == 1  # kDLCPU, dlpack.h
+        return (np if on_cpu else _cupy()).from_dlpack(x)
+    raise TypeError(
+        f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array, or one with "
+        "__cuda_array_interface__ or __dlpack__"
+    )
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(
+            'arrays on a GPU need CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'
+        ) from None
+    return cupy

@@ -1,0 +1,99 @@
+"""CUDA kernels on CuPy arrays."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from cupy_flash import compile, launch
+from cupy_flash.device import Device, from_attributes
+from cupy_flash.plan import Launch, Specialization
+from cupy_flash.problem import AttentionProblem
+
+
+class CupyBackend:
+    """Runs on the GPU that holds the arrays, on CuPy's current stream, without synchronising."""
+
+    def __init__(self) -> None:
+        self.namespace = import_cupy()
+
+    @property
+    def device(self) -> Device:
+        """The current GPU."""
+        return _device(self.namespace.cuda.runtime.getDevice())
+
+    def address(self, array: Any) -> int:
+        return array.data.ptr
+
+    def run(self, step: Launch, params: np.void, tensors: launch.Tensors) -> None:
+        kernel = _kernel(step.kernel, self.namespace.cuda.runtime.getDevice())
+        kernel((step.grid,), (step.block,), (params,), shared_mem=step.shared_bytes)
+
+    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+        with self._device_of(q=q, k=k, v=v, out=out):
+            launch.forward(self, problem, q, k, v, out, lse)
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dlse: Any | None,
+        deterministic: bool,
+    ) -> tuple[Any, Any, Any]:
+        with self._device_of(q=q, k=k, v=v, dout=dout, out=out, lse=lse):
+            return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def status(self) -> str:
+        properties = self.namespace.cuda.runtime.getDeviceProperties(self.namespace.cuda.runtime.getDevice())
+        return f"{properties['name'].decode()}, {self.device.arch}"
+
+    def _device_of(self, **arrays: Any) -> Any:
+        (name, first), *rest = arrays.items()
+        for other, x in rest:
+            if x.device.id != first.device.id:
+                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
+        return self.namespace.cuda.Device(first.device.id)
+
+
+def import_cupy() -> Any:
+    """Return the module cupy, on a machine where it can run kernels.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is not installed, or there is no usable driver or GPU.
+    """
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(
+            'backend "cuda" needs CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'
+        ) from None
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f'backend "cuda" needs a GPU and its driver: {error}') from None
+    return cupy
+
+
+@functools.cache
+def _device(index: int) -> Device:
+    return from_attributes(import_cupy().cuda.Device(index).attributes)
+
+
+@functools.cache
+def _kernel(kernel: Specialization, device_index: int) -> Any:
+    """The loaded entry point, allowed the shared memory it was planned with."""
+    import cupy
+
+    cubin = compile.to_cubin(kernel, _device(device_index).arch)
+    function = cupy.RawModule(path=str(cubin.path)).get_function(kernel.entry)
+    function.max_dynamic_shared_size_bytes = dict(kernel.constants).get("kSharedBytes", 0)
+    return function

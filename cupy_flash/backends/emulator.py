@@ -1,0 +1,92 @@
+"""The CUDA kernels on NumPy arrays, executed by the emulator as if on a GPU of a named architecture."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from cupy_flash import compile, emulator, launch, source
+from cupy_flash.device import named
+from cupy_flash.plan import Launch, Specialization
+from cupy_flash.problem import AttentionProblem
+
+# What each kernel writes; everything else it is given is read-only, and the emulator holds it to that.
+_WRITES = {
+    "attention_forward": {"out", "lse"},
+    "attention_delta": {"delta"},
+    "attention_dkdv": {"dk", "dv", "dq_acc"},
+    "attention_dq": {"dq"},
+    "attention_convert_dq": {"dq"},
+}
+
+
+class EmulatorBackend:
+    """Plans for the device called `arch`, runs on the CPU under the current `cupy_flash.emulator.settings`.
+
+    Raises
+    ------
+    ValueError
+        If `arch` is not known.
+    """
+
+    namespace = np
+
+    def __init__(self, arch: str = "sm_80") -> None:
+        self.device = named(arch)
+
+    def address(self, array: Any) -> int:
+        return array.ctypes.data
+
+    def run(self, step: Launch, params: np.void, tensors: launch.Tensors) -> None:
+        writes = _WRITES[step.kernel.entry]
+        buffers = [
+            emulator.Buffer(name, *_extent(x), name in writes)
+            for name, x in sorted(tensors.items(), key=lambda item: item[0] not in writes)
+        ]
+        text = _text(step.kernel, self.device.arch, emulator.current().path)
+        emulator.launch(
+            text, step.kernel.entry, (step.grid,), (step.block,), params.tobytes(), step.shared_bytes, buffers,
+            shared_limit=self.device.shared_per_block,
+        )  # fmt: skip
+
+    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+        with emulator.run():
+            launch.forward(self, problem, q, k, v, out, lse)
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dlse: Any | None,
+        deterministic: bool,
+    ) -> tuple[Any, Any, Any]:
+        with emulator.run():
+            return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def status(self) -> str:
+        return f"the CUDA kernels on the CPU as on {self.device.arch}, through {emulator.toolchain.find_compiler()}"
+
+
+@functools.lru_cache(maxsize=512)
+def _text(kernel: Specialization, arch: str, path: str) -> str:
+    """C++ of a kernel: its own source with host headers, or NVRTC's PTX translated."""
+    if path == "ptx":
+        from cupy_flash.emulator.ptx import translate
+
+        return translate(compile.to_ptx(kernel, arch))
+    folders = (source.root() / "emulator", source.root())
+    return source.flatten(kernel.source, virtual={"specialization.cuh": kernel.prelude()}, search=folders)
+
+
+def _extent(x: np.ndarray) -> tuple[int, int]:
+    """Address and length in bytes of the memory that a view spans, holes included."""
+    reach = [(n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True) if x.size]
+    low, high = sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach)
+    return x.ctypes.data + low, high - low + x.itemsize if x.size else 0

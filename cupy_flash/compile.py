@@ -1,0 +1,165 @@
+"""Specialization to machine code through NVRTC, on disk where the next process finds it. Needs no GPU.
+
+Kernels are compiled to a cubin for one architecture and loaded with ``cupy.RawModule(path=...)``: CuPy's own cache
+hashes neither included headers nor can it target ``sm_90a`` with every NVRTC.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cupy_flash import source
+from cupy_flash.cache import cache_dir, write_atomically
+from cupy_flash.plan import Specialization
+
+_OPTIONS = ("-std=c++17", "-default-device", "-lineinfo", "-ftz=true", "--ptxas-options=-v")
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused a kernel; the message holds its log."""
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A cubin on disk and what the assembler reported of its entry point."""
+
+    path: Path
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def flatten(kernel: Specialization) -> str:
+    """The whole CUDA source of one specialisation."""
+    return source.flatten(kernel.source, virtual={"specialization.cuh": kernel.prelude()})
+
+
+def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
+    """Compile for `arch`, or find the result of an earlier compilation.
+
+    Parameters
+    ----------
+    kernel : Specialization
+        What to compile.
+    arch : str
+        ``"sm_75"``, ``"sm_90a"``, ...
+
+    Returns
+    -------
+    CompiledKernel
+
+    Raises
+    ------
+    CompileError
+        If NVRTC reports an error.
+    RuntimeError
+        If CuPy or NVRTC is not installed.
+
+    Notes
+    -----
+    The key covers the flattened source, the options, the architecture and NVRTC's version. A cubin whose digest
+    does not match its record is compiled again. Files appear whole, by a rename, so concurrent processes are safe.
+    """
+    text = flatten(kernel)
+    key = hashlib.sha256("\0".join((text, kernel.entry, arch, *_OPTIONS, repr(nvrtc_version()))).encode()).hexdigest()
+    cubin = cache_dir() / "cubin" / arch / f"{kernel.entry}-{key[:32]}.cubin"
+    found = _load(cubin)
+    if found is None:
+        code, log = _nvrtc_compile(text, kernel.source, (f"-arch={arch}",), "getCUBIN")
+        found = CompiledKernel(cubin, *_resources(log, kernel.entry))
+        record = asdict(found) | {"path": cubin.name, "sha256": hashlib.sha256(code).hexdigest()}
+        write_atomically(cubin, code)
+        write_atomically(cubin.with_suffix(".json"), json.dumps(record).encode())
+    return found
+
+
+def to_ptx(kernel: Specialization, arch: str) -> str:
+    """PTX for the virtual architecture of `arch`, with source lines; not cached."""
+    return text_to_ptx(flatten(kernel), kernel.source, arch)
+
+
+def text_to_ptx(text: str, name: str, arch: str) -> str:
+    """PTX of a flattened source; `name` stands for it in messages."""
+    code, _ = _nvrtc_compile(text, name, (f"-arch={arch.replace('sm_', 'compute_')}",), "getPTX")
+    return (code if isinstance(code, str) else code.decode()).rstrip("\0")
+
+
+def compile_all(
+    kernels: Iterable[Specialization], arch: str, done: Callable[[Specialization, CompiledKernel], Any] | None = None
+) -> list[CompiledKernel]:
+    """Compile many kernels on all cores; `done` is called with each as it finishes."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(to_cubin, kernel, arch): kernel for kernel in kernels}
+        for job in as_completed(jobs):
+            if done:
+                done(jobs[job], job.result())
+        return [job.result() for job in jobs]
+
+
+@functools.cache
+def nvrtc_version() -> tuple[int, int]:
+    """Version of NVRTC.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy or NVRTC is not installed.
+    """
+    return tuple(_nvrtc().getVersion())  # type: ignore[return-value]
+
+
+def _nvrtc() -> Any:
+    try:
+        from cupy.cuda import nvrtc
+    except ImportError:
+        raise RuntimeError(
+            'compiling CUDA kernels needs CuPy and NVRTC: pip install "cupy-flash[cuda13]" (or [cuda12])'
+        ) from None
+    return nvrtc
+
+
+
+def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) -> tuple[bytes, str]:
+    nvrtc = _nvrtc()
+    program = nvrtc.createProgram(text, name, (), ())
+    try:
+        try:
+            nvrtc.compileProgram(program, (*options, *_OPTIONS))
+        except nvrtc.NVRTCError as error:
+            raise CompileError(f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}") from None
+        return getattr(nvrtc, result)(program), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _resources(log: str, entry: str) -> tuple[int, int, int]:
+    """(registers, stack bytes, spilled bytes) of an entry point, from ptxas' verbose log."""
+    found = re.search(
+        rf"entry function '{entry}'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        log,
+        re.S,
+    )
+    if not found:
+        raise CompileError(f"ptxas did not report the resources of {entry}:\n{log}")
+    stack, stores, loads, registers = map(int, found.groups())
+    return registers, stack, stores + loads
+
+
+def _load(cubin: Path) -> CompiledKernel | None:
+    try:
+        record = json.loads(cubin.with_suffix(".json").read_text())
+        if hashlib.sha256(cubin.read_bytes()).hexdigest() != record.pop("sha256"):
+            return None
+        return CompiledKernel(**record | {"path": cubin})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,101 @@
+"""GPUs as the planner sees them: by name, so that any GPU's plan can be made and tested on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """The limits of a GPU that a plan depends on.
+
+    Attributes
+    ----------
+    arch : str
+        Target passed to the compiler, such as ``"sm_80"`` or ``"sm_90a"``.
+    num_sms : int
+        Streaming multiprocessors.
+    shared_per_block : int
+        Most dynamic shared memory a block may opt in to, in bytes.
+    shared_per_sm : int
+        Shared memory of one multiprocessor, in bytes.
+    threads_per_sm : int
+        Most resident threads of one multiprocessor.
+    registers_per_sm : int
+        32-bit registers of one multiprocessor.
+    """
+
+    arch: str
+    num_sms: int
+    shared_per_block: int
+    shared_per_sm: int
+    threads_per_sm: int
+    registers_per_sm: int = 65536
+
+    @property
+    def compute_capability(self) -> int:
+        """Ten times the major plus the minor version: 80 for sm_80, 90 for sm_90a."""
+        return int(self.arch.removeprefix("sm_").rstrip("a"))
+
+
+def _kib(n: int) -> int:
+    return n * 1024
+
+
+# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"; the number of
+# multiprocessors is that of one common card of the architecture, named behind it.
+NAMED = {
+    device.arch: device
+    for device in (
+        Device("sm_70", 80, _kib(96), _kib(96), 2048),  # V100
+        Device("sm_75", 40, _kib(64), _kib(64), 1024),  # T4
+        Device("sm_80", 108, _kib(163), _kib(164), 2048),  # A100
+        Device("sm_86", 84, _kib(99), _kib(100), 1536),  # RTX A6000
+        Device("sm_87", 16, _kib(163), _kib(164), 1536),  # Jetson AGX Orin
+        Device("sm_89", 128, _kib(99), _kib(100), 1536),  # RTX 4090
+        Device("sm_90a", 132, _kib(227), _kib(228), 2048),  # H100
+        Device("sm_100", 148, _kib(227), _kib(228), 2048),  # B200
+        Device("sm_120", 170, _kib(99), _kib(100), 1536),  # RTX 5090
+    )
+}
+
+
+def named(arch: str) -> Device:
+    """Return the device called `arch`.
+
+    Parameters
+    ----------
+    arch : str
+        An architecture name; ``"sm_90"`` means ``"sm_90a"``, the same hardware with its extensions.
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    ValueError
+        If the name is not known.
+
+    Examples
+    --------
+    >>> named("sm_75").shared_per_block
+    65536
+    """
+    arch = "sm_90a" if arch == "sm_90" else arch
+    if arch not in NAMED:
+        raise ValueError(f"architecture is {arch!r}: expected one of {', '.join(NAMED)}")
+    return NAMED[arch]
+
+
+def from_attributes(attributes: dict[str, int]) -> Device:
+    """Describe a GPU by its CUDA device attributes, named as in ``cupy.cuda.Device().attributes``."""
+    capability = 10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"]
+    return Device(
+        f"sm_{capability}" + ("a" if capability == 90 else ""),
+        attributes["MultiProcessorCount"],
+        attributes["MaxSharedMemoryPerBlockOptin"],
+        attributes["MaxSharedMemoryPerMultiprocessor"],
+        attributes["MaxThreadsPerMultiProcessor"],
+        attributes["MaxRegistersPerMultiprocessor"],
+    )

@@ -1,0 +1,36 @@
+"""NumPy structured dtypes that mirror cuda_src/params.cuh field by field."""
+
+from __future__ import annotations
+
+import numpy as np
+
+BATCH_DIMS = 4
+
+TENSOR = np.dtype(
+    [
+        ("data", np.uint64),
+        ("batch_strides", np.int64, BATCH_DIMS),
+        ("head_stride", np.int64),
+        ("row_stride", np.int64),
+        ("col_stride", np.int64),
+        ("vectorized", np.int64),
+    ]
+)
+SHAPE = np.dtype(
+    [
+        ("batch", np.int32, BATCH_DIMS),
+        ("num_heads_q", np.int32),
+        ("num_heads_k", np.int32),
+        ("seqlen_q", np.int32),
+        ("seqlen_k", np.int32),
+        ("head_dim", np.int32),
+        ("head_dim_v", np.int32),
+        ("q_offset", np.int32),
+        ("reserved", np.int32),
+        ("scale", np.float64),
+    ]
+)
+FORWARD_TENSORS = ("q", "k", "v", "out", "lse")
+BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", "dq", "dq_acc", "dk", "dv")
+FORWARD_PARAMS = np.dtype([("shape", SHAPE), *((name, TENSOR) for name in FORWARD_TENSORS)])
+BACKWARD_PARAMS = np.dtype([("shape", SHAPE), *((name, TENSOR) for name in BACKWARD_TENSORS)])

@@ -1,0 +1,193 @@
+"""The validated problem: the only place that raises for bad input."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+MAX_HEAD_DIM = 512
+MAX_SEQLEN = 2**30  # positions and their sums are 32-bit in the kernels
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """Shapes and options of one attention call, checked and normalised.
+
+    Attributes
+    ----------
+    dtype : str
+        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+    batch : tuple of int
+        The broadcast leading dimensions of q, k and v.
+    num_heads_q, num_heads_k : int
+        Query heads and key/value heads; the first is a multiple of the second.
+    seqlen_q, seqlen_k : int
+        Sequence lengths.
+    head_dim, head_dim_v : int
+        Size of the last axis of q and k, and of v; 1 to 512.
+    causal : bool
+        Whether query ``i`` sees only keys ``j <= i + q_offset``.
+    q_offset : int
+        Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
+    scale : float
+        Factor on ``q @ k.T``.
+    """
+
+    dtype: str
+    batch: tuple[int, ...]
+    num_heads_q: int
+    num_heads_k: int
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    head_dim_v: int
+    causal: bool
+    q_offset: int
+    scale: float
+
+    @classmethod
+    def from_arrays(
+        cls, q: Any, k: Any, v: Any, *, causal: bool = False, scale: float | None = None, q_offset: int | None = None
+    ) -> AttentionProblem:
+        """Check q, k, v and the options; see `flash_attention` for their meaning.
+
+        Raises
+        ------
+        TypeError
+            If a dtype is unsupported, the dtypes differ, or an option has the wrong type.
+        ValueError
+            If the shapes do not fit together or an option is out of range.
+        """
+        dtype = _check_dtypes(q=q, k=k, v=v)
+        shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
+        (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
+        if dk != d:
+            raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
+        if sv != sk:
+            raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
+        if hv != hk:
+            raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal")
+        if hk == 0 or hq % hk:
+            raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k")
+        for name, size in (("q and k", d), ("v", dv)):
+            if not 1 <= size <= MAX_HEAD_DIM:
+                raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
+        for name, size in (("q", sq), ("k", sk)):
+            if size > MAX_SEQLEN:
+                raise ValueError(f"{name} has sequence length {size}: expected at most {MAX_SEQLEN}")
+        try:
+            batch = np.broadcast_shapes(batch_q, batch_k, batch_v)
+        except ValueError:
+            raise ValueError(
+                f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
+            ) from None
+        causal = _check_bool("causal", causal)
+        return cls(
+            dtype, batch, hq, hk, sq, sk, d, dv, causal,
+            _check_offset(q_offset, causal, sq, sk), _check_scale(scale, d),
+        )  # fmt: skip
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key head."""
+        return self.num_heads_q // self.num_heads_k
+
+    @property
+    def storage(self) -> np.dtype:
+        """dtype of q, k, v, the output and their gradients."""
+        return DTYPES[self.dtype]
+
+    @property
+    def accumulator(self) -> np.dtype:
+        """dtype of sums and of the log-sum-exp: float64 for float64, else float32."""
+        return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
+
+    @property
+    def q_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim)
+
+    @property
+    def k_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim)
+
+    @property
+    def v_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim_v)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim_v)
+
+    @property
+    def lse_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q)
+
+
+def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise unless `array` has exactly this shape and dtype."""
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
+    if np.dtype(array.dtype) != dtype:
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {dtype}")
+
+
+def _check_dtypes(**arrays: Any) -> str:
+    names = {}
+    for name, array in arrays.items():
+        names[name] = np.dtype(array.dtype).name
+        if names[name] not in DTYPES:
+            raise TypeError(f"{name} has dtype {array.dtype}: expected one of {', '.join(DTYPES)}")
+    if len(set(names.values())) > 1:
+        seen = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
+        raise TypeError(f"dtypes differ ({seen}): q, k and v must have the same dtype")
+    return names["q"]
+
+
+def _split(name: str, array: Any) -> tuple[tuple[int, ...], int, int, int]:
+    """Shape as (leading dimensions, heads, sequence, head_dim); a 2-D array has one head."""
+    shape = tuple(int(n) for n in array.shape)
+    if len(shape) < 2:
+        raise ValueError(f"{name} has shape {shape}: expected (..., heads, sequence, head_dim), at least 2-D")
+    heads = shape[-3] if len(shape) > 2 else 1
+    return shape[:-3], heads, shape[-2], shape[-1]
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}: expected True or False")
+    return bool(value)
+
+
+def _check_offset(q_offset: Any, causal: bool, sq: int, sk: int) -> int:
+    if q_offset is None:
+        q_offset = sk - sq
+    if isinstance(q_offset, (bool, np.bool_)):
+        raise TypeError(f"q_offset is {q_offset!r}: expected an int")
+    try:
+        q_offset = operator.index(q_offset)
+    except TypeError:
+        raise TypeError(f"q_offset is {q_offset!r}: expected an int") from None
+    return min(max(q_offset, -sq), sk) if causal else 0
+
+
+def _check_scale(scale: Any, head_dim: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    try:
+        value = float(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"scale is {scale!r}: expected a real number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"scale is {value}: expected a finite number")
+    return value

@@ -1,0 +1,81 @@
+"""Finds cuda_src and flattens a kernel with its includes into one source, so that a hash of it covers everything."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
+
+
+@functools.cache
+def root() -> Path:
+    """Folder of the CUDA sources: beside the package in a checkout, inside it in a wheel.
+
+    Raises
+    ------
+    RuntimeError
+        If the installation lacks them.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "cuda_src", package.parent / "cuda_src"):
+        if (folder / "params.cuh").is_file():
+            return folder
+    raise RuntimeError(f"the CUDA sources are missing beside {package}: reinstall cupy_flash")
+
+
+def flatten(
+    name: str, *, virtual: Mapping[str, str] | None = None, search: Sequence[Path] | None = None
+) -> str:
+    """Inline every ``#include "file"`` of a CUDA source, each file once.
+
+    Parameters
+    ----------
+    name : str
+        The file to start from, relative to a search folder.
+    virtual : mapping of str to str, optional
+        Texts that stand for files of these names.
+    search : sequence of Path, optional
+        Folders in order of preference, by default `root()` alone.
+
+    Returns
+    -------
+    str
+        The text, with ``#line`` directives that keep each file's name and line numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        If an included file is in no search folder.
+    """
+    virtual, folders = virtual or {}, tuple(search or (root(),))
+    seen: set[str] = set()
+    out: list[str] = []
+
+    def add(name: str) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        out.append(f'#line 1 "{name}"')
+        for number, line in enumerate(_read(name, virtual, folders).splitlines(), 1):
+            include = _INCLUDE.match(line)
+            if include:
+                add(include[1])
+                out.append(f'#line {number + 1} "{name}"')
+            else:
+                out.append("" if line.strip() == "#pragma once" else line)
+
+    add(name)
+    return "\n".join(out) + "\n"
+
+
+def _read(name: str, virtual: Mapping[str, str], folders: Sequence[Path]) -> str:
+    if name in virtual:
+        return virtual[name]
+    for folder in folders:
+        path = folder / name
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise FileNotFoundError(f"{name} is in none of {', '.join(str(f) for f in folders)}")

@@ -1,0 +1,120 @@
+"""Candidate tiles per kernel family and head dimension, best first; the plan takes the first that fits the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAD_DIM_BUCKETS = (32, 64, 128, 256, 512)
+VECTOR_BYTES = 16
+
+
+def head_dim_bucket(head_dim: int, head_dim_v: int) -> int:
+    """Smallest compiled head dimension that holds both; loops stop at the true sizes, so only registers are idle."""
+    return next(n for n in HEAD_DIM_BUCKETS if n >= max(head_dim, head_dim_v))
+
+
+@dataclass(frozen=True)
+class SimtTile:
+    """How a CUDA-core kernel cuts its problem; `simt/matmul.cuh` gives the meaning of each number.
+
+    Attributes
+    ----------
+    block_m, block_n : int
+        Query rows and keys of a tile of scores.
+    slice_d : int
+        Columns of the head dimension in shared memory at a time.
+    num_warps : int
+        Warps of a thread block.
+    lanes : int
+        Neighbouring lanes that share a row.
+    query_resident : bool
+        Whether all slices of Q stay in shared memory (forward only).
+    min_blocks : int
+        Blocks that should fit a multiprocessor together: bounds the registers the compiler may use.
+    """
+
+    block_m: int
+    block_n: int
+    slice_d: int
+    num_warps: int
+    lanes: int
+    query_resident: bool = False
+    min_blocks: int = 1
+
+    @property
+    def row_groups(self) -> int:
+        return 32 * self.num_warps // self.lanes
+
+    def forward_shared_bytes(self, head_dim: int, itemsize: int) -> int:
+        """``sizeof(SharedStorage)`` of simt/forward.cu."""
+        slices = head_dim // self.slice_d if self.query_resident else 1
+        return (
+            slices * _tile_bytes(self.block_m, self.slice_d, itemsize)
+            + _tile_bytes(self.block_n, self.slice_d, itemsize)
+            + _tile_bytes(self.block_m, self.block_n, itemsize)
+        )
+
+    def backward_shared_bytes(self, head_dim: int, itemsize: int) -> int:
+        """``sizeof(SharedStorage)`` of simt/backward_tiles.cuh."""
+        copies = 2 if head_dim == self.slice_d else 1
+        return (
+            copies * _tile_bytes(self.block_m, self.slice_d, itemsize)
+            + copies * _tile_bytes(self.block_n, self.slice_d, itemsize)
+            + _tile_bytes(self.block_m, self.block_n, itemsize)
+        )
+
+    def is_legal(self, head_dim: int, itemsize: int, *, backward: bool) -> bool:
+        """Whether the kernels' static assertions hold."""
+        vec = VECTOR_BYTES // itemsize
+        groups, slice_cols = self.row_groups, self.slice_d // self.lanes
+        return (
+            self.block_m % groups == 0
+            and self.block_n % self.lanes == 0
+            and self.block_n % (2 * vec) == 0
+            and self.slice_d % (2 * vec) == 0
+            and head_dim % self.slice_d == 0
+            and slice_cols >= 1
+            and self.slice_d % (self.lanes * min(slice_cols, vec)) == 0
+            and (not backward or self.block_n % groups == 0)
+        )
+
+
+def _tile_bytes(rows: int, cols: int, itemsize: int) -> int:
+    return rows * (cols * itemsize + VECTOR_BYTES)  # each row is padded by one vector
+
+
+# None of these is measured on hardware yet; the reasons are counts. The accumulators of a thread (rows x slice
+# columns x slices, twice that in the backward) leave room under 255 registers for the rest, so that nothing spills
+# on any architecture; 8 x 4 scores a thread need 12 shared-memory vectors for 128 multiply-adds, a third of what
+# the FMA pipes could wait for. The last row of each list fits Turing's 64 KiB.
+_FORWARD = {
+    # float32 sums
+    (4, 32): [SimtTile(64, 64, 32, 4, 8, True, 3)],
+    (4, 64): [SimtTile(64, 64, 64, 4, 16, True, 2)],
+    (4, 128): [SimtTile(64, 64, 64, 4, 16, True, 2), SimtTile(64, 64, 64, 4, 16, False, 2)],
+    (4, 256): [SimtTile(32, 64, 128, 8, 16)],
+    (4, 512): [SimtTile(32, 32, 128, 8, 16)],
+    # float64 sums: the same bytes hold half the columns
+    (8, 32): [SimtTile(64, 32, 32, 4, 8, True, 2)],
+    (8, 64): [SimtTile(64, 32, 32, 4, 8, True, 2)],
+    (8, 128): [SimtTile(32, 32, 64, 4, 8, False, 2)],
+    (8, 256): [SimtTile(32, 32, 64, 8, 8)],
+    (8, 512): [SimtTile(16, 32, 64, 8, 16)],
+}
+_BACKWARD = {
+    (4, 32): [SimtTile(64, 64, 32, 4, 8, False, 2)],
+    (4, 64): [SimtTile(64, 64, 64, 8, 16), SimtTile(32, 64, 64, 8, 16)],
+    (4, 128): [SimtTile(64, 64, 64, 8, 16)],
+    (4, 256): [SimtTile(32, 32, 128, 8, 16)],
+    (4, 512): [SimtTile(32, 32, 128, 8, 16)],
+    (8, 32): [SimtTile(32, 32, 32, 4, 8, False, 2)],
+    (8, 64): [SimtTile(32, 32, 32, 4, 8)],
+    (8, 128): [SimtTile(32, 32, 64, 8, 16)],
+    (8, 256): [SimtTile(32, 16, 64, 8, 16)],
+    (8, 512): [SimtTile(16, 16, 64, 8, 16)],
+}
+
+
+def simt_candidates(head_dim: int, itemsize: int, *, backward: bool) -> list[SimtTile]:
+    """Tiles for a compiled head dimension and an accumulator of `itemsize` bytes, best first."""
+    return (_BACKWARD if backward else _FORWARD)[itemsize, head_dim]
