@@ -310,8 +310,27 @@ def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionPr
     check_like("out", out, shape, problem.storage)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: expected a writable array")
-    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+    if _may_self_overlap(out):
         raise ValueError(f"out has strides {out.strides} for shape {shape}: its elements overlap in memory")
     for name, x in inputs.items():
-        if xp.may_share_memory(out, x):
+        if _overlap(xp, out, x):
             raise ValueError(f"out overlaps {name} in memory: expected memory of its own")
+
+
+def _may_self_overlap(x: Array) -> bool:
+    """Whether two elements may share memory: some axis steps by less than the extent of all finer axes."""
+    extent = x.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += (n - 1) * stride
+    return False
+
+
+def _overlap(xp: Any, a: Array, b: Array) -> bool:
+    if xp is not np:
+        return bool(xp.may_share_memory(a, b))
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:  # as hard as integer programming, for exotic strides
+        return True

@@ -51,7 +51,7 @@ class SimtTile:
         return (
             slices * _tile_bytes(self.block_m, self.slice_d, itemsize)
             + _tile_bytes(self.block_n, self.slice_d, itemsize)
-            + _tile_bytes(self.block_m, self.block_n, itemsize)
+            + self._score_bytes(itemsize)
         )
 
     def backward_shared_bytes(self, head_dim: int, itemsize: int) -> int:
@@ -60,8 +60,11 @@ class SimtTile:
         return (
             copies * _tile_bytes(self.block_m, self.slice_d, itemsize)
             + copies * _tile_bytes(self.block_n, self.slice_d, itemsize)
-            + _tile_bytes(self.block_m, self.block_n, itemsize)
+            + self._score_bytes(itemsize)
         )
+
+    def _score_bytes(self, itemsize: int) -> int:
+        return self.block_m * (self.block_n + self.lanes) * itemsize
 
     def is_legal(self, head_dim: int, itemsize: int, *, backward: bool) -> bool:
         """Whether the kernels' static assertions hold."""

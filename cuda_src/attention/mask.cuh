@@ -3,10 +3,6 @@
 #pragma once
 #include "params.cuh"
 
-struct Range {
-  int begin, end;
-};
-
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __device__ __forceinline__ int clamp(int x, int low, int high) { return max(low, min(x, high)); }
 
@@ -18,17 +14,11 @@ struct FullMask {
 
   __device__ bool sees(int row, int col) const { return col < seqlen_k; }
 
-  // Key blocks of kBlockN that some query in [row0, row0 + rows) sees.
-  template <int kBlockN>
-  __device__ Range key_blocks(int row0, int rows) const {
-    return {0, ceil_div(seqlen_k, kBlockN)};
-  }
+  // Queries up to `last_row` see only keys before this one.
+  __device__ int key_end(int last_row) const { return seqlen_k; }
 
-  // Query blocks of kBlockM that see some key at or after col0.
-  template <int kBlockM>
-  __device__ Range query_blocks(int col0) const {
-    return {0, ceil_div(seqlen_q, kBlockM)};
-  }
+  // Keys from `first_col` on are seen only by queries from this one on.
+  __device__ int query_begin(int first_col) const { return 0; }
 
   // Whether every query from row0 on sees all keys in [col0, col0 + cols).
   __device__ bool covers(int row0, int col0, int cols) const { return col0 + cols <= seqlen_k; }
@@ -43,17 +33,9 @@ struct CausalMask {
 
   __device__ bool sees(int row, int col) const { return col < seqlen_k && col <= row + q_offset; }
 
-  template <int kBlockN>
-  __device__ Range key_blocks(int row0, int rows) const {
-    const int last_row = min(row0 + rows, seqlen_q) - 1;
-    return {0, ceil_div(clamp(last_row + q_offset + 1, 0, seqlen_k), kBlockN)};
-  }
+  __device__ int key_end(int last_row) const { return clamp(last_row + q_offset + 1, 0, seqlen_k); }
 
-  template <int kBlockM>
-  __device__ Range query_blocks(int col0) const {
-    const int first_row = max(col0 - q_offset, 0), end = ceil_div(seqlen_q, kBlockM);
-    return {first_row < seqlen_q ? first_row / kBlockM : end, end};
-  }
+  __device__ int query_begin(int first_col) const { return clamp(first_col - q_offset, 0, seqlen_q); }
 
   __device__ bool covers(int row0, int col0, int cols) const {
     return col0 + cols <= seqlen_k && col0 + cols - 1 <= row0 + q_offset;

@@ -1,4 +1,4 @@
-// One head of a Tensor as a matrix in global memory.
+// One head of a Tensor as a matrix in global memory, narrowed to the rows that take part.
 #pragma once
 #include "params.cuh"
 
@@ -6,8 +6,10 @@ template <class Element>
 struct Matrix {
   Element* data;
   int64_t row_stride, col_stride;
-  int rows, cols;
+  int row_begin, rows, cols;  // rows [row_begin, rows) take part; the others are never read and count as 0
   bool vectorized;
+
+  __device__ bool holds(int row, int col) const { return row >= row_begin && row < rows && col < cols; }
 
   // 64-bit throughout: a view may span more than 2^31 elements.
   __device__ Element* at(int row, int col) const { return data + row * row_stride + col * col_stride; }
@@ -26,8 +28,8 @@ __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shap
 
 template <class Element>
 __device__ __forceinline__ Matrix<Element> head_matrix(const Tensor& tensor, const Shape& shape, int batch, int head,
-                                                       int rows, int cols) {
+                                                       int rows, int cols, int row_begin = 0) {
   Element* data = static_cast<Element*>(tensor.data) + batch_offset(tensor, shape, batch);
-  return {data + head * tensor.head_stride, tensor.row_stride, tensor.col_stride, rows, cols,
-          tensor.vectorized != 0};
+  return {data + head * tensor.head_stride, tensor.row_stride, tensor.col_stride, row_begin,
+          rows, cols, tensor.vectorized != 0};
 }

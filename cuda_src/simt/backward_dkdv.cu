@@ -51,12 +51,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     set_zero(acc_dv[slice]);
   }
 
-  const Range m_blocks = mask.query_blocks<kBlockM>(n0);
+  const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
   bool key_held = false;
   for (int member = 0; member < group_size; ++member) {
-    const Head head = query_head(params, batch, head_k * group_size + member);
-    for (int m_block = m_blocks.begin; m_block < m_blocks.end; ++m_block) {
-      const int m0 = m_block * kBlockM;
+    const Head head = query_head(params, batch, head_k * group_size + member, query_begin, key_end);
+    for (int m0 = query_begin / kBlockM * kBlockM; m0 < shape.seqlen_q; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
       recompute(p, ds, shared, head, mask, score, m0, false, n0, key_held);
       key_held = kResident;

@@ -15,20 +15,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
   const int m0 = (m_blocks - 1 - static_cast<int>(blockIdx.x % m_blocks)) * kBlockM;
-  const Head head = query_head(params, blockIdx.x / m_blocks / shape.num_heads_q,
-                               blockIdx.x / m_blocks % shape.num_heads_q);
-
   const Mask mask(shape);
+  const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
+  const Head head = query_head(params, blockIdx.x / m_blocks / shape.num_heads_q,
+                               blockIdx.x / m_blocks % shape.num_heads_q, 0, key_end);
+
   const Score<Accumulator> score(shape);
   Accumulator acc_dq[kSlices][kRows][kSliceCols];
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) set_zero(acc_dq[slice]);
 
-  const Range n_blocks = mask.key_blocks<kBlockN>(m0, kBlockM);
-  for (int n_block = n_blocks.begin; n_block < n_blocks.end; ++n_block) {
-    const int n0 = n_block * kBlockN;
+  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
     Accumulator p[kRows][kCols], ds[kRows][kCols];
-    recompute(p, ds, shared, head, mask, score, m0, kResident && n_block > n_blocks.begin, n0, false);
+    recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
 
     publish(shared, ds);  // dQ += dS K  [kBlockM, head_dim]
 #pragma unroll

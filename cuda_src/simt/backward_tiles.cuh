@@ -15,7 +15,7 @@ constexpr bool kResident = kSlices == 1;
 struct SharedStorage {
   Tile<kBlockM, kSliceD> query[kResident ? 2 : 1];
   Tile<kBlockN, kSliceD> key[kResident ? 2 : 1];
-  Tile<kBlockM, kBlockN> p;  // P, then dS
+  ScoreTile p;  // P, then dS
 
   __device__ auto& q() { return query[0]; }
   __device__ auto& dout() { return query[kResident ? 1 : 0]; }
@@ -24,23 +24,25 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
-// The matrices of one head.
+// The matrices of one query head, narrowed to queries from query_begin on and keys before key_end: the others do not
+// see, or are not seen by, the block's, and what they hold must not spread.
 struct Head {
   Matrix<Element> q, k, v, dout, dq;
   Matrix<Accumulator> lse, delta, dq_acc;
 };
 
-__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head) {
+__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head, int query_begin,
+                                           int key_end) {
   const Shape& shape = params.shape;
-  const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
-  return {head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim),
-          head_matrix<Element>(params.k, shape, batch, head_k, shape.seqlen_k, shape.head_dim),
-          head_matrix<Element>(params.v, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v),
-          head_matrix<Element>(params.dout, shape, batch, head, shape.seqlen_q, shape.head_dim_v),
-          head_matrix<Element>(params.dq, shape, batch, head, shape.seqlen_q, shape.head_dim),
-          head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1),
-          head_matrix<Accumulator>(params.delta, shape, batch, head, shape.seqlen_q, 1),
-          head_matrix<Accumulator>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim)};
+  const int head_k = head / (shape.num_heads_q / shape.num_heads_k), rows = shape.seqlen_q;
+  return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim, query_begin),
+          head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim),
+          head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v),
+          head_matrix<Element>(params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin),
+          head_matrix<Element>(params.dq, shape, batch, head, rows, shape.head_dim),
+          head_matrix<Accumulator>(params.lse, shape, batch, head, rows, 1),
+          head_matrix<Accumulator>(params.delta, shape, batch, head, rows, 1),
+          head_matrix<Accumulator>(params.dq_acc, shape, batch, head, rows, shape.head_dim)};
 }
 
 // acc = A B^T for a block of A and a block of B, slice by slice; a tile flagged as held is not loaded again.
@@ -54,7 +56,7 @@ __device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], 
     if (!a_held) load_tile(sA, gA, m0, col0);
     if (!b_held) load_tile(sB, gB, n0, col0);
     __syncthreads();
-    matmul_nt(acc, sA, sB, min(kSliceD, gA.cols - col0));
+    add_slice_nt(acc, sA, sB, min(kSliceD, gA.cols - col0));
   }
 }
 

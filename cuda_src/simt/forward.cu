@@ -24,7 +24,7 @@ constexpr int kQueryTiles = kQueryResident ? kSlices : 1;
 struct SharedStorage {
   Tile<kBlockM, kSliceD> query[kQueryTiles];
   Tile<kBlockN, kSliceD> key;  // K, then V
-  Tile<kBlockM, kBlockN> p;
+  ScoreTile p;
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
@@ -39,13 +39,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int batch = blockIdx.x / m_blocks / shape.num_heads_q;
   const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
 
+  // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
+  const Mask mask(shape);
+  const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
   const auto gQ = head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim);
-  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, shape.seqlen_k, shape.head_dim);
-  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v);
+  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
+  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
   const auto gO = head_matrix<Element>(params.out, shape, batch, head, shape.seqlen_q, shape.head_dim_v);
   const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
 
-  const Mask mask(shape);
   const Score<Accumulator> score(shape);
   OnlineSoftmax<Accumulator, kRows, kLanes> softmax;
   Accumulator acc_o[kSlices][kRows][kSliceCols];
@@ -57,9 +59,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kQueryTiles; ++slice) load_tile(shared.query[slice], gQ, m0, slice * kSliceD);
   }
 
-  const Range n_blocks = mask.key_blocks<kBlockN>(m0, kBlockM);
-  for (int n_block = n_blocks.begin; n_block < n_blocks.end; ++n_block) {
-    const int n0 = n_block * kBlockN;
+  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
 
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
@@ -69,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       if (!kQueryResident) load_tile(shared.query[0], gQ, m0, slice * kSliceD);
       load_tile(shared.key, gK, n0, slice * kSliceD);
       __syncthreads();
-      matmul_nt(acc_s, shared.query[kQueryResident ? slice : 0], shared.key,
-                min(kSliceD, shape.head_dim - slice * kSliceD));
+      add_slice_nt(acc_s, shared.query[kQueryResident ? slice : 0], shared.key,
+                   min(kSliceD, shape.head_dim - slice * kSliceD));
     }
 
     const bool whole = mask.covers(m0, n0, kBlockN);

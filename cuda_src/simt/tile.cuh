@@ -12,14 +12,18 @@ constexpr int kVec = 16 / sizeof(Accumulator);  // accumulators in the widest sh
 constexpr int kSlices = kHeadDim / kSliceD;     // the head dimension passes through shared memory in slices
 static_assert(kHeadDim % kSliceD == 0, "slices must fill the head dimension");
 
-// One 16-byte vector of padding a row: kVec-wide reads down a column of 8 rows then touch all 32 banks once.
-template <int kRows, int kCols>
+// Rows are padded. By one 16-byte vector, kVec-wide reads down a column of 8 rows touch all 32 banks once.
+template <int kRows, int kCols, int kPadding = kVec>
 struct __align__(16) Tile {
-  static constexpr int kStride = kCols + kVec;
+  static constexpr int kStride = kCols + kPadding;
   Accumulator data[kRows * kStride];
 
   __device__ __forceinline__ Accumulator* at(int row, int col) { return data + row * kStride + col; }
 };
+
+// A tile of scores: padded by kLanes elements, the rows of a warp's scalar writes (one group of lanes each) fall on
+// banks next to one another.
+using ScoreTile = Tile<kBlockM, kBlockN, kLanes>;
 
 // Copy rows [row0, row0 + kRows) x columns [col0, col0 + kCols) of g to the tile; what lies outside g becomes 0.
 template <int kRows, int kCols>
@@ -31,7 +35,7 @@ __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Matrix
     for (int chunk = threadIdx.x; chunk < kChunks; chunk += kThreads) {
       const int row = chunk / (kCols / kWidth), col = chunk % (kCols / kWidth) * kWidth;
       ptx::Vec<Element, kWidth> x = {};
-      if (row0 + row < g.rows && col0 + col < g.cols) x = ptx::load_global<kWidth>(g.at(row0 + row, col0 + col));
+      if (g.holds(row0 + row, col0 + col)) x = ptx::load_global<kWidth>(g.at(row0 + row, col0 + col));
 #pragma unroll
       for (int i = 0; i < kWidth; i += kVec) {
         ptx::Vec<Accumulator, kVec> y;
@@ -44,7 +48,7 @@ __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Matrix
 #pragma unroll 1
     for (int i = threadIdx.x; i < kRows * kCols; i += kThreads) {
       const int row = i / kCols, col = i % kCols;
-      const bool inside = row0 + row < g.rows && col0 + col < g.cols;
+      const bool inside = g.holds(row0 + row, col0 + col);
       *tile.at(row, col) = inside ? to_accumulator(*g.at(row0 + row, col0 + col)) : Accumulator(0);
     }
   }

@@ -76,6 +76,8 @@ def import_cupy() -> Any:
         raise RuntimeError(
             'backend "cuda" needs CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'
         ) from None
+    if not cupy.cuda.runtime.driverGetVersion():
+        raise RuntimeError('backend "cuda" needs an NVIDIA GPU and its driver: there is no driver here')
     try:
         cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

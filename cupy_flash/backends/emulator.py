@@ -9,6 +9,7 @@ import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
 from cupy_flash.device import named
+from cupy_flash.emulator.toolchain import find_compiler
 from cupy_flash.plan import Launch, Specialization
 from cupy_flash.problem import AttentionProblem
 
@@ -71,7 +72,7 @@ class EmulatorBackend:
             return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
 
     def status(self) -> str:
-        return f"the CUDA kernels on the CPU as on {self.device.arch}, through {emulator.toolchain.find_compiler()}"
+        return f"the CUDA kernels on the CPU, planned for {self.device.arch}, {find_compiler().version}"
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,0 +1,345 @@
+"""The public calls on every backend: values against the float64 oracle, properties, and errors for bad input."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import LAYOUTS, Case, cases, check, within_budget
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import attention
+
+from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash.problem import DTYPES
+
+shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+@shared_backend
+@given(case=cases(), deterministic=st.booleans(), dlse=st.booleans())
+def test_within_error_budget(on, case, deterministic, dlse):
+    check(case, on, deterministic=deterministic, dlse=dlse)
+
+
+@pytest.mark.slow
+@settings(shared_backend, max_examples=1500)
+@given(case=cases(max_seqlen=400), deterministic=st.booleans(), dlse=st.booleans())
+def test_within_error_budget_thoroughly(on, case, deterministic, dlse):
+    check(case, on, deterministic=deterministic, dlse=dlse)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "dv"), [(1, 512), (16, 16), (96, 96), (192, 128), (256, 256), (512, 3), (512, 512)])
+def test_head_dims(on, dtype, d, dv):
+    check(Case(dtype=dtype, heads_k=1, group=2, sq=37, sk=70, d=d, dv=dv, causal=True), on)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_layouts(on, dtype, layout):
+    check(Case(dtype=dtype, batch=(2,), heads_k=2, sq=40, sk=50, layouts=(layout,) * 3, causal=True), on)
+
+
+@pytest.mark.parametrize(
+    ("sq", "sk"), [(0, 5), (5, 0), (0, 0), (1, 1), (1, 129), (129, 1), (64, 64), (65, 63), (200, 130)]
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_sequence_lengths(on, sq, sk, causal):
+    check(Case(heads_k=2, sq=sq, sk=sk, causal=causal), on)
+
+
+@pytest.mark.parametrize("q_offset", [None, 0, 7, -7, -64, 10**12, -(10**12)])
+def test_causal_offsets(on, q_offset):
+    check(Case(sq=64, sk=80, causal=True, q_offset=q_offset), on)
+
+
+def test_row_that_sees_no_key_is_zero(on):
+    q, k, v, dout, dlse = Case(sq=6, sk=4, d=8, causal=True).arrays()
+    out, lse = on(flash_attention, q, k, v, causal=True, return_lse=True)
+    dq, _, _ = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, causal=True)
+    assert (out[:, :2] == 0).all() and (dq[:, :2] == 0).all()
+    assert np.isneginf(lse[:, :2]).all() and np.isfinite(lse[:, 2:]).all()
+
+
+def test_batch_of_zero_and_no_heads(on):
+    for shape in [(0, 2, 5, 8), (3, 0, 2, 5, 8)]:
+        x = np.ones(shape, np.float32)
+        out, lse = on(flash_attention, x, x, x, return_lse=True)
+        assert out.shape == shape and lse.shape == shape[:-1]
+        assert all(g.shape == shape for g in on(flash_attention_backward, out, x, x, x, out, lse))
+
+
+def test_two_dimensional_arrays(on):
+    case = Case(sq=20, sk=30, d=16, causal=True)
+    q, k, v, dout, dlse = (x[0] for x in case.arrays())
+    out, lse = on(flash_attention, q, k, v, return_lse=True, causal=True)
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, causal=True)
+    exact = attention(q, k, v, dout=dout, dlse=dlse, causal=True)
+    for x, expected in zip((out, lse, *grads), exact, strict=True):
+        assert x.shape == expected.shape
+        np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_leading_dimensions_broadcast(on):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((3, 1, 2, 20, 8), dtype=np.float32)
+    k = rng.standard_normal((4, 2, 30, 8), dtype=np.float32)
+    v = rng.standard_normal((3, 1, 2, 30, 8), dtype=np.float32)
+    dout = rng.standard_normal((3, 4, 2, 20, 8), dtype=np.float32)
+    out, lse = on(flash_attention, q, k, v, return_lse=True)
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse)
+    for x, expected in zip((out, lse, *grads), attention(q, k, v, dout=dout), strict=True):
+        assert x.shape == expected.shape
+        np.testing.assert_allclose(x, expected, atol=2e-5)
+
+
+def test_more_batch_dimensions_than_the_kernels_stride(on):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 3, 2, 2, 3, 2, 1, 5, 8), dtype=np.float32).transpose(5, 4, 3, 2, 1, 0, 6, 7, 8)
+    out = on(flash_attention, q, q, q)
+    np.testing.assert_allclose(out, attention(q, q, q).out, atol=1e-5)
+
+
+def test_elements_past_2_to_31(on):
+    """Rows 2^31 elements apart: an index of 32 bits would wrap to the wrong row."""
+    base = np.zeros(3 * 2**31 + 64, np.float16) if on.name != "cuda" else pytest.skip("12 GiB of device memory")
+    view = np.lib.stride_tricks.as_strided(base, (1, 4, 16), (0, 2 * 2**31, 2))
+    rng = np.random.default_rng(0)
+    view[...] = rng.standard_normal(view.shape)
+    out, lse = on(flash_attention, view, view, view, return_lse=True)
+    grads = on(flash_attention_backward, out, view, view, view, out, lse)
+    compact = view.copy()
+    exact = attention(compact, compact, compact, dout=out)
+    for x, expected in zip((out, lse, *grads), exact, strict=True):
+        np.testing.assert_allclose(x.astype(np.float64), expected, atol=4e-3)
+
+
+@shared_backend
+@given(case=cases(dtype="float64", layouts=("contiguous",) * 3), shift=st.floats(-100, 100))
+def test_a_constant_added_to_all_scores_only_shifts_lse(on, case, shift):
+    """A constant feature in q and k adds scale * shift to every score."""
+    case = dataclasses.replace(case, d=min(case.d, 127), batch_k=None)
+    q, k, v, *_ = case.arrays()
+    options = case.options | {"scale": 0.25}
+    q1 = np.concatenate([q, np.full((*q.shape[:-1], 1), shift)], axis=-1)
+    k0, k1 = (np.concatenate([k, np.full((*k.shape[:-1], 1), c)], axis=-1) for c in (0.0, 1.0))
+    out0, lse0 = on(flash_attention, q1, k0, v, return_lse=True, **options)
+    out1, lse1 = on(flash_attention, q1, k1, v, return_lse=True, **options)
+    np.testing.assert_allclose(out1, out0, atol=1e-10)
+    np.testing.assert_allclose(lse1, lse0 + 0.25 * shift, atol=1e-10)
+
+
+@shared_backend
+@given(case=cases(dtype="float64", causal=False), data=st.data())
+def test_permuting_keys_changes_nothing(on, case, data):
+    q, k, v, *_ = case.arrays()
+    order = data.draw(st.permutations(range(case.sk)))
+    out = on(flash_attention, q, k, v, **case.options)
+    permuted = on(flash_attention, q, k[..., order, :], v[..., order, :], **case.options)
+    np.testing.assert_allclose(permuted, out, atol=1e-12)
+
+
+@shared_backend
+@given(case=cases(dtype="float64", group=3))
+def test_grouped_heads_equal_repeated_keys(on, case):
+    q, k, v, dout, _ = case.arrays()
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
+    repeated = [np.repeat(x, 3, axis=-3) for x in (k, v)]
+    expected, lse_repeated = on(flash_attention, q, *repeated, return_lse=True, **case.options)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
+    dq, dk, dv = on(flash_attention_backward, dout, q, k, v, out, lse, **case.options)
+    grads = on(flash_attention_backward, dout, q, *repeated, expected, lse_repeated, **case.options)
+    np.testing.assert_allclose(dq, grads[0], atol=1e-11)
+    for x, g in zip((dk, dv), grads[1:], strict=True):
+        grouped = g.reshape(*g.shape[:-3], case.heads_k, 3, *g.shape[-2:]).sum(-3)
+        np.testing.assert_allclose(x, grouped, atol=1e-11)
+
+
+@shared_backend
+@given(case=cases(dtype="float64", causal=True, q_offset=0), data=st.data())
+def test_a_causal_prefix_does_not_see_what_follows(on, case, data):
+    case = dataclasses.replace(case, sk=case.sq)
+    q, k, v, *_ = case.arrays()
+    n = data.draw(st.integers(0, case.sq))
+    out = on(flash_attention, q, k, v, **case.options)
+    prefix = on(flash_attention, *(x[..., :n, :] for x in (q, k, v)), **case.options)
+    np.testing.assert_allclose(prefix, out[..., :n, :], atol=1e-12)
+
+
+@shared_backend
+@given(case=cases(dtype="float64", causal=False), data=st.data())
+def test_split_and_merge(on, case, data):
+    """Attention over two parts of the keys, merged by their log-sum-exp, is attention over all."""
+    q, k, v, *_ = case.arrays()
+    n = data.draw(st.integers(0, case.sk))
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
+    parts = [(k[..., :n, :], v[..., :n, :]), (k[..., n:, :], v[..., n:, :])]
+    (out_a, lse_a), (out_b, lse_b) = (
+        on(flash_attention, q, *part, return_lse=True, **case.options) for part in parts
+    )
+    merged_lse = np.logaddexp(lse_a, lse_b)
+    with np.errstate(invalid="ignore"):
+        weights = [np.nan_to_num(np.exp(x - merged_lse)) for x in (lse_a, lse_b)]
+    np.testing.assert_allclose(merged_lse, lse, atol=1e-11)
+    np.testing.assert_allclose(weights[0][..., None] * out_a + weights[1][..., None] * out_b, out, atol=1e-11)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_match_finite_differences(on, causal):
+    case = Case(dtype="float64", heads_k=1, group=2, sq=5, sk=6, d=4, dv=3, causal=causal, q_offset=-1)
+    q, k, v, dout, dlse = case.arrays()
+
+    def loss(*inputs):
+        out, lse = on(flash_attention, *inputs, return_lse=True, **case.options)
+        return (out * dout).sum() + np.where(np.isfinite(lse), lse * dlse, 0).sum()
+
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, **case.options)
+    step = 1e-6
+    for which, grad in enumerate(grads):
+        for index in np.ndindex(grad.shape):
+            moved = []
+            for sign in (1, -1):
+                inputs = [x.copy() for x in (q, k, v)]
+                inputs[which][index] += sign * step
+                moved.append(loss(*inputs))
+            assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(grad[index], abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vjp_equals_backward(on, dtype):
+    case = Case(dtype=dtype, heads_k=2, sq=33, sk=40, d=16, causal=True)
+    q, k, v, dout, dlse = case.arrays()
+    if on.name == "cuda":
+        import cupy
+
+        q, k, v, dout, dlse = map(cupy.asarray, (q, k, v, dout, dlse))
+    (out, lse), vjp = flash_attention_vjp(q, k, v, causal=True, return_lse=True, deterministic=True, backend=on.name)
+    only_out, _ = flash_attention_vjp(q, k, v, causal=True, backend=on.name)
+    expected = flash_attention_backward(
+        dout, q, k, v, out, lse, dlse=dlse, causal=True, deterministic=True, backend=on.name
+    )
+    assert (only_out == out).all()
+    for x, y in zip(vjp(dout, dlse), expected, strict=True):
+        assert (x == y).all()
+
+
+def test_out_is_written_in_place(on):
+    case = Case(heads_k=2, sq=40, sk=50)
+    q, k, v, *_ = case.arrays()
+    expected = on(flash_attention, q, k, v)
+    if on.name == "cuda":
+        return
+    out = np.full((40, 2, 64), np.nan, np.float32).swapaxes(0, 1)
+    result = on(flash_attention, q, k, v, out=out)
+    assert result is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_deterministic_backward_repeats_bit_for_bit(on):
+    case = Case(dtype="float16", heads_k=2, group=2, sq=150, sk=170, causal=True)
+    first = check(case, on, deterministic=True)
+    for _ in range(3):
+        for x, y in zip(first, check(case, on, deterministic=True), strict=True):
+            assert np.array_equal(x.view(np.uint8), y.view(np.uint8))
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "error", "message"),
+    [
+        ((ones(2, 4, 8), ones(2, 4, 9), ones(2, 4, 9)), {}, ValueError, "k has head_dim 9, q has head_dim 8"),
+        ((ones(2, 4, 8), ones(2, 5, 8), ones(2, 4, 8)), {}, ValueError, "v has sequence length 4, k has 5"),
+        ((ones(2, 4, 8), ones(2, 4, 8), ones(1, 4, 8)), {}, ValueError, "v has 1 heads, k has 2"),
+        ((ones(3, 4, 8), ones(2, 4, 8), ones(2, 4, 8)), {}, ValueError, "q has 3 heads, k has 2"),
+        ((ones(2, 1, 4, 8), ones(3, 1, 4, 8), ones(3, 1, 4, 8)), {}, ValueError, "do not broadcast"),
+        ((ones(8), ones(8), ones(8)), {}, ValueError, r"q has shape \(8,\)"),
+        ((ones(4, 513),) * 3, {}, ValueError, "head_dim 513: expected 1 to 512"),
+        ((ones(4, 0),) * 3, {}, ValueError, "head_dim 0: expected 1 to 512"),
+        ((ones(4, 8, dtype=np.int32),) * 3, {}, TypeError, "q has dtype int32: expected one of float16"),
+        ((ones(4, 8), ones(4, 8), ones(4, 8, dtype=np.float16)), {}, TypeError, "dtypes differ .*v float16"),
+        (([[1.0]], ones(1, 1), ones(1, 1)), {}, TypeError, "q is a list"),
+        ((np.ma.masked_array(ones(4, 8)), ones(4, 8), ones(4, 8)), {}, TypeError, "q is a masked array"),
+        ((ones(4, 8),) * 3, {"causal": 1}, TypeError, "causal is 1: expected True or False"),
+        ((ones(4, 8),) * 3, {"scale": np.nan}, ValueError, "scale is nan"),
+        ((ones(4, 8),) * 3, {"scale": "big"}, TypeError, "scale is 'big'"),
+        ((ones(4, 8),) * 3, {"q_offset": 0.5, "causal": True}, TypeError, "q_offset is 0.5"),
+        ((ones(4, 8),) * 3, {"backend": "tpu"}, ValueError, "backend is 'tpu'"),
+        ((ones(4, 8),) * 3, {"backend": 3}, TypeError, "backend is 3"),
+        ((ones(4, 8),) * 3, {"backend": "emulator:sm_42"}, ValueError, "architecture is 'sm_42'"),
+        ((ones(4, 8),) * 3, {"out": ones(4, 7)}, ValueError, r"out has shape \(4, 7\): expected \(4, 8\)"),
+        ((ones(4, 8),) * 3, {"out": ones(4, 8, dtype=np.float64)}, TypeError, "out has dtype float64"),
+        ((ones(4, 8),) * 3, {"out": [1]}, TypeError, "out is a list"),
+        ((ones(4, 8),) * 3, {"out": np.broadcast_to(ones(1, 8), (4, 8))}, ValueError, "out is read-only"),
+    ],
+)
+def test_bad_input_is_named(arrays, options, error, message):
+    with pytest.raises(error, match=message):
+        flash_attention(*arrays, **options)
+
+
+def test_out_must_not_overlap():
+    base = ones(12, 8)
+    q, k, v = (ones(4, 8) for _ in range(3))
+    for name, arrays in (("q", (base[:4], k, v)), ("k", (q, base[:4], v)), ("v", (q, k, base[:4]))):
+        with pytest.raises(ValueError, match=f"out overlaps {name}"):
+            flash_attention(*arrays, out=base[3:7])
+    window = np.lib.stride_tricks.as_strided(ones(40), (4, 8), (8, 4))
+    with pytest.raises(ValueError, match="overlap in memory"):
+        flash_attention(q, k, v, out=window)
+    packed = ones(4, 4, 8)
+    flash_attention(packed[0], packed[1], packed[2], out=packed[3])
+    interleaved = np.full((4, 2, 8), 1, np.float32)
+    flash_attention(interleaved[:, 0], k, v, out=interleaved[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("dout", ones(4, 7), ValueError),
+        ("dout", ones(4, 8, dtype=np.float64), TypeError),
+        ("out", ones(3, 8), ValueError),
+        ("lse", ones(4, 1), ValueError),
+        ("lse", ones(4, dtype=np.float16), TypeError),
+        ("dlse", ones(5), ValueError),
+        ("dlse", ones(4, dtype=np.float64), TypeError),
+        ("deterministic", 1, TypeError),
+    ],
+)
+def test_bad_backward_input_is_named(name, value, error):
+    x = ones(4, 8)
+    arguments = {"dout": x, "q": x, "k": x, "v": x, "out": x, "lse": ones(4), name: value}
+    with pytest.raises(error, match=f"^{name} (has|is)"):
+        flash_attention_backward(**arguments)
+
+
+def test_arrays_that_are_not_numpy_come_in_by_dlpack():
+    class Foreign:
+        def __init__(self, x):
+            self.x = x
+
+        def __dlpack__(self, **options):
+            return self.x.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.x.__dlpack_device__()
+
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    out = flash_attention(Foreign(x), Foreign(x), Foreign(x))
+    assert type(out) is np.ndarray
+    np.testing.assert_array_equal(out, flash_attention(x, x, x))
+
+
+def test_the_budget_rejects_a_wrong_result():
+    q, k, v, dout, _ = Case(dtype="bfloat16").arrays()
+    exact = attention(q, k, v, dout=dout).out
+    good = exact.astype(ml_dtypes.bfloat16)
+    within_budget("out", good, good, exact)
+    wrong = good.copy()
+    wrong[0, 0, 0] += ml_dtypes.bfloat16(0.1)
+    with pytest.raises(AssertionError, match="out: error"):
+        within_budget("out", wrong, good, exact)
