@@ -2,6 +2,7 @@
 
 from cupy_flash.api import flash_attention, flash_attention_backward, flash_attention_vjp
 from cupy_flash.reference import attention_reference, attention_reference_backward
+from cupy_flash.startup import compile_core_kernels
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,3 +12,5 @@ __all__ = [
     "flash_attention_backward",
     "flash_attention_vjp",
 ]
+
+compile_core_kernels()

@@ -226,13 +226,14 @@ def _forward(
     module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
 ) -> tuple[Array, Array]:
     xp = module.namespace
-    shape, lse_shape = _user_shape(problem, q, problem.out_shape), _user_shape(problem, q, problem.lse_shape, axis=-2)
+    shape = _out_shape(problem, q)
     if out is None:
         out = xp.empty(shape, problem.storage)
     else:
         _check_out(xp, out, shape, problem, q=q, k=k, v=v)
-    lse = xp.empty(lse_shape, problem.accumulator)
-    module.forward(problem, *_canonical(xp, problem, q, k, v), _with_head(out), _with_head(lse, shape))
+    lse = xp.empty(shape[:-1], problem.accumulator)
+    q, k, v = _canonical(xp, problem, q, k, v)
+    module.forward(problem, q, k, v, _with_head(out), _with_head(lse, shape))
     return out, lse
 
 
@@ -251,30 +252,25 @@ def _backward(
     xp = module.namespace
     if not isinstance(deterministic, (bool, np.bool_)):
         raise TypeError(f"deterministic is {deterministic!r}: expected True or False")
-    shape = _user_shape(problem, q, problem.out_shape)
+    shape = _out_shape(problem, q)
     check_like("dout", dout, shape, problem.storage)
     check_like("out", out, shape, problem.storage)
     check_like("lse", lse, shape[:-1], problem.accumulator)
     if dlse is not None:
         check_like("dlse", dlse, shape[:-1], problem.accumulator)
         dlse = _with_head(dlse, shape)
+    shapes = q.shape, k.shape, v.shape
+    q, k, v = _canonical(xp, problem, q, k, v)
     grads = module.backward(
-        problem,
-        _with_head(dout),
-        *_canonical(xp, problem, q, k, v),
-        _with_head(out),
-        _with_head(lse, shape),
-        dlse,
-        bool(deterministic),
+        problem, _with_head(dout), q, k, v, _with_head(out), _with_head(lse, shape), dlse, bool(deterministic)
     )
-    return tuple(_sum_to_shape(g, x.shape) for g, x in zip(grads, (q, k, v), strict=True))  # type: ignore[return-value]
+    dq, dk, dv = (_sum_to_shape(grad, s) for grad, s in zip(grads, shapes, strict=True))
+    return dq, dk, dv
 
 
-def _user_shape(problem: AttentionProblem, q: Array, shape: tuple[int, ...], axis: int = -3) -> tuple[int, ...]:
-    """`shape` without its head axis where q is 2-D and nothing broadcasts over it."""
-    if q.ndim == 2 and not problem.batch:
-        return shape[:axis] + shape[axis + 1 :]
-    return shape
+def _out_shape(problem: AttentionProblem, q: Array) -> tuple[int, ...]:
+    """Shape of the output: without a head axis where q is 2-D and nothing broadcasts over it."""
+    return problem.out_shape[1:] if q.ndim == 2 and not problem.batch else problem.out_shape
 
 
 def _with_head(x: Array, out_shape: tuple[int, ...] | None = None) -> Array:
@@ -297,14 +293,18 @@ def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
         return grad
     full = shape if len(shape) > 2 else (1, *shape)
     lead = grad.ndim - len(full)
-    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1)
+    axes = tuple(range(lead)) + tuple(
+        i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1
+    )
     if axes:
         sum_dtype = np.result_type(np.float32, grad.dtype) if grad.dtype.itemsize < 4 else grad.dtype
         grad = grad.sum(axis=axes, keepdims=True, dtype=sum_dtype).astype(grad.dtype)
     return grad.reshape(shape)
 
 
-def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
+def _check_out(
+    xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array
+) -> None:
     if not isinstance(out, xp.ndarray):
         raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
     check_like("out", out, shape, problem.storage)
@@ -331,6 +331,6 @@ def _overlap(xp: Any, a: Array, b: Array) -> bool:
     if xp is not np:
         return bool(xp.may_share_memory(a, b))
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:  # as hard as integer programming, for exotic strides
         return True

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -69,17 +70,40 @@ def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
     The key covers the flattened source, the options, the architecture and NVRTC's version. A cubin whose digest
     does not match its record is compiled again. Files appear whole, by a rename, so concurrent processes are safe.
     """
-    text = flatten(kernel)
-    key = hashlib.sha256("\0".join((text, kernel.entry, arch, *_OPTIONS, repr(nvrtc_version()))).encode()).hexdigest()
-    cubin = cache_dir() / "cubin" / arch / f"{kernel.entry}-{key[:32]}.cubin"
-    found = _load(cubin)
+    found = find(kernel, arch)
     if found is None:
+        cubin, text = _cubin_path(kernel, arch), flatten(kernel)
         code, log = _nvrtc_compile(text, kernel.source, (f"-arch={arch}",), "getCUBIN")
         found = CompiledKernel(cubin, *_resources(log, kernel.entry))
         record = asdict(found) | {"path": cubin.name, "sha256": hashlib.sha256(code).hexdigest()}
         write_atomically(cubin, code)
         write_atomically(cubin.with_suffix(".json"), json.dumps(record).encode())
     return found
+
+
+def find(kernel: Specialization, arch: str) -> CompiledKernel | None:
+    """Return what `to_cubin` would without compiling, or None."""
+    cubin = _cubin_path(kernel, arch)
+    try:
+        record = json.loads(cubin.with_suffix(".json").read_text())
+        if hashlib.sha256(cubin.read_bytes()).hexdigest() != record.pop("sha256"):
+            return None
+        return CompiledKernel(**record | {"path": cubin})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def prepare(kernels: Iterable[Specialization], arch: str) -> None:
+    """Compile what is not in the cache, announced by one line on standard error."""
+    missing = [kernel for kernel in kernels if find(kernel, arch) is None]
+    if missing:
+        print(
+            f"cupy_flash: compiling {len(missing)} kernels for {arch}, once, into {cache_dir()} "
+            "(CUPY_FLASH_COMPILE=lazy leaves this to their first call)",
+            file=sys.stderr,
+            flush=True,
+        )
+        compile_all(missing, arch)
 
 
 def to_ptx(kernel: Specialization, arch: str) -> str:
@@ -94,7 +118,9 @@ def text_to_ptx(text: str, name: str, arch: str) -> str:
 
 
 def compile_all(
-    kernels: Iterable[Specialization], arch: str, done: Callable[[Specialization, CompiledKernel], Any] | None = None
+    kernels: Iterable[Specialization],
+    arch: str,
+    done: Callable[[Specialization, CompiledKernel], Any] | None = None,
 ) -> list[CompiledKernel]:
     """Compile many kernels on all cores; `done` is called with each as it finishes."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -114,7 +140,8 @@ def nvrtc_version() -> tuple[int, int]:
     RuntimeError
         If CuPy or NVRTC is not installed.
     """
-    return tuple(_nvrtc().getVersion())  # type: ignore[return-value]
+    major, minor = _nvrtc().getVersion()
+    return major, minor
 
 
 def _nvrtc() -> Any:
@@ -127,7 +154,6 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-
 def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) -> tuple[bytes, str]:
     nvrtc = _nvrtc()
     program = nvrtc.createProgram(text, name, (), ())
@@ -135,7 +161,9 @@ def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) 
         try:
             nvrtc.compileProgram(program, (*options, *_OPTIONS))
         except nvrtc.NVRTCError as error:
-            raise CompileError(f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}") from None
+            raise CompileError(
+                f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}"
+            ) from None
         return getattr(nvrtc, result)(program), nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
@@ -155,11 +183,7 @@ def _resources(log: str, entry: str) -> tuple[int, int, int]:
     return registers, stack, stores + loads
 
 
-def _load(cubin: Path) -> CompiledKernel | None:
-    try:
-        record = json.loads(cubin.with_suffix(".json").read_text())
-        if hashlib.sha256(cubin.read_bytes()).hexdigest() != record.pop("sha256"):
-            return None
-        return CompiledKernel(**record | {"path": cubin})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _cubin_path(kernel: Specialization, arch: str) -> Path:
+    covered = (flatten(kernel), kernel.entry, arch, *_OPTIONS, repr(nvrtc_version()))
+    key = hashlib.sha256("\0".join(covered).encode()).hexdigest()
+    return cache_dir() / "cubin" / arch / f"{kernel.entry}-{key[:32]}.cubin"

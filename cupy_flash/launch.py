@@ -24,8 +24,13 @@ Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols) by their
 class Runtime(Protocol):
     """Where arrays are allocated and kernels run."""
 
-    namespace: Any
-    device: Device
+    @property
+    def namespace(self) -> Any:
+        """numpy or cupy."""
+
+    @property
+    def device(self) -> Device:
+        """What plans are made for."""
 
     def address(self, array: Any) -> int:
         """Address of the first element."""
@@ -63,7 +68,10 @@ def backward(
     """
     xp = runtime.namespace
     if q.size == 0 or k.size == 0:
-        return tuple(xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape))  # type: ignore[return-value]
+        dq, dk, dv = (
+            xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape)
+        )
+        return dq, dk, dv
     atomic_dq = plan_backward(problem, runtime.device, deterministic).atomic_dq
     dq = (xp.zeros if atomic_dq else xp.empty)(problem.q_shape, problem.storage)
     dk, dv = xp.empty(problem.k_shape, problem.storage), xp.empty(problem.v_shape, problem.storage)
@@ -82,7 +90,9 @@ def backward(
     if dlse is not None:
         tensors["dlse"] = dlse[..., None]
     if atomic_dq:
-        tensors["dq_acc"] = dq if problem.storage == problem.accumulator else xp.zeros(dq.shape, problem.accumulator)
+        tensors["dq_acc"] = (
+            dq if problem.storage == problem.accumulator else xp.zeros(dq.shape, problem.accumulator)
+        )
     for part, views in _parts(problem, tensors):
         params = _pack(runtime, BACKWARD_PARAMS, part, views)
         for launch in plan_backward(part, runtime.device, deterministic).launches:
@@ -125,7 +135,7 @@ def _with_batch(x: Any, batch: tuple[int, ...], axes: list[int]) -> Any:
     return as_strided(x, shape, strides)
 
 
-def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors: Tensors) -> np.void:
+def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors: Tensors) -> Any:
     params = np.zeros((), dtype)
     batch = (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch
     params["shape"] = (

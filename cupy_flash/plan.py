@@ -176,11 +176,16 @@ def _simt_dkdv(
 ) -> Specialization:
     constants = _simt_constants(dtype, head_dim, device, tile, backward=True)
     return Specialization(
-        "simt/backward_dkdv.cu", "attention_dkdv", _types(dtype, causal), (*constants, ("kAtomicDq", int(atomic_dq)))
+        "simt/backward_dkdv.cu",
+        "attention_dkdv",
+        _types(dtype, causal),
+        (*constants, ("kAtomicDq", int(atomic_dq))),
     )
 
 
-def _simt_dq(dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None) -> Specialization:
+def _simt_dq(
+    dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None
+) -> Specialization:
     constants = _simt_constants(dtype, head_dim, device, tile, backward=True)
     return Specialization("simt/backward_dq.cu", "attention_dq", _types(dtype, causal), constants)
 

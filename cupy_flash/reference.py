@@ -69,8 +69,9 @@ def attention_reference(
     >>> bool(abs(flash_attention(q, k, v, causal=True) - exact).max() < 1e-5)
     True
     """
+    xp = _namespace(q=q, k=k, v=v)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
-    math = _Arithmetic(q, problem, compute_dtype)
+    math = _Arithmetic(xp, problem, compute_dtype)
     with np.errstate(all="ignore"):
         _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
     shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
@@ -128,8 +129,9 @@ def attention_reference_backward(
     >>> bool(np.allclose(dv.sum(axis=1), 16))  # each of the 16 rows of probabilities sums to 1
     True
     """
+    xp = _namespace(q=q, k=k, v=v, dout=dout, **({} if dlse is None else {"dlse": dlse}))
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
-    math = _Arithmetic(q, problem, compute_dtype)
+    math = _Arithmetic(xp, problem, compute_dtype)
     shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
     check_like("dout", dout, shape, np.dtype(dout.dtype))
     if dlse is not None:
@@ -156,9 +158,8 @@ def attention_reference_backward(
 class _Arithmetic:
     """Which array module computes, in which dtype, and how intermediates are rounded."""
 
-    def __init__(self, q: Array, problem: AttentionProblem, compute_dtype: Any) -> None:
-        # A CuPy array exists only where cupy is already imported.
-        self.xp = np if isinstance(q, np.ndarray) else sys.modules["cupy"]
+    def __init__(self, xp: Any, problem: AttentionProblem, compute_dtype: Any) -> None:
+        self.xp = xp
         if compute_dtype is None:
             self.stored = self.out_dtype = problem.storage
             self.lse_dtype = problem.accumulator
@@ -179,9 +180,19 @@ class _Arithmetic:
         return self.round(self.xp.matmul(a, b))
 
 
-def _by_key_head(
-    math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array
-) -> tuple[Array, ...]:
+def _namespace(**arrays: Array) -> Any:
+    """numpy or cupy: where all the arrays belong. A CuPy array exists only where cupy is already imported."""
+    names = {}
+    for name, x in arrays.items():
+        names[name] = "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+        if names[name] not in ("numpy", "cupy"):
+            raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
+        if names[name] != names["q"]:
+            raise TypeError(f"{name} is a {names[name]} array, q is a {names['q']} array: expected one kind")
+    return sys.modules[names["q"]]
+
+
+def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array) -> tuple[Array, ...]:
     """q as (..., Hk, group, Sq, D); k and v as (..., Hk, 1, Sk, D): matmul broadcasts over the group."""
     hk, group = problem.num_heads_k, problem.group_size
     q, k, v = (math.load(x) for x in (q, k, v))
@@ -192,9 +203,7 @@ def _by_key_head(
     )
 
 
-def _forward(
-    math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array
-) -> tuple[Array, Array, Array]:
+def _forward(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Probabilities, log-sum-exp with a last axis of 1, and output."""
     xp = math.xp
     s = math.round(math.matmul(q, _transpose(k)) * problem.scale)
@@ -219,7 +228,5 @@ def _transpose(x: Array) -> Array:
 def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which an operand of `shape` was broadcast."""
     lead = grad.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(
-        i + lead for i, n in enumerate(shape) if n == 1 and grad.shape[i + lead] != 1
-    )
+    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(shape) if n == 1 and grad.shape[i + lead] != 1)
     return grad.sum(axis=axes, keepdims=True).reshape(shape) if axes else grad

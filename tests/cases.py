@@ -62,7 +62,9 @@ class Case:
             for s, layout in zip(shapes, self.layouts, strict=True)
         )
         dout = lay_out(rng.standard_normal(out_shape).astype(dtype), self.layouts[0])
-        dlse = rng.standard_normal(out_shape[:-1]).astype(np.float64 if self.dtype == "float64" else np.float32)
+        dlse = rng.standard_normal(out_shape[:-1]).astype(
+            np.float64 if self.dtype == "float64" else np.float32
+        )
         return q, k, v, dout, dlse
 
 
@@ -153,7 +155,9 @@ def magnitudes(q, k, v, dout, dlse, *, causal, q_offset, scale):
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
     sq, sk = q.shape[-2], k.shape[-2]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
+    seen = np.arange(sk) <= np.arange(sq)[:, None] + (
+        (sk - sq if q_offset is None else q_offset) if causal else sk
+    )
     s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
     p = np.exp(s - s.max(-1, keepdims=True, initial=-1e300))
     p /= np.maximum(p.sum(-1, keepdims=True), 1)
@@ -161,7 +165,9 @@ def magnitudes(q, k, v, dout, dlse, *, causal, q_offset, scale):
     dp = dout @ v.swapaxes(-1, -2)
     ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
     factor = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
-    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
+    shared = (
+        group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])
+    )  # terms that meet in one key's gradient
     terms = {
         "out": p @ v,
         "lse": np.ones(1),
@@ -182,7 +188,10 @@ def within_budget(name, x, naive, exact, size=1.0):
     A result in a half type is also rounded once itself.
     """
     assert x.shape == exact.shape, name
-    storage_eps, sum_eps = float(ml_dtypes.finfo(x.dtype).eps), np.finfo(np.result_type(x.dtype, np.float32)).eps
+    storage_eps, sum_eps = (
+        float(ml_dtypes.finfo(x.dtype).eps),
+        np.finfo(np.result_type(x.dtype, np.float32)).eps,
+    )
     x, naive, exact = (np.asarray(a).astype(np.float64) for a in (x, naive, exact))
     assert np.array_equal(np.isneginf(x), np.isneginf(exact)), f"{name}: rows that see no key"
     finite = np.isfinite(exact)

@@ -29,20 +29,17 @@ using ScoreTile = Tile<kBlockM, kBlockN, kLanes>;
 template <int kRows, int kCols>
 __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Matrix<Element>& g, int row0, int col0) {
   if (g.vectorized) {
-    constexpr int kWidth = 16 / sizeof(Element), kChunks = kRows * kCols / kWidth;
-    static_assert(kCols % kWidth == 0, "a row of a slice is whole vectors");
+    // kVec elements a thread, 8 bytes for half types: 16 bytes would split its shared stores over the same banks.
+    constexpr int kRowChunks = kCols / kVec;
 #pragma unroll 4
-    for (int chunk = threadIdx.x; chunk < kChunks; chunk += kThreads) {
-      const int row = chunk / (kCols / kWidth), col = chunk % (kCols / kWidth) * kWidth;
-      ptx::Vec<Element, kWidth> x = {};
-      if (g.holds(row0 + row, col0 + col)) x = ptx::load_global<kWidth>(g.at(row0 + row, col0 + col));
+    for (int chunk = threadIdx.x; chunk < kRows * kRowChunks; chunk += kThreads) {
+      const int row = chunk / kRowChunks, col = chunk % kRowChunks * kVec;
+      ptx::Vec<Element, kVec> x = {};
+      if (g.holds(row0 + row, col0 + col)) x = ptx::load_global<kVec>(g.at(row0 + row, col0 + col));
+      ptx::Vec<Accumulator, kVec> y;
 #pragma unroll
-      for (int i = 0; i < kWidth; i += kVec) {
-        ptx::Vec<Accumulator, kVec> y;
-#pragma unroll
-        for (int j = 0; j < kVec; ++j) y.data[j] = to_accumulator(x.data[i + j]);
-        ptx::store_shared(tile.at(row, col + i), y);
-      }
+      for (int i = 0; i < kVec; ++i) y.data[i] = to_accumulator(x.data[i]);
+      ptx::store_shared(tile.at(row, col), y);
     }
   } else {
 #pragma unroll 1

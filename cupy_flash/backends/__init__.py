@@ -18,7 +18,9 @@ NAMES = ("cuda", "cpu", "emulator")
 class Backend(Protocol):
     """What a backend offers. Shapes are those of `AttentionProblem`."""
 
-    namespace: Any
+    @property
+    def namespace(self) -> Any:
+        """numpy or cupy: where the arrays live."""
 
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""

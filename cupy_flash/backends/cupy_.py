@@ -9,7 +9,7 @@ import numpy as np
 
 from cupy_flash import compile, launch
 from cupy_flash.device import Device, from_attributes
-from cupy_flash.plan import Launch, Specialization
+from cupy_flash.plan import Launch, Specialization, core_specializations
 from cupy_flash.problem import AttentionProblem
 
 
@@ -58,7 +58,9 @@ class CupyBackend:
         (name, first), *rest = arrays.items()
         for other, x in rest:
             if x.device.id != first.device.id:
-                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
+                raise ValueError(
+                    f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU"
+                )
         return self.namespace.cuda.Device(first.device.id)
 
 
@@ -79,10 +81,21 @@ def import_cupy() -> Any:
     if not cupy.cuda.runtime.driverGetVersion():
         raise RuntimeError('backend "cuda" needs an NVIDIA GPU and its driver: there is no driver here')
     try:
-        cupy.cuda.runtime.getDeviceCount()
+        count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise RuntimeError(f'backend "cuda" needs a GPU and its driver: {error}') from None
+    if count == 0:
+        raise RuntimeError('backend "cuda" needs a GPU: the driver shows none')
     return cupy
+
+
+def load_core() -> None:
+    """Compile, where the cache lacks them, and load the kernels that most calls on the current GPU need."""
+    index = import_cupy().cuda.runtime.getDevice()
+    kernels = list(core_specializations(_device(index)))
+    compile.prepare(kernels, _device(index).arch)
+    for kernel in kernels:
+        _kernel(kernel, index)
 
 
 @functools.cache

@@ -45,9 +45,7 @@ class NumpyBackend:
 
     namespace: Any = np
 
-    def forward(
-        self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array
-    ) -> None:
+    def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
         forward(problem, q, k, v, out, lse)
 
     def backward(
@@ -86,17 +84,13 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
     threads.run(query_block, [(head, i0, i1) for i0, i1 in blocks for head in np.ndindex(out.shape[:-2])])
 
 
-def _forward_block(
-    problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array
-) -> None:
+def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
     """A block of queries, the first of which is `i0`, against all keys of its head that it sees."""
     n, dtype = len(q), problem.accumulator
     scale = dtype.type(problem.scale)
     q_scaled = np.multiply(_operand("q", q, dtype), scale, out=_scratch("q", q.shape, dtype))
     o, o_tile = (_scratch(name, out.shape, dtype) for name in ("o", "o_tile"))
-    m, m_old, total, tile_total = (
-        _scratch(name, (n,), dtype) for name in ("m", "m_old", "total", "tile_total")
-    )
+    m, m_old, total, tile_total = (_scratch(name, (n,), dtype) for name in ("m", "m_old", "total", "tile_total"))
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
@@ -260,7 +254,7 @@ class _Tile(NamedTuple):
         return s
 
     def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
-        """``a @ b`` or ``a.T @ b``, in which pairs that the mask hides do not count even if `b` is inf or nan.
+        """``a @ b`` or ``a.T @ b``, in which an inf or nan of `b` reaches only rows that see it.
 
         `a` has the shape of the scores and is 0 (or, like dS, nan) where they are hidden. The plain product
         is right if it is finite.
@@ -272,10 +266,10 @@ class _Tile(NamedTuple):
             a = np.where(seen, a, 0)
             if transpose:
                 a, seen = a.T, seen.T
+            np.matmul(a, b, out=out)
             finite = np.isfinite(b).all(axis=1)
-            np.matmul(a[:, finite], b[finite], out=out)
-            for x in np.flatnonzero(~finite):
-                out[seen[:, x]] += a[seen[:, x], x, None] * b[x]
+            untouched = ~seen[:, ~finite].any(axis=1)
+            out[untouched] = a[untouched][:, finite] @ b[finite]
         return out
 
     def _is_cut(self, width: int) -> bool:

@@ -1,0 +1,119 @@
+// Tensor-core instructions on fragments: PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k8 with floating
+// point type" and "ldmatrix". A register holds two 16-bit elements, the one of lower index in the lower half.
+// For lane l, g = l / 4 and t = l % 4.
+#pragma once
+#include "../half.h"
+#include "collectives.h"
+
+namespace emulator {
+
+struct MmaSlot {
+  float* d;
+  const uint32_t *a, *b;
+  const float* c;
+};
+
+template <int kK, bool kBf16>
+inline void execute_mma(const Meeting& meeting) {
+  const auto element = [](uint32_t pair, int half) {
+    const uint16_t bits = static_cast<uint16_t>(pair >> 16 * half);
+    return kBf16 ? f32_from_bf16(bits) : f32_from_f16(bits);
+  };
+  float a[16][kK], b[kK][8], d[16][8];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const MmaSlot& s = slot<MmaSlot>(meeting, lane);
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < kK / 4; ++i) a[g + 8 * (i % 2)][2 * t + half + 8 * (i / 2)] = element(s.a[i], half);
+      for (int i = 0; i < kK / 8; ++i) b[2 * t + half + 8 * i][g] = element(s.b[i], half);
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    float sum[8] = {};
+    for (int k = 0; k < kK; ++k)
+      for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
+    memcpy(d[row], sum, sizeof sum);
+  }
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const MmaSlot& s = slot<MmaSlot>(meeting, lane);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) s.d[i] = d[g + 8 * (i / 2)][2 * t + i % 2] + s.c[i];
+  }
+}
+
+// The whole warp takes part; a partial warp has no matrices.
+inline void require_full_warp(Machine& m, const char* operation, Site at) {
+  if (m.live_lanes(m.current->thread / kWarpSize) != 0xffffffffu)
+    m.fail("divergence", format("%s at {0} in a warp of fewer than 32 threads", operation), at);
+}
+
+template <int kK>
+inline void mma(const char* name, float* d, const uint32_t* a, const uint32_t* b, const float* c, int half,
+                Site at) {
+  Machine& m = *machine;
+  require_full_warp(m, name, at);
+  MmaSlot arguments{d, a, b, c};
+  collective(m, name, static_cast<uint32_t>(half), 0xffffffffu, &arguments, at, [&](Meeting& meeting) {
+    ++m.counters.mma;
+    half == kHalfBf16 ? execute_mma<kK, true>(meeting) : execute_mma<kK, false>(meeting);
+  });
+}
+
+struct LdmatrixSlot {
+  uint32_t* r;
+  uint32_t address;
+};
+
+inline void execute_ldmatrix(Machine& m, const Meeting& meeting, int matrices, bool transposed) {
+  const SiteId site = m.named_site(meeting.site.file, meeting.site.line);
+  const int first = m.current->thread / kWarpSize * kWarpSize;
+  for (int matrix = 0; matrix < matrices; ++matrix) {
+    uint32_t rows[8];
+    uint16_t elements[8][8];
+    for (int row = 0; row < 8; ++row) {
+      const int lane = matrix * 8 + row;
+      rows[row] = slot<LdmatrixSlot>(meeting, lane).address;
+      if (rows[row] % 16)
+        m.fail({"misaligned",
+                format("ldmatrix at {0}: lane %d gives shared+%u, not a multiple of 16", lane, rows[row]),
+                {first + lane},
+                {site}});
+      m.shared_access(*m.fibers[first + lane], rows[row], 16, Access::kRead, site);
+      memcpy(elements[row], m.shared + rows[row], 16);
+    }
+    if (m.counting) m.bank_conflicts.ldmatrix(rows, site);
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const uint32_t low = transposed ? elements[2 * t][g] : elements[g][2 * t];
+      const uint32_t high = transposed ? elements[2 * t + 1][g] : elements[g][2 * t + 1];
+      slot<LdmatrixSlot>(meeting, lane).r[matrix] = low | high << 16;
+    }
+  }
+}
+
+}  // namespace emulator
+
+extern "C" {
+
+void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const float* c, int half,
+                           const char* file, int line) {
+  emulator::mma<16>("mma.m16n8k16", d, a, b, c, half, {file, line});
+}
+
+void emulator_mma_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const float* c, int half,
+                          const char* file, int line) {
+  emulator::mma<8>("mma.m16n8k8", d, a, b, c, half, {file, line});
+}
+
+void emulator_ldmatrix(uint32_t* r, int matrices, uint32_t shared_address, int transposed, const char* file,
+                       int line) {
+  emulator::Machine& m = *emulator::machine;
+  emulator::require_full_warp(m, "ldmatrix", {file, line});
+  emulator::LdmatrixSlot arguments{r, shared_address};
+  emulator::collective(m, "ldmatrix", static_cast<uint32_t>(matrices * 2 + transposed), 0xffffffffu,
+                       &arguments, {file, line}, [&](emulator::Meeting& meeting) {
+                         ++m.counters.ldmatrix;
+                         emulator::execute_ldmatrix(m, meeting, matrices, transposed);
+                       });
+}
+}

@@ -1,0 +1,19 @@
+// Host version of cuda_src/ptx/math.cuh: the float32 functions flush subnormals to zero, as .ftz does.
+#pragma once
+#include "platform.cuh"
+
+namespace ptx {
+
+namespace detail {
+__forceinline__ float flush(float x) {
+  constexpr float kSmallestNormal = 0x1p-126f;
+  return x > -kSmallestNormal && x < kSmallestNormal ? __builtin_copysignf(0.0f, x) : x;
+}
+}  // namespace detail
+
+__forceinline__ float ex2(float x) { return detail::flush(exp2f(detail::flush(x))); }
+__forceinline__ double ex2(double x) { return exp2(x); }
+__forceinline__ float lg2(float x) { return log2f(detail::flush(x)); }
+__forceinline__ double lg2(double x) { return log2(x); }
+
+}  // namespace ptx

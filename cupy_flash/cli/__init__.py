@@ -1,0 +1,5 @@
+"""The commands of `python -m cupy_flash`: one module a command, each with `add_arguments` and `run`."""
+
+
+class UserError(Exception):
+    """Something the user can put right: printed as one line, without a traceback."""

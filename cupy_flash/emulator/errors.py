@@ -1,0 +1,54 @@
+"""What the emulator raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the CUDA source; `line` is 0 where the compiler left no line."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class EmulatorError(RuntimeError):
+    """A kernel did something that a GPU would fail on, hang on, or answer at random.
+
+    Attributes
+    ----------
+    kind : str
+        ``"shared_race"``, ``"global_race"``, ``"uninitialised"``, ``"out_of_bounds"``, ``"misaligned"``,
+        ``"read_only"``, ``"barrier"``, ``"barrier_divergence"``, ``"divergence"``, ``"deadlock"``,
+        ``"async_copy"``, ``"undefined"``, ``"trap"`` or ``"launch"``.
+    kernel : str
+        The entry point.
+    block : tuple of int
+        ``blockIdx``.
+    threads : tuple of int
+        Linear indices in the block of the threads concerned.
+    sites : tuple of Site
+        Where they were, as the message names them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        kernel: str,
+        text: str,
+        *,
+        block: tuple[int, int, int] = (0, 0, 0),
+        threads: tuple[int, ...] = (),
+        sites: tuple[Site, ...] = (),
+    ) -> None:
+        self.kind, self.kernel, self.block, self.threads, self.sites = kind, kernel, block, threads, sites
+        where = f", block {block}" if kind != "launch" else ""
+        super().__init__(f"{kind} in {kernel}{where}: {text}")
+
+
+class ToolchainError(RuntimeError):
+    """No usable C++ compiler, or it refused the source."""

@@ -1,0 +1,98 @@
+"""What a run of kernels did: exact counts, not times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cupy_flash.emulator.errors import Site
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Shared-memory accesses of one source line: warp instructions, and wavefronts beyond what they need."""
+
+    site: Site
+    instructions: int
+    wavefronts: int
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes that threads asked for; what caches would save is not modelled."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """One kernel launch.
+
+    The work counts are exact in every mode: `mma`, `ldmatrix`, `shuffles` (one for each 4 bytes), `votes` and
+    `syncwarps` count warp instructions, `barriers` completed block barriers, `cp_async` and `atomics` single
+    threads' operations, `switches` changes from one CUDA thread to another. `buffers`, `bank_conflicts` and
+    `shared_accesses` need the ``"counted"`` or ``"checked"`` mode and are None in ``"fast"``. An atomic
+    counts as written bytes; cp.async as read bytes. A scalar that the compiler keeps in a register is not read
+    again. Where buffers overlap, bytes go to the first that holds the address.
+
+    The model of bank conflicts: 32 banks of 4 bytes; a warp's access of up to 4 bytes a lane is one
+    transaction, of 8 bytes two (half-warps), of 16 bytes four (quarter-warps), an ldmatrix one for each 8x8
+    matrix; a transaction takes as many wavefronts as its busiest bank has different words, and all but the
+    first are conflicts.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    mode: str
+    seconds: float
+    switches: int
+    mma: int
+    ldmatrix: int
+    shuffles: int
+    votes: int
+    syncwarps: int
+    barriers: int
+    cp_async: int
+    atomics: int
+    buffers: Mapping[str, Bytes] | None
+    bank_conflicts: int | None
+    shared_accesses: int | None
+    conflicts: tuple[Conflicts, ...]
+
+    @property
+    def bytes_read(self) -> int | None:
+        """Global bytes read, by all buffers."""
+        return None if self.buffers is None else sum(b.read for b in self.buffers.values())
+
+    @property
+    def bytes_written(self) -> int | None:
+        """Global bytes written, by all buffers."""
+        return None if self.buffers is None else sum(b.written for b in self.buffers.values())
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All kernel launches of one public call, in order."""
+
+    launches: tuple[LaunchReport, ...]
+
+    def total(self, name: str) -> int:
+        """Sum of a count over all launches, such as ``"bytes_read"``, ``"bank_conflicts"`` or ``"mma"``.
+
+        Raises
+        ------
+        ValueError
+            If the mode of a launch did not count it.
+
+        Examples
+        --------
+        >>> RunReport(launches=()).total("mma")
+        0
+        """
+        counts = [getattr(launch, name) for launch in self.launches]
+        if None in counts:
+            raise ValueError(f"{name!r} is not counted in mode 'fast': use emulator.settings(mode='counted')")
+        return sum(counts)

@@ -1,0 +1,194 @@
+"""The C++ compiler that is there, and a cache of the shared libraries it made."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cupy_flash.cache import cache_dir
+from cupy_flash.emulator.errors import ToolchainError
+
+# Instruction sets worth asking for, where the CPU has them; g++ and clang++ spell them alike.
+_CPU_FEATURES = {
+    "sse4_2": "-msse4.2",
+    "avx2": "-mavx2",
+    "fma": "-mfma",
+    "f16c": "-mf16c",
+    "bmi1": "-mbmi",
+    "bmi2": "-mbmi2",
+}
+
+
+# Without -O2 zig links a debugging sanitizer runtime of its own.
+_LINK_FLAGS = ("-shared", "-O2", "-lm")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++17 compiler: the command that starts it, what it says it is, and whether it is a clang."""
+
+    command: tuple[str, ...]
+    version: str
+    is_clang: bool
+
+
+def find_compiler() -> Compiler:
+    """The compiler of ``CXX``, else g++ or clang++ on PATH, else the ziglang package's.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none.
+    """
+    return _find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+
+
+@functools.cache
+def _find_compiler(cxx: str | None, path: str | None) -> Compiler:
+    candidates: list[tuple[str, ...]] = [tuple(cxx.split())] if cxx else [("g++",), ("clang++",)]
+    if not cxx and importlib.util.find_spec("ziglang"):
+        candidates.append((sys.executable, "-m", "ziglang", "c++"))
+    for command in candidates:
+        if not shutil.which(command[0], path=path):
+            continue
+        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            version = answer.stdout.splitlines()[0]
+            return Compiler(command, version, "clang" in answer.stdout.lower())
+    tried = " ".join(candidates[0]) if cxx else "g++ and clang++"
+    raise ToolchainError(
+        f"the emulator needs a C++ compiler, and {tried} cannot be run: install one, "
+        'or pip install "cupy-flash[emulator]"'
+    )
+
+
+@functools.cache
+def cpu_flags() -> tuple[str, ...]:
+    """Flags for the instruction sets of this CPU; empty where they are not known."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    features = set(line.split())
+    return tuple(flag for feature, flag in _CPU_FEATURES.items() if feature in features)
+
+
+def compile_shared(
+    source: str,
+    name: str,
+    *,
+    flags: Sequence[str] = (),
+    include: Sequence[Path] = (),
+    libraries: Sequence[Path] = (),
+    depends: str = "",
+    soname: bool = False,
+    folder: str = "emulator",
+    notice: str = "",
+) -> Path:
+    """Compile C++ text to a shared library, or find it in the cache.
+
+    The cache key covers the text, the flags, the compiler's version and `depends`. Processes may ask for the
+    same library at the same time: one compiles, the others wait. A file damaged on disk is compiled again.
+
+    Parameters
+    ----------
+    source : str
+        One translation unit.
+    name : str
+        Begins the library's file name.
+    flags : sequence of str
+        Compiler flags.
+    include : sequence of Path
+        Folders for ``#include``; `depends` must stand for what is in them.
+    libraries : sequence of Path
+        Shared libraries to link with.
+    depends : str
+        Digest of everything else that the result depends on.
+    soname : bool
+        Give the library its file name as soname: others linked with it then find it by this name once it is
+        loaded.
+    folder : str
+        Subfolder of the cache.
+    notice : str
+        A line for stderr when there is something to compile.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ToolchainError
+        If there is no compiler or it refuses the source; the message has its words.
+    """
+    compiler = find_compiler()
+    parts = [source, name, *flags, *_LINK_FLAGS, *map(str, libraries), depends, *compiler.command, compiler.version]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    target = cache_dir() / folder / f"{name}-{key}.so"
+    if _intact(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{name}-{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _intact(target):
+            if notice:
+                print(notice, file=sys.stderr)
+            with tempfile.TemporaryDirectory(dir=target.parent) as work:
+                built = _build(compiler, source, Path(work), target, flags, include, libraries, soname)
+                built.write_bytes(_seal(built.read_bytes()))
+                os.replace(built, target)
+    return target
+
+
+def _build(
+    compiler: Compiler,
+    source: str,
+    work: Path,
+    target: Path,
+    flags: Sequence[str],
+    include: Sequence[Path],
+    libraries: Sequence[Path],
+    soname: bool,
+) -> Path:
+    text, object_file, library = work / "source.cpp", work / "source.o", work / "library.so"
+    text.write_text(source, encoding="utf-8")
+    folders = [f"-I{folder}" for folder in include]
+    # Two steps: with one, -fsanitize would also link a sanitizer's runtime.
+    _run([*compiler.command, *flags, *folders, "-c", str(text), "-o", str(object_file)])
+    names = [f"-Wl,-soname,{target.name}"] if soname else []
+    inputs = [str(object_file), *map(str, libraries)]
+    _run([*compiler.command, *names, *inputs, *_LINK_FLAGS, "-o", str(library)])
+    return library
+
+
+def _run(command: list[str]) -> None:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise ToolchainError(f"{' '.join(command)} failed:\n{answer.stderr[-6000:]}")
+
+
+# Loading a library that was cut short kills the process, so each file ends with the digest of the rest.
+def _seal(library: bytes) -> bytes:
+    return library + hashlib.sha256(library).digest()
+
+
+def _intact(path: Path) -> bool:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]

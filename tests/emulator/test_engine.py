@@ -1,0 +1,417 @@
+"""The emulator itself: what threads see, schedules, limits, counts, errors and reports."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import emulated
+import numpy as np
+import pytest
+
+from cupy_flash import emulator
+from cupy_flash.emulator import Bytes, EmulatorError
+
+HEADER = """
+#include "platform.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/warp.cuh"
+"""
+
+
+def kernel(params, body, *, shared="int unused", threads=1024):
+    """A kernel with this body: `s` is its shared memory, `t` the linear thread index, `p` the parameters."""
+    return f"""{HEADER}
+struct Params {{ {params}; }};
+struct Storage {{ {shared}; }};
+extern "C" __global__ void __launch_bounds__({threads}) kernel(const __grid_constant__ Params p) {{
+  Storage& s = shared_storage<Storage>();
+  const int t = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  (void)s;
+{body}
+}}
+"""
+
+
+def failure(source, arguments, **options):
+    with pytest.raises(EmulatorError) as raised:
+        emulated.run(source, arguments, **options)
+    return raised.value
+
+
+# ---- what a thread sees
+def test_threads_and_blocks_know_who_they_are():
+    body = """
+    const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    const unsigned n = blockDim.x * blockDim.y * blockDim.z;
+    unsigned* out = p.out + 6 * (block * n + t);
+    out[0] = threadIdx.x; out[1] = threadIdx.y; out[2] = threadIdx.z;
+    out[3] = blockIdx.x; out[4] = blockIdx.y; out[5] = blockIdx.z;"""
+    block, grid = (5, 3, 4), (3, 2, 2)
+    out = np.empty((12, 60, 6), np.uint32)
+    emulated.run(kernel("unsigned* out", body), {"out": out}, grid=grid, block=block, mode="checked")
+    for column, sizes in ((0, block), (3, grid)):
+        z, y, x = np.unravel_index(np.arange(np.prod(sizes)), sizes[::-1])
+        seen = out[0, :, :3] if column == 0 else out[:, 0, 3:]
+        np.testing.assert_array_equal(seen, np.stack([x, y, z], axis=-1))
+
+
+def test_shared_memory_starts_as_nan_in_every_block():
+    out = np.zeros(96, np.float32)
+    source = kernel("float* out", "p.out[blockIdx.x * 32 + t] = s.x[t]; s.x[t] = 1.0f;", shared="float x[32]")
+    emulated.run(source, {"out": out}, grid=(3,), shared=128)
+    assert np.isnan(out).all()
+
+
+def test_a_partial_warp_meets_in_collectives():
+    out = np.empty(40, np.float32)
+    source = kernel("float* out", "p.out[t] = ptx::shfl_xor(static_cast<float>(t), 1);")
+    emulated.run(source, {"out": out}, block=(40,))
+    np.testing.assert_array_equal(out, np.arange(40) ^ 1)
+
+
+# ---- schedules
+TICKETS = kernel("int* out; int* next", "p.out[blockIdx.x * blockDim.x + t] = atomicAdd(p.next, 1);")
+
+
+def order(**settings):
+    out, following = np.empty(192, np.int32), np.zeros(1, np.int32)
+    arguments = {"out": out, "next": following}
+    emulated.run(TICKETS, arguments, outputs=("out", "next"), grid=(3,), block=(64,), **settings)
+    np.testing.assert_array_equal(np.sort(out), np.arange(192))
+    return out
+
+
+def test_without_a_seed_blocks_and_threads_run_in_order():
+    np.testing.assert_array_equal(order(), np.arange(192))
+
+
+def test_a_seed_draws_an_order_and_repeats_it():
+    orders = [tuple(order(seed=seed)) for seed in range(4)]
+    assert len({*orders, tuple(range(192))}) == 5
+    assert orders == [tuple(order(seed=seed, mode="checked")) for seed in range(4)]
+    first_tickets = [np.reshape(o, (3, 64)).min(axis=1).argsort().tolist() for o in orders]
+    assert any(blocks != [0, 1, 2] for blocks in first_tickets), "blocks keep their order"
+
+
+def test_preemption_changes_what_unordered_threads_see():
+    body = "s.x[t] = p.out[t]; p.out[t] = s.x[t]; p.out[t] = atomicAdd(p.next, 1);"
+    source = kernel("int* out; int* next", body, shared="int x[64]")
+
+    def tickets(preempt):
+        arguments = {"out": np.zeros(64, np.int32), "next": np.zeros(1, np.int32)}
+        settings = {"mode": "checked", "seed": 1, "preempt": preempt}
+        emulated.run(source, arguments, outputs=("out", "next"), block=(64,), shared=256, **settings)
+        return tuple(arguments["out"])
+
+    assert tickets(2) == tickets(2)
+    assert tickets(2) != tickets(0)
+
+
+def test_python_threads_run_kernels_at_the_same_time():
+    body = "s.x[t] = p.value; __syncthreads(); p.out[t] = s.x[63 - t];"
+    source = kernel("float* out; float value", body, shared="float x[64]")
+
+    def launch(value):
+        out = np.zeros(64, np.float32)
+        for _ in range(20):
+            emulated.run(source, {"out": out, "value": np.float32(value)}, block=(64,), shared=256)
+        return (out == value).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(launch, range(1, 9)))
+
+
+# ---- mistakes found in every mode
+MODES = pytest.mark.parametrize("mode", ["fast", "counted", "checked"])
+
+
+@MODES
+def test_lanes_in_different_collectives(mode):
+    body = """
+    float v = t;
+    if (t < 16) v = ptx::shfl_xor(v, 1);
+    else v = ptx::shfl_xor(v, 2);
+    p.out[t] = v;"""
+    source = kernel("float* out", body)
+    error = failure(source, {"out": np.zeros(32, np.float32)}, mode=mode)
+    assert error.kind == "divergence"
+    first, second = (source.splitlines().index(line) + 1 for line in source.splitlines() if "shfl_xor" in line)
+    assert {site.line for site in error.sites} == {first, second}
+    assert error.threads == (0, 16)
+
+
+@MODES
+def test_lanes_that_do_not_come(mode):
+    source = kernel("float* out", "if (t == 7) return; p.out[t] = ptx::shfl_xor(1.0f, 1);")
+    error = failure(source, {"out": np.zeros(64, np.float32)}, block=(64,), mode=mode)
+    assert error.kind == "deadlock"
+    assert "threads 7, 32-63 have returned" in str(error)
+    assert "threads 0-6, 8-31 wait in shfl.bfly" in str(error)
+    assert error.threads == tuple(i for i in range(32) if i != 7)
+
+
+@MODES
+def test_spinning_for_something_that_never_happens(mode):
+    source = kernel("int* out", "if (t < 2) while (atomicAdd(p.out, 0) == 0) {}")
+    error = failure(source, {"out": np.zeros(1, np.int32)}, mode=mode)
+    assert error.kind == "deadlock"
+
+
+@MODES
+def test_spinning_for_another_thread_ends(mode):
+    source = kernel("int* out", "if (t == 0) while (atomicAdd(p.out, 0) < 31) {} else atomicAdd(p.out, 1);")
+    out = np.zeros(1, np.int32)
+    emulated.run(source, {"out": out}, mode=mode)
+    assert out[0] == 31
+
+
+@MODES
+def test_trap(mode):
+    error = failure(kernel("int* out", "if (t == 5) __trap();"), {"out": np.zeros(1, np.int32)}, mode=mode)
+    assert (error.kind, error.threads, error.block) == ("trap", (5,), (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block": (1025,)}, "1025"),
+        ({"block": (0,)}, "1 to 1024 threads"),
+        ({"grid": (1, 65536)}, "65535"),
+        ({"shared": 228 * 1024}, "232448"),
+    ],
+)
+def test_launches_that_a_device_refuses(changes, words):
+    error = failure(kernel("int* out", ""), {"out": np.zeros(1, np.int32)}, **changes)
+    assert error.kind == "launch"
+    assert words in str(error)
+
+
+def test_parameters_of_the_wrong_size():
+    error = failure(kernel("int* out; int* more", ""), {"out": np.zeros(1, np.int32)})
+    assert error.kind == "launch"
+    assert "8 bytes: the kernel's argument has 16" in str(error)
+
+
+def test_the_engine_is_well_after_an_error():
+    for _ in range(3):
+        failure(kernel("int* out", "if (t == 5) __trap(); __syncthreads();"), {"out": np.zeros(1, np.int32)})
+        np.testing.assert_array_equal(order(), np.arange(192))
+
+
+# ---- mistakes that only the checked mode finds
+def checked(params, body, arguments, **options):
+    shared = options.pop("storage", "int x[64]")
+    return failure(kernel(params, body, shared=shared), arguments, mode="checked", **options)
+
+
+def test_writes_to_a_read_only_buffer():
+    error = checked("float* in", "p.in[t] = 0.0f;", {"in": np.zeros(32, np.float32)})
+    assert error.kind == "read_only"
+    assert "in+0" in str(error)
+
+
+def test_undefined_behaviour():
+    error = checked("int* out; int by", "p.out[t] = 1 << p.by;", {"out": np.zeros(32, np.int32), "by": np.int32(40)})
+    assert error.kind == "undefined"
+    assert "shift" in str(error)
+
+
+def test_a_plain_read_races_with_an_atomic():
+    error = checked(
+        "int* out",
+        "if (t == 0) atomicAdd(p.out, 1); else p.out[t] = p.out[0];",
+        {"out": np.zeros(32, np.int32)},
+    )
+    assert error.kind == "global_race"
+    assert error.threads == (0, 1)
+
+
+def test_a_block_reads_what_another_writes():
+    error = checked(
+        "int* out",
+        "p.out[blockIdx.x] = p.out[1 - blockIdx.x];",
+        {"out": np.zeros(2, np.int32)},
+        grid=(2,),
+        block=(1,),
+    )
+    assert error.kind == "global_race"
+    assert re.search("by thread 0 of another block", str(error))
+    assert error.block == (1, 0, 0)
+
+
+def test_lanes_of_one_warp_race_without_syncwarp():
+    body = "s.x[t] = t; SYNC p.out[t] = s.x[t ^ 1];"
+    arguments = {"out": np.zeros(32, np.int32)}
+    error = checked("int* out", body.replace("SYNC", ""), arguments, shared=256, seed=3)
+    assert error.kind in ("shared_race", "uninitialised")
+    fixed = kernel("int* out", body.replace("SYNC", "__syncwarp();"), shared="int x[64]")
+    emulated.run(fixed, arguments, shared=256, mode="checked", seed=3)
+
+
+def test_neighbouring_halves_of_a_word_do_not_race():
+    body = "s.h[t] = t; s.h[t] = s.h[t] + 1; p.out[t] = s.h[t];"
+    source = kernel("uint16_t* out", body, shared="uint16_t h[64]")
+    out = np.zeros(64, np.uint16)
+    emulated.run(source, {"out": out}, block=(64,), shared=128, mode="checked", seed=1, preempt=2)
+    np.testing.assert_array_equal(out, np.arange(64) + 1)
+
+
+def test_a_view_that_spans_gigabytes():
+    nbytes = 16 << 30
+    address = emulated.reserve(nbytes)
+    source = kernel("float* out; int64_t last", "if (t < 2) p.out[t * p.last] = 1.0f + t;")
+    buffer = emulator.Buffer("out", address, nbytes, True)
+    text = emulated.host_source(source)
+
+    def launch(last):
+        params = emulated.pack({"out": np.uint64(address), "last": np.int64(last)})
+        return emulator.launch(text, "kernel", (1,), (32,), params, 0, [buffer])
+
+    with emulator.settings(mode="checked"):
+        report = launch(nbytes // 4 - 1)
+        assert report.bytes_written == 8
+        with pytest.raises(EmulatorError, match=re.escape(f"out+{nbytes} (a buffer of {nbytes} bytes)")):
+            launch(nbytes // 4)
+
+
+def test_overlapping_views_keep_their_rights():
+    packed = np.zeros(64, np.float32)
+    source = kernel("const float* in; float* out", "p.out[2 * t] = p.in[2 * t] + 1.0f;")
+    arguments = {"in": packed[1:], "out": packed[:63]}
+    report = emulated.run(source, arguments, mode="checked")
+    np.testing.assert_array_equal(packed[::2], 1)
+    np.testing.assert_array_equal(packed[1::2], 0)
+    assert report.bytes_read == report.bytes_written == 128
+
+
+def test_an_error_names_the_included_file():
+    helper = "#pragma once\n__device__ inline void put(float* p, int i) {\n  p[i] = 1.0f;\n}\n"
+    text = emulated.flatten(
+        "kernel.cu",
+        virtual={
+            "kernel.cu": kernel("float* out", "put(p.out, t);").replace(
+                HEADER, HEADER + '#include "part/helper.cuh"\n'
+            ),
+            "part/helper.cuh": helper,
+        },
+        search=[emulated.root() / "emulator", emulated.root()],
+    )
+    out = np.zeros(31, np.float32)
+    buffer = emulator.Buffer("out", out.ctypes.data, out.nbytes, True)
+    with emulator.settings(mode="checked"), pytest.raises(EmulatorError) as raised:
+        emulator.launch(text, "kernel", (1,), (32,), emulated.pack({"out": out}), 0, [buffer])
+    assert str(raised.value.sites[0]) == "part/helper.cuh:3"
+    assert raised.value.threads == (31,)
+
+
+# ---- counts
+CONFLICTS = [  # element type, elements read together, distance between lanes in elements, extra wavefronts
+    ("float", 1, 1, 0),
+    ("float", 1, 0, 0),
+    ("float", 1, 2, 1),
+    ("float", 1, 8, 7),
+    ("float", 1, 32, 31),
+    ("float", 1, 33, 0),
+    ("float", 2, 2, 0),
+    ("float", 2, 4, 2),
+    ("float", 4, 4, 0),
+    ("float", 4, 8, 4),
+    ("float", 4, 32, 4 * 7),
+    ("float", 4, 36, 0),
+    ("double", 1, 1, 0),
+    ("double", 1, 2, 2),
+    ("uint16_t", 1, 1, 0),
+    ("uint16_t", 1, 2, 0),
+    ("uint16_t", 8, 8, 0),
+]
+
+
+@pytest.mark.parametrize(("element", "together", "distance", "extra"), CONFLICTS)
+def test_bank_conflicts(element, together, distance, extra):
+    """Expected counts follow from 32 banks of 4 bytes and one transaction for 128 bytes."""
+    body = f"""
+    for (int i = t; i < 2048; i += 32) s.x[i] = 0;
+    __syncwarp();
+    const auto v = ptx::load_shared<{together}>(s.x + {distance} * t);  // counted
+    p.out[t] = static_cast<float>(v[0]);"""
+    source = kernel("float* out", body, shared=f"alignas(16) {element} x[2048]")
+    report = emulated.run(source, {"out": np.zeros(32, np.float32)}, shared=16384, mode="counted")
+    lines = {c.site.line: c for c in report.conflicts}
+    counted = lines[source.splitlines().index(next(x for x in source.splitlines() if "counted" in x)) + 1]
+    assert (counted.instructions, counted.wavefronts) == (1, extra)
+    assert report.bank_conflicts == extra
+
+
+@pytest.mark.parametrize(("pitch", "extra"), [(8, 0), (64, 4 * 7), (72, 0), (16, 4)])
+def test_bank_conflicts_of_ldmatrix(pitch, extra):
+    body = f"""
+    for (int i = t; i < {32 * pitch}; i += 32) s.x[i] = 0;
+    __syncwarp();
+    uint32_t r[4];
+    ptx::ldmatrix_x4(r, ptx::shared_address(s.x + {pitch} * t));
+    p.out[t] = r[0];"""
+    source = kernel("uint32_t* out", body, shared=f"alignas(16) uint16_t x[{32 * pitch}]")
+    source = source.replace(HEADER, HEADER + '#include "ptx/ldmatrix.cuh"\n#include "ptx/shared.cuh"\n')
+    report = emulated.run(source, {"out": np.zeros(32, np.uint32)}, shared=64 * pitch, mode="counted")
+    assert report.bank_conflicts == extra
+
+
+def test_bytes_are_counted_by_buffer():
+    body = """
+    const auto v = ptx::load_global<4>(p.in + 4 * t);
+    atomicAdd(p.sum, v[0]);
+    p.out[t] = v[1];
+    if (t < 3) p.some[t] = p.some[t] * 2;"""
+    source = kernel("const float* in; float* out; float* sum; double* some", body)
+    arguments = {
+        "in": emulated.aligned(128, np.float32),
+        "out": np.zeros(32, np.float32),
+        "sum": np.zeros(1, np.float32),
+        "some": np.zeros(3),
+    }
+    for mode in ("counted", "checked"):
+        report = emulated.run(source, arguments, outputs=("out", "sum", "some"), mode=mode)
+        assert report.buffers == {
+            "in": Bytes(512, 0),
+            "out": Bytes(0, 128),
+            "sum": Bytes(0, 128),
+            "some": Bytes(24, 24),
+        }
+        assert (report.bytes_read, report.bytes_written) == (512 + 24, 128 + 128 + 24)
+
+
+# ---- reports and settings
+def test_a_run_gathers_its_launches():
+    with emulator.settings(mode="counted"), emulator.run():
+        for _ in range(2):
+            order()
+        failure(kernel("int* out", "__trap();"), {"out": np.zeros(1, np.int32)})
+    report = emulator.last_run()
+    assert [launch.kernel for launch in report.launches] == ["kernel", "kernel"]
+    assert report.total("atomics") == 2 * 192
+    assert report.total("bytes_written") == 2 * 2 * 192 * 4
+    order()
+    assert len(emulator.last_run().launches) == 1
+    with pytest.raises(ValueError, match="not counted in mode 'fast'"):
+        emulator.last_run().total("bytes_read")
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "slow"}, {"path": "sass"}, {"seed": -1}, {"preempt": -1}])
+def test_settings_name_what_is_wrong(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}"), emulator.settings(**wrong):
+        pass
+
+
+def test_settings_nest_and_end():
+    with emulator.settings(mode="checked"):
+        with emulator.settings(seed=3):
+            assert emulator.current() == emulator.Settings(mode="checked", seed=3)
+        assert emulator.current().seed is None
+    assert emulator.current() == emulator.Settings()
+
+
+def test_a_source_without_kernels():
+    with pytest.raises(ValueError, match="no extern"):
+        emulator.EmulatorModule("int x;")
+    with pytest.raises(ValueError, match="entry is 'other'"):
+        emulated.run(TICKETS, {"out": np.zeros(1, np.int32)}, entry="other")

@@ -1,0 +1,295 @@
+"""The translator on the shape of PTX: scopes, loops, memory spaces, sites, and what it refuses."""
+
+import re
+
+import numpy as np
+import pytest
+from emulator.both_paths import run_both, run_path
+
+from cupy_flash import emulator
+from cupy_flash.emulator.ptx import translate
+from cupy_flash.emulator.ptx.parser import Instruction, Label, parse
+
+
+def module(body: str, *, target: int = 80, before: str = "", name: str = "k") -> str:
+    return (
+        f".version 8.5\n.target sm_{target}\n.address_size 64\n{before}\n"
+        f".visible .entry {name}(\n\t.param .u64 {name}_param_0\n)\n{{\n{body}\n}}\n"
+    )
+
+
+def run(body: str, output: np.ndarray, *, threads: int = 32, shared_bytes: int = 0, **kwargs) -> np.ndarray:
+    """Run a body whose %out points to `output`; the body declares what else it needs."""
+    head = ".reg .b64 %out; .reg .b32 %tid; ld.param.u64 %out, [k_param_0]; mov.u32 %tid, %tid.x;\n"
+    text = translate(module(head + body, **kwargs))
+    buffer = emulator.Buffer("out", output.ctypes.data, output.nbytes, True)
+    params = np.array([output.ctypes.data], np.uint64).tobytes()
+    emulator.launch(text, "k", (1,), (threads,), params, shared_bytes, [buffer])
+    return output
+
+
+STORE = ".reg .b64 %o; mad.wide.u32 %o, %tid, 4, %out; st.global.u32 [%o], %r1;"
+
+
+def test_loops_and_predicates():
+    body = f"""
+    .reg .b32 %r<4>; .reg .pred %p<2>;
+    mov.u32 %r1, 0; mov.u32 %r2, %tid;
+$L__BB0_1:
+    setp.eq.u32 %p1, %r2, 0;
+    @%p1 bra $L__BB0_2;
+    add.u32 %r1, %r1, %r2;  // 1 + 2 + ... + tid
+    sub.u32 %r2, %r2, 1;
+    bra.uni $L__BB0_1;
+$L__BB0_2:
+    setp.lt.u32 %p1, %tid, 4;
+    @!%p1 add.u32 %r1, %r1, 100;
+    {STORE} ret;"""
+    lane = np.arange(32)
+    np.testing.assert_array_equal(run(body, np.zeros(32, np.uint32)), lane * (lane + 1) // 2 + 100 * (lane >= 4))
+
+
+def test_scopes_hide_registers_and_labels():
+    add_5_except_in_lane_3 = """
+    { .reg .b32 t; .reg .pred p; setp.eq.u32 p, %tid, 3; @p bra done;
+      mov.b32 t, 5; add.u32 %r1, %r1, t; done: }"""
+    body = f"""
+    .reg .b32 %r<2>; .reg .b32 t; mov.u32 t, 1; mov.u32 %r1, t;
+    {add_5_except_in_lane_3}
+    {add_5_except_in_lane_3}
+    add.u32 %r1, %r1, t; {STORE}"""
+    np.testing.assert_array_equal(run(body, np.zeros(32, np.uint32)), np.where(np.arange(32) == 3, 2, 12))
+
+
+def test_packing_and_discarding():
+    body = f"""
+    .reg .b32 %r<6>; .reg .b16 %h<3>; .reg .b64 %d<3>;
+    mov.b32 %r2, 0x12345678; mov.b32 {{%h1, %h2}}, %r2; mov.b32 %r3, {{%h2, %h1}};  // 0x56781234
+    mov.b64 %d1, {{%r3, %r2}}; mov.b64 {{_, %r4}}, %d1;                             // 0x12345678
+    xor.b32 %r1, %r3, %r4; {STORE} ret;"""
+    assert set(run(body, np.zeros(32, np.uint32))) == {0x12345678 ^ 0x56781234}
+
+
+def test_local_memory_and_constants():
+    body = f"""
+    .local .align 16 .b8 __local_depot0[64];
+    .reg .b64 %SP, %SPL, %rd<4>; .reg .b32 %r<8>;
+    mov.u64 %SPL, __local_depot0; cvta.local.u64 %SP, %SPL;
+    st.local.v2.u32 [%SPL+8], {{%tid, 7}};
+    ld.local.v2.u32 {{_, %r2}}, [%SPL+8];
+    ld.u32 %r3, [%SP+8];
+    and.b32 %r4, %tid, 3; mul.wide.u32 %rd1, %r4, 4; mov.u64 %rd2, table; add.s64 %rd3, %rd2, %rd1;
+    ld.const.u32 %r5, [%rd3]; ld.const.u32 %r6, [table+4];
+    mad.lo.u32 %r1, %r2, 1000, %r3; add.u32 %r1, %r1, %r5; add.u32 %r1, %r1, %r6; {STORE} ret;"""
+    before = ".const .align 4 .b32 table[4] = {10, 200, 0x1E, 40};"
+    lane = np.arange(32)
+    expected = 7000 + lane + np.array([10, 200, 30, 40])[lane % 4] + 200
+    np.testing.assert_array_equal(run(body, np.zeros(32, np.uint32), before=before), expected)
+
+
+def test_generic_addresses_of_shared_memory():
+    body = f"""
+    .reg .b64 %rd<6>; .reg .b32 %r<3>;
+    mov.u64 %rd1, pool; cvta.shared.u64 %rd2, %rd1; mul.wide.u32 %rd3, %tid, 4; add.s64 %rd4, %rd2, %rd3;
+    st.u32 [%rd4], %tid; bar.sync 0;
+    cvta.to.shared.u64 %rd5, %rd4; xor.b64 %rd5, %rd5, 4; ld.shared.u32 %r1, [%rd5]; {STORE} ret;"""
+    before = ".extern .shared .align 16 .b8 pool[];"
+    out = run(body, np.zeros(32, np.uint32), before=before, shared_bytes=128)
+    np.testing.assert_array_equal(out, np.arange(32) ^ 1)
+
+
+@pytest.mark.parametrize(
+    ("operation", "type_", "start", "fold"),
+    [
+        ("add", "f32", 0.5, lambda x: 0.5 + x.sum()),
+        ("add", "f64", 0.5, lambda x: 0.5 + x.sum()),
+        ("add", "u32", 3, lambda x: 3 + x.sum()),
+        ("add", "u64", 3, lambda x: 3 + x.sum()),
+        ("max", "s32", -5, lambda x: x.max()),
+        ("min", "s32", -5, lambda x: -5),
+        ("min", "u64", 9, lambda x: x.min()),
+        ("or", "b32", 64, lambda x: 64 | np.bitwise_or.reduce(x)),
+        ("and", "b32", 255, lambda x: 255 & np.bitwise_and.reduce(x)),
+        ("xor", "b32", 255, lambda x: 255 ^ np.bitwise_xor.reduce(x)),
+    ],
+)
+@pytest.mark.parametrize("opcode", ["red", "atom"])
+def test_atomics(opcode, operation, type_, start, fold):
+    dtype = np.dtype({"f": "f", "s": "i", "u": "u", "b": "u"}[type_[0]] + str(int(type_[1:]) // 8))
+    wide = f".b{type_[1:]}"
+    convert = f"cvt.rn.{type_}.u32" if type_[0] == "f" else f"cvt.{type_.replace('b', 'u')}.u32"
+    value = f".reg {wide} %v<3>; {convert} %v1, %tid;"
+    old = "%v2, " if opcode == "atom" else ""
+    out = run(f"{value} {opcode}.global.{operation}.{type_} {old}[%out], %v1; ret;", np.array([start], dtype))
+    assert out[0] == fold(np.arange(32).astype(dtype))
+
+
+def test_atomics_return_the_old_value_and_exchange():
+    body = f""".reg .b32 %r<4>;
+    atom.global.add.u32 %r1, [%out+128], 1;
+    atom.global.cas.b32 %r2, [%out+132], 7, 9;
+    atom.global.exch.b32 %r3, [%out+136], %tid; {STORE} ret;"""
+    out = np.zeros(35, np.uint32)
+    out[33] = 7
+    run(body, out)
+    assert sorted(out[:32]) == list(range(32))
+    assert out[32] == 32
+    assert out[33] == 9
+    assert out[34] in range(32)
+
+
+def test_votes_and_barrier_reductions():
+    body = f"""
+    .reg .b32 %r<6>; .reg .pred %p<6>;
+    and.b32 %r2, %tid, 31;
+    setp.lt.u32 %p1|%p2, %r2, 5;
+    vote.sync.ballot.b32 %r3, !%p1, -1; popc.b32 %r1, %r3;        // 27
+    vote.sync.uni.pred %p3, %p2, -1; @%p3 add.u32 %r1, %r1, 1000;  // not uniform
+    bar.red.popc.u32 %r4, 0, %p1; mad.lo.u32 %r1, %r4, 100, %r1;   // 10 of 64 threads
+    bar.red.or.pred %p4, 0, %p1; @%p4 add.u32 %r1, %r1, 2000;
+    bar.red.and.pred %p5, 0, %p1; @%p5 add.u32 %r1, %r1, 4000; {STORE} ret;"""
+    assert set(run(body, np.zeros(64, np.uint32), threads=64)) == {27 + 1000 + 2000}
+
+
+def test_special_registers():
+    body = f"""
+    .reg .b32 %r<5>; mov.u32 %r2, %laneid; mov.u32 %r3, %warpid; mov.u32 %r4, %ntid.x;
+    mad.lo.u32 %r1, %r3, 1000, %r2; mad.lo.u32 %r1, %r4, 10000, %r1; {STORE} ret;"""
+    thread = np.arange(64)
+    out = run(body, np.zeros(64, np.uint32), threads=64)
+    np.testing.assert_array_equal(out, 640000 + thread // 32 * 1000 + thread % 32)
+
+
+# ---- what the translator refuses
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (module("\n\n  wgmma.fence.sync.aligned;"), r"wgmma\.fence.*PTX line 11"),
+        (module(".reg .f32 %f<4>; add.rz.f32 %f1, %f2, %f3;"), r"add\.rz\.f32"),
+        (module(".reg .b32 %r<4>; fma.rn.bf16x2 %r1, %r2, %r3, %r1;"), r"fma\.rn\.bf16x2"),
+        (module(".reg .f32 %f<2>; add.f32 %f1, %f1, %f9;"), r"'%f9'"),
+        (module("cp.async.commit_group;", target=75), r"needs sm_80, the target is sm_75"),
+        (module("ret;").replace(".param .u64 k_param_0", ".param .u64 a, .param .u64 b"), "2 parameters"),
+        (module("ret;", before=".func helper() { ret; }"), r"\.func"),
+    ],
+)
+def test_refuses_what_it_does_not_know(text, message):
+    with pytest.raises(NotImplementedError, match=message):
+        translate(text)
+
+
+def test_refuses_what_is_not_ptx():
+    with pytest.raises(ValueError, match=r"no \.target"):
+        translate("int main() {}")
+
+
+# ---- the parser
+
+
+def test_parser_reads_lines_files_and_statements_that_share_a_line():
+    text = (
+        module(
+            "  .loc 1 12 3\n  add.u32 %r1, %r1, 1; /* ; */ @!%p1 bra $L; // x;\n$L: ret;\n"
+            "  .loc 2 40 5, function_name $L__info_string0, inlined_at 1 13 7\n  bar.sync 0;"
+        )
+        + '.file 1 "/somewhere/simt/forward.cu"\n.file 2 "/somewhere/ptx/barrier.cuh"\n'
+    )
+    body = parse(text).entries[0].body
+    add, bra, label, ret, bar = body
+    assert [type(x) for x in (add, bra, label)] == [Instruction, Instruction, Label]
+    assert (bra.predicate, bra.name, bra.operands) == ("!%p1", "bra", ("$L",))
+    assert (add.site.file, add.site.line, add.site.ptx_line) == ("simt/forward.cu", 12, 10)
+    assert ret.site.ptx_line == 11
+    # A primitive's own line says little: its caller's line stands for it.
+    assert (bar.site.file, bar.site.line) == ("simt/forward.cu", 13)
+
+
+# ---- errors of translated kernels name the CUDA source
+
+KERNEL = """\
+#include "platform.cuh"
+#include "ptx/memory.cuh"
+struct Params {
+  const float* x;
+  float* y;
+};
+extern "C" __global__ void __launch_bounds__(64) shift(const __grid_constant__ Params params) {
+  float* shared = &shared_storage<float>();
+  const int t = threadIdx.x;
+  ptx::Vec<float, 2> pair;
+  shared[t] = params.x[t];
+  __syncthreads();
+  params.y[t] = shared[(t + 1) % 64];
+}
+"""
+
+
+def shift(path: str, text: str, **kwargs) -> np.ndarray:
+    arrays = {"x": np.arange(64, dtype=np.float32), "y": np.zeros(64, np.float32)}
+    return run_path(
+        path,
+        "shift.cu",
+        "shift",
+        arrays,
+        ["y"],
+        virtual={"shift.cu": text},
+        block=(64,),
+        shared_bytes=256,
+        **kwargs,
+    )["y"]
+
+
+def mutated(old: str, new: str) -> str:
+    assert KERNEL.count(old) == 1
+    return KERNEL.replace(old, new)
+
+
+@pytest.mark.parametrize("path", ["host", "ptx"])
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "line"),
+    [
+        ("__syncthreads();", ";", "shared_race|uninitialised", 13),
+        ("params.x[t]", "params.x[t + 1]", "out_of_bounds", 11),
+        (
+            "__syncthreads();",
+            "__syncthreads(); if (t < 32) __syncthreads();",
+            "barrier_divergence|deadlock",
+            12,
+        ),
+        ("params.x[t]", "(pair = ptx::load_global<2>(params.x + t))[0] + pair[1]", "misaligned", 11),
+    ],
+)
+def test_seeded_bugs_are_found_on_both_paths_at_their_line(path, old, new, kind, line):
+    np.testing.assert_array_equal(shift(path, KERNEL, mode="checked"), np.roll(np.arange(64), -1))
+    with pytest.raises(emulator.EmulatorError) as error:
+        shift(path, mutated(old, new), mode="checked")
+    assert re.fullmatch(kind, error.value.kind)
+    assert f"shift.cu:{line}" in str(error.value)
+
+
+def test_counts_of_both_paths_are_the_same():
+    reports = []
+    for path in ("host", "ptx"):
+        shift(path, KERNEL, mode="counted")
+        (report,) = emulator.last_run().launches
+        reports.append(report)
+    host, ptx = reports
+    assert host.buffers == ptx.buffers
+    assert host.bytes_read == host.bytes_written == 256
+    assert (host.bank_conflicts, host.barriers) == (ptx.bank_conflicts, ptx.barriers) == (0, 1)
+    assert host.conflicts == ptx.conflicts
+
+
+def test_both_paths_follow_a_seed():
+    arrays = {"x": np.arange(64, dtype=np.float32), "y": np.zeros(64, np.float32)}
+    for seed in range(3):
+        host, ptx = run_both(
+            *("shift.cu", "shift", arrays, ["y"]),
+            virtual={"shift.cu": KERNEL},
+            block=(64,),
+            shared_bytes=256,
+            seed=seed,
+        )
+        np.testing.assert_array_equal(host["y"], ptx["y"])

@@ -1,0 +1,427 @@
+"""Every primitive of cuda_src/ptx in a small kernel, with seeded inputs and a NumPy oracle of its own.
+
+The oracles are written from the PTX ISA's figures and tables, not from the headers. The same kernels run in
+the emulator (both paths) and on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+C_TYPES = {"float32": "float", "float64": "double"}
+SHARED_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """A kernel body over `params.<array>` and the thread index `t`, and what it must give.
+
+    `rtol` is the largest relative error against `expected` (0: equal in every bit).
+    """
+
+    name: str
+    body: str
+    inputs: Arrays
+    outputs: Arrays
+    expected: Callable[[Arrays], Arrays]
+    threads: int = 32
+    min_arch: int = 75
+    rtol: float = 0.0
+
+    @property
+    def arrays(self) -> Arrays:
+        return self.inputs | self.outputs
+
+    @property
+    def source(self) -> str:
+        fields = "".join(f"  {_pointer(a, name in self.outputs)} {name};\n" for name, a in self.arrays.items())
+        return _KERNEL.format(fields=fields, threads=self.threads, body=self.body)
+
+
+_KERNEL = """\
+#include "platform.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/math.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/mma.cuh"
+#include "ptx/warp.cuh"
+
+struct Params {{
+{fields}}};
+
+// Writes the values of thread t to thread (last - t)'s place, through vectors and shared memory.
+template <int kCount, class T> __device__ __forceinline__ void reverse(const T* x, T* y, int t, int last) {{
+  T* shared = &shared_storage<T>();
+  ptx::store_shared(shared + kCount * t, ptx::load_global<kCount>(x + kCount * t));
+  __syncthreads();
+  ptx::store_global(y + kCount * t, ptx::load_shared<kCount>(shared + kCount * (last - t)));
+  __syncthreads();
+}}
+
+extern "C" __global__ void __launch_bounds__({threads}) primitive(const __grid_constant__ Params params) {{
+  const int t = threadIdx.x;
+{body}
+}}
+"""
+
+
+def _pointer(array: np.ndarray, writable: bool) -> str:
+    c_type = C_TYPES.get(array.dtype.name, f"{array.dtype.name}_t")
+    return f"{c_type}*" if writable else f"const {c_type}*"
+
+
+def _rng(name: str) -> np.random.Generator:
+    return np.random.default_rng(list(name.encode()))
+
+
+def _empty(shape: int | tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+def _widths() -> Primitive:
+    widths = [("float32", 1), ("float32", 2), ("float32", 4), ("float64", 1), ("float64", 2)]
+    widths += [("uint16", 1), ("uint16", 2), ("uint16", 4), ("uint16", 8), ("uint32", 4), ("uint64", 2)]
+    rng, body = _rng("memory"), []
+    inputs, outputs = {}, {}
+    for dtype, count in widths:
+        x, y = f"x_{dtype}_{count}", f"y_{dtype}_{count}"
+        inputs[x] = rng.integers(0, 60000, (64, count)).astype(dtype)
+        outputs[y] = np.zeros_like(inputs[x])
+        body.append(f"  reverse<{count}>(params.{x}, params.{y}, t, 63);")
+
+    def expected(inputs: Arrays) -> Arrays:
+        return {"y" + name[1:]: x[::-1] for name, x in inputs.items()}
+
+    return Primitive("memory", "\n".join(body), inputs, outputs, expected, threads=64)
+
+
+def _special_values(dtype: str) -> np.ndarray:
+    info = np.finfo(dtype)
+    positive = [0.0, info.smallest_subnormal, info.tiny / 2, info.tiny, 1.0, 2.0, info.max, np.inf]
+    return np.array([*positive, *(-value for value in positive), np.nan], dtype)
+
+
+def _function(name: str, dtype: str, x: np.ndarray, reference: Callable, rtol: float) -> Primitive:
+    def flush(v: np.ndarray) -> np.ndarray:
+        """The float32 instructions read and write subnormals as zeros of the same sign."""
+        return np.where(np.abs(v) < np.finfo(v.dtype).tiny, np.copysign(v.dtype.type(0), v), v)
+
+    def expected(inputs: Arrays) -> Arrays:
+        keep = flush if dtype == "float32" else np.array
+        with np.errstate(all="ignore"):
+            return {"y": keep(reference(keep(inputs["x"]).astype(np.longdouble)).astype(dtype))}
+
+    x = np.concatenate([_special_values(dtype), x.astype(dtype)])
+    if (name, dtype) == ("lg2", "float64"):
+        # Compiled with -ftz=true, the float64 log2 of CUDA's library takes negative subnormals for zero.
+        x = x[~((x < 0) & (x > -np.finfo(dtype).tiny))]
+    body = f"  for (int i = t; i < {x.size}; i += 32) params.y[i] = ptx::{name}(params.x[i]);"
+    return Primitive(f"{name}_{dtype}", body, {"x": x}, {"y": np.zeros_like(x)}, expected, rtol=rtol)
+
+
+def _functions() -> list[Primitive]:
+    rng = _rng("math")
+    small, large = rng.uniform(-130, 130, 1000), rng.uniform(-1080, 1030, 1000)
+    positive, wide = 2.0 ** rng.uniform(-125, 127, 1000), 2.0 ** rng.uniform(-1000, 1000, 1000)
+    return [
+        _function("ex2", "float32", small, np.exp2, 2.0**-21),
+        _function("ex2", "float64", large, np.exp2, 2.0**-51),
+        _function("lg2", "float32", positive, np.log2, 2.0**-21),
+        _function("lg2", "float64", wide, np.log2, 2.0**-51),
+    ]
+
+
+def _widen() -> Primitive:
+    body = """\
+  for (int i = t; i < 65536; i += 128) {
+    params.f16[i] = ptx::f32_from_f16(params.bits[i]);
+    params.bf16[i] = ptx::f32_from_bf16(params.bits[i]);
+  }"""
+
+    def expected(inputs: Arrays) -> Arrays:
+        bits = inputs["bits"]
+        return {
+            "f16": bits.view(np.float16).astype(np.float32),
+            "bf16": bits.view(ml_dtypes.bfloat16).astype(np.float32),
+        }
+
+    inputs = {"bits": np.arange(65536, dtype=np.uint16)}
+    outputs = {"f16": _empty(65536, "float32"), "bf16": _empty(65536, "float32")}
+    return Primitive("widen", body, inputs, outputs, expected, threads=128)
+
+
+def _narrow() -> Primitive:
+    rng = _rng("narrow")
+    # All values of both formats, the midpoints to their neighbours and one float32 to either side of those.
+    bits = np.arange(65536, dtype=np.uint16)
+    midpoints = []
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        value = bits.view(dtype).astype(np.float32).view(np.uint32)
+        half = 0x1000 if dtype is np.float16 else 0x8000
+        midpoints += [value[::7], value[::5] + half, value[::5] + half - 1, value[::5] + half + 1]
+    subnormal_ties = np.arange(-4096, 4096).astype(np.float32) * np.float32(2.0**-26)
+    x = np.concatenate([*midpoints, subnormal_ties.view(np.uint32), rng.integers(0, 2**32, 20000, np.uint32)])
+    x = x[: x.size // 2 * 2].view(np.float32)
+
+    def narrowed(dtype: type) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits = x.astype(dtype).view(np.uint16)
+        return np.where(np.isnan(x), np.uint16(0x7FFF), bits)
+
+    def expected(inputs: Arrays) -> Arrays:
+        f16, bf16 = narrowed(np.float16), narrowed(ml_dtypes.bfloat16)
+        # Little-endian pairs: the first value in the lower half.
+        return {"f16": f16, "bf16": bf16, "f16x2": f16.view(np.uint32), "bf16x2": bf16.view(np.uint32)}
+
+    body = f"""\
+  for (int i = t; i < {x.size // 2}; i += 128) {{
+    for (int e = 2 * i; e < 2 * i + 2; ++e) {{
+      params.f16[e] = ptx::f16_from_f32(params.x[e]);
+      params.bf16[e] = ptx::bf16_from_f32(params.x[e]);
+    }}
+    params.f16x2[i] = ptx::f16x2_from_f32(params.x[2 * i], params.x[2 * i + 1]);
+    params.bf16x2[i] = ptx::bf16x2_from_f32(params.x[2 * i], params.x[2 * i + 1]);
+  }}"""
+    outputs = {name: _empty(x.size, "uint16") for name in ("f16", "bf16")}
+    outputs |= {name: _empty(x.size // 2, "uint32") for name in ("f16x2", "bf16x2")}
+    return Primitive("narrow", body, {"x": x}, outputs, expected, threads=128)
+
+
+def _shuffles() -> Primitive:
+    rng, lane = _rng("shuffle"), np.arange(32)
+    # The source lane of each lane (PTX ISA 9.7.9, shfl.sync); outside the segment it is the lane itself.
+    moves = {
+        "shfl_xor({}, 5)": lane ^ 5,
+        "shfl_xor({}, 3, 8)": lane ^ 3,
+        "shfl({}, 7)": np.full(32, 7),
+        "shfl({}, 9, 8)": lane // 8 * 8 + 9 % 8,
+        "shfl({}, t * 3)": lane * 3 % 32,
+        "shfl_up({}, 3)": np.where(lane >= 3, lane - 3, lane),
+        "shfl_up({}, 1, 16)": np.where(lane % 16 >= 1, lane - 1, lane),
+        "shfl_down({}, 2)": np.where(lane < 30, lane + 2, lane),
+        "shfl_down({}, 5, 8)": np.where(lane % 8 + 5 < 8, lane + 5, lane),
+    }
+    inputs, outputs, body = {}, {}, []
+    for dtype in ("float32", "float64", "int32", "uint32", "int64"):
+        inputs[f"x_{dtype}"] = rng.integers(0, 2**31, 32).astype(dtype)
+        outputs[f"y_{dtype}"] = _empty((len(moves), 32), dtype)
+        for i, call in enumerate(moves):
+            call = call.format(f"params.x_{dtype}[t]")
+            body.append(f"  params.y_{dtype}[{32 * i} + t] = ptx::{call};")
+
+    def expected(inputs: Arrays) -> Arrays:
+        return {"y" + k[1:]: np.stack([x[source] for source in moves.values()]) for k, x in inputs.items()}
+
+    return Primitive("shuffle", "\n".join(body), inputs, outputs, expected)
+
+
+def _votes() -> Primitive:
+    body = """\
+  for (int i = 0; i < 6; ++i) {
+    const bool bit = params.bits[64 * i + t] != 0;
+    params.ballot[64 * i + t] = ptx::ballot(bit);
+    params.any[64 * i + t] = ptx::any(bit);
+    params.all[64 * i + t] = ptx::all(bit);
+  }"""
+    bits = _rng("vote").integers(0, 2, (6, 2, 32)).astype(np.int32)
+    bits[0, 0], bits[1, 0], bits[2, 1, 5:] = 0, 1, 0
+
+    def expected(inputs: Arrays) -> Arrays:
+        warps = inputs["bits"]
+        ballot = (warps.astype(np.uint64) << np.arange(32, dtype=np.uint64)).sum(-1, keepdims=True)
+        spread = np.ones_like(warps)
+        return {
+            "ballot": (ballot * spread.astype(np.uint64)).astype(np.uint32),
+            "any": warps.any(-1, keepdims=True) * spread,
+            "all": warps.all(-1, keepdims=True) * spread,
+        }
+
+    outputs = {"ballot": _empty(bits.shape, "uint32")}
+    outputs |= {name: _empty(bits.shape, "int32") for name in ("any", "all")}
+    return Primitive("vote", body, {"bits": bits}, outputs, expected, threads=64)
+
+
+def _named_barriers() -> Primitive:
+    body = """\
+  // Warps 0 and 1 produce for warps 2 and 3; barrier 1 says full, barrier 2 empty.
+  float* shared = &shared_storage<float>();
+  for (int round = 0; round < 3; ++round) {
+    if (t < 64) {
+      if (round > 0) ptx::barrier_sync(2, 128);
+      shared[t] = params.x[64 * round + t];
+      ptx::barrier_arrive(1, 128);
+    } else {
+      ptx::barrier_sync(1, 128);
+      params.y[64 * round + t - 64] = shared[127 - t];
+      if (round < 2) ptx::barrier_arrive(2, 128);
+    }
+  }"""
+    x = _rng("barrier").standard_normal((3, 64)).astype(np.float32)
+
+    def expected(inputs: Arrays) -> Arrays:
+        return {"y": inputs["x"][:, ::-1]}
+
+    return Primitive("named_barrier", body, {"x": x}, {"y": np.zeros_like(x)}, expected, threads=128)
+
+
+def _registers(matrix: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Registers [lane, register] that hold matrix[rows, cols]; rows and cols are [lane, register, half]."""
+    return np.ascontiguousarray(matrix[rows, cols]).view(np.uint32)[..., 0]
+
+
+def _mma(name: str, k: int, dtype: type, min_arch: int) -> Primitive:
+    rng = _rng(name)
+    # Integers whose sums float32 holds exactly: no rounding, so the lane maps are tested bit by bit.
+    a, b = (rng.integers(-8, 9, shape).astype(dtype) for shape in ((16, k), (k, 8)))
+    c = rng.integers(-100, 101, (16, 8)).astype(np.float32)
+
+    # PTX ISA 9.7.14.5, figures "fragment layout for matrix A, B, C/D": groupID and threadID_in_group.
+    lane = np.arange(32)[:, None, None]
+    group, thread = lane >> 2, lane % 4
+    element = np.arange(2)
+    register_a, register_b = np.arange(k // 4)[:, None], np.arange(k // 8)[:, None]
+    rows_a = group + 8 * (register_a % 2) + 0 * element
+    cols_a = 2 * thread + element + 8 * (register_a // 2)
+    rows_b = 2 * thread + element + 8 * register_b
+    item = np.arange(4)
+    rows_c = np.arange(32)[:, None] // 4 + 8 * (item // 2)
+    cols_c = np.arange(32)[:, None] % 4 * 2 + item % 2
+
+    inputs = {
+        "a": _registers(a, rows_a, cols_a),
+        "b": _registers(b, rows_b, np.broadcast_to(group, rows_b.shape)),
+        "c": c[rows_c, cols_c],
+    }
+
+    def expected(_: Arrays) -> Arrays:
+        d = a.astype(np.float32) @ b.astype(np.float32) + c
+        return {"d": d[rows_c, cols_c]}
+
+    body = f"""\
+  uint32_t a[{k // 4}], b[{k // 8}];
+  float c[4], d[4];
+  for (int i = 0; i < {k // 4}; ++i) a[i] = params.a[{k // 4} * t + i];
+  for (int i = 0; i < {k // 8}; ++i) b[i] = params.b[{k // 8} * t + i];
+  for (int i = 0; i < 4; ++i) c[i] = params.c[4 * t + i];
+  ptx::{name}(d, a, b, c);
+  for (int i = 0; i < 4; ++i) params.d[4 * t + i] = d[i];"""
+    return Primitive(name, body, inputs, {"d": _empty((32, 4), "float32")}, expected, min_arch=min_arch)
+
+
+def _ldmatrix() -> Primitive:
+    rows = _rng("ldmatrix").integers(0, 65536, (32, 8)).astype(np.uint16)
+    order = _rng("ldmatrix order").permutation(32).astype(np.int32)  # lane l's row lies at place order[l]
+    calls, outputs = [], {}
+    for count in (1, 2, 4):
+        for suffix in ("", "_trans"):
+            name = f"x{count}{suffix}"
+            outputs[name] = _empty((32, count), "uint32")
+            calls.append(f"""\
+  {{
+    uint32_t r[{count}];
+    ptx::ldmatrix_{name}(r, address);
+    for (int i = 0; i < {count}; ++i) params.{name}[{count} * t + i] = r[i];
+  }}""")
+    body = "\n".join(
+        [
+            "  uint16_t* shared = &shared_storage<uint16_t>();",
+            "  ptx::store_shared(shared + 8 * params.order[t], ptx::load_global<8>(params.rows + 8 * t));",
+            "  __syncthreads();",
+            "  const uint32_t address = ptx::shared_address(shared + 8 * params.order[t]);",
+            *calls,
+        ]
+    )
+
+    def expected(inputs: Arrays) -> Arrays:
+        # PTX ISA 9.7.14, ldmatrix: lane 8i + j names row j of matrix i; lane T gets of it row T / 4, elements
+        # 2 (T % 4) and the next.
+        matrices = inputs["rows"].reshape(4, 8, 8)
+        result = {}
+        for count in (1, 2, 4):
+            for suffix, source in (("", matrices), ("_trans", matrices.transpose(0, 2, 1))):
+                pairs = np.ascontiguousarray(source[:count]).view(np.uint32).reshape(count, 32)
+                result[f"x{count}{suffix}"] = np.ascontiguousarray(pairs.T)
+        return result
+
+    return Primitive("ldmatrix", body, {"rows": rows, "order": order}, outputs, expected)
+
+
+def _cp_async() -> Primitive:
+    sizes = (4, 8, 16)
+    x = _rng("cp_async").integers(0, 256, (3, 32, 16)).astype(np.uint8)
+    counts = np.stack([_rng("bytes").integers(0, size + 1, 32) for size in sizes]).astype(np.int32)
+    copies = "\n".join(
+        f"  ptx::cp_async_{size}(base + {512 * i} + 16 * t, params.x + {512 * i} + 16 * t,"
+        f" params.counts[{32 * i} + t]);\n"
+        f"  {'ptx::cp_async_commit();' if i < 2 else ''}"
+        for i, size in enumerate(sizes)
+    )
+    body = f"""\
+  uint8_t* shared = &shared_storage<uint8_t>();
+  const uint32_t base = ptx::shared_address(shared);
+  for (int i = 16 * t; i < 16 * t + 16; ++i) shared[i] = shared[512 + i] = shared[1024 + i] = 0xff;
+{copies}
+  ptx::cp_async_wait<1>();  // the first group: own copies are visible
+  for (int i = 16 * t; i < 16 * t + 16; ++i) params.y[i] = shared[i];
+  ptx::cp_async_wait_all();
+  __syncthreads();
+  for (int i = t; i < 1024; i += 32) params.y[512 + i] = shared[512 + i];"""
+
+    def expected(inputs: Arrays) -> Arrays:
+        y = np.full_like(inputs["x"], 0xFF)
+        for i, size in enumerate(sizes):
+            copied = np.arange(size) < inputs["counts"][i][:, None]
+            y[i, :, :size] = np.where(copied, inputs["x"][i, :, :size], 0)
+        return {"y": y}
+
+    inputs = {"x": x, "counts": counts}
+    return Primitive("cp_async", body, inputs, {"y": np.zeros_like(x)}, expected, min_arch=80)
+
+
+def _atomics() -> Primitive:
+    body = """\
+  atomicAdd(params.f32 + t % 5, params.x[t]);
+  atomicAdd(params.f64 + t % 5, static_cast<double>(params.x[t]));
+  atomicAdd(params.s32 + t % 5, static_cast<int>(params.x[t]));
+  int* shared = &shared_storage<int>();
+  if (t == 0) *shared = 7;
+  __syncthreads();
+  atomicAdd(shared, t);
+  __syncthreads();
+  params.total[t] = *shared;"""
+    x = _rng("atomic").integers(-50, 50, 64).astype(np.float32)  # integers: any order gives the same sum
+
+    def expected(inputs: Arrays) -> Arrays:
+        sums = np.zeros(5)
+        np.add.at(sums, np.arange(64) % 5, inputs["x"])
+        total = np.full(64, 7 + np.arange(64).sum(), np.int32)
+        return {"f32": sums.astype("f4"), "f64": sums, "s32": sums.astype("i4"), "total": total}
+
+    outputs = {"f32": _empty(5, "float32"), "f64": _empty(5, "float64"), "s32": _empty(5, "int32")}
+    outputs |= {"total": _empty(64, "int32")}
+    return Primitive("atomic", body, {"x": x}, outputs, expected, threads=64)
+
+
+PRIMITIVES = [
+    _widths(),
+    *_functions(),
+    _widen(),
+    _narrow(),
+    _shuffles(),
+    _votes(),
+    _named_barriers(),
+    _mma("mma_m16n8k16_f16", 16, np.float16, 80),
+    _mma("mma_m16n8k16_bf16", 16, ml_dtypes.bfloat16, 80),
+    _mma("mma_m16n8k8_f16", 8, np.float16, 75),
+    _ldmatrix(),
+    _cp_async(),
+    _atomics(),
+]

@@ -1,0 +1,213 @@
+"""The commands of `python -m cupy_flash`, and the code that the README and the notebook show."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import require_gpu
+
+from cupy_flash import backends
+from cupy_flash.__main__ import main
+from cupy_flash.cli import demo
+from cupy_flash.cli.agreement import Agreement, largest_difference
+from cupy_flash.cli.measure import Case, measure_apart
+from cupy_flash.cli.text import embed, read_text
+from cupy_flash.plan import core_specializations
+from cupy_flash.problem import DTYPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADS, HEAD_DIM = demo.HEADS, demo.HEAD_DIM
+
+
+def figures(text):
+    return [float(x) for x in re.findall(r"\d\.\de[+-]\d\d", text)]
+
+
+def test_demo_compares_and_plots(tmp_path, capsys):
+    plot = tmp_path / "memory.png"
+    assert main(["demo", "--backend", "cpu", "--seqlens", "128", "64", "--output", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^Backend: cpu \(.+\), as asked", printed, flags=re.MULTILINE)
+    for way in ("CPU backend", "CUDA kernels, emulated", "CUDA kernels, on the GPU", "standard attention"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"  {way}")]
+        errors = figures(line)
+        assert (len(errors) == 2 and max(errors) < 1e-4) or "not run: " in line
+    assert figures(re.search(r"differ by at most (.*)\.\n", printed)[1])[0] < 1e-4
+    rows = [line.split() for line in printed.splitlines() if re.match(r" +\d+ ", line)]
+    assert [int(row[0]) for row in rows] == [64, 128]
+    assert all(max(figures(" ".join(row))) < 1e-4 for row in rows)
+    assert plot.read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_way_is_as_exact_as_the_standard_attention(dtype):
+    agreement = Agreement(dtype, 48, HEADS, HEAD_DIM)
+    standard = agreement.standard()
+    out_eps, *grad_eps = (ml_dtypes.finfo(DTYPES[dtype]).eps * np.abs(x).max() for x in agreement.exact)
+    assert standard.out_error < 8 * out_eps
+    results = [agreement.flash(backend) for backend in ("cpu", "emulator")]
+    for result in results:
+        assert result.out_error <= 2 * standard.out_error + 8 * out_eps
+        assert result.grad_error <= 2 * standard.grad_error + 16 * max(grad_eps)
+    assert 0 < largest_difference([standard, *results]) <= 3 * standard.grad_error + 16 * max(grad_eps)
+
+
+def test_measured_memory_is_that_of_the_method():
+    """The standard attention keeps scores and weights; ours keeps no matrix of S x S."""
+
+    def peak(method, seqlen):
+        cost = measure_apart(Case(method, "cpu", "float32", seqlen, HEADS, HEAD_DIM))
+        assert cost.seconds > 0
+        assert cost.error < 1e-4
+        return cost.peak_bytes
+
+    scores = HEADS * 1024**2 * 4
+    assert 2 * scores < peak("standard", 1024) < 5 * scores
+    output = HEADS * 4096 * HEAD_DIM * 4
+    assert output < peak("flash", 4096) < 16 * scores / 4  # each CPU core adds its scratch
+
+
+@pytest.mark.gpu
+def test_demo_on_a_gpu(tmp_path, capsys):
+    require_gpu()
+    assert main(["demo", "--seqlens", "256", "1024", "--output", str(tmp_path / "memory.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "Backend: cuda" in printed
+    assert "The 3 that ran differ by at most" in printed
+
+
+def test_a_measurement_that_does_not_fit_is_skipped(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "available_bytes", lambda backend: 3 * HEADS * 64**2 * 4)
+    standard, flash = demo._show_costs("cpu", "float32", [64, 128])
+    assert (list(standard), list(flash)) == ([64], [64, 128])
+    assert "does not suffice" in capsys.readouterr().out
+
+
+def test_the_text_is_long_enough_and_its_embedding_repeatable():
+    text = read_text()
+    assert len(text) >= max(demo.SEQLENS)
+    assert text.isascii()
+    q, k, v = embed(text, 300, HEADS, HEAD_DIM)
+    assert q.shape == k.shape == v.shape == (HEADS, 300, HEAD_DIM)
+    assert 0.5 < q.std() < 2 and 0.5 < v.std() < 2
+    longer = embed(text, len(text) + 10, HEADS, HEAD_DIM)[0]
+    np.testing.assert_allclose(longer[:, :300], q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--backend", "tpu"], "backend is 'tpu'"),
+        (["demo", "--output", "missing/plot.png"], "missing is not a directory"),
+        (["demo", "--output", "plot.doc"], "suffix is '.doc'"),
+    ],
+)
+def test_user_errors_take_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "fly", "demo --dtype int8", "demo --seqlens 0", "compile", "compile --arch sm_1"]
+)
+def test_malformed_command_lines_show_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments.split())
+    assert exit_.value.code == 2
+    assert "usage: cupy_flash" in capsys.readouterr().err
+
+
+def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert main(["demo"]) == 1
+    assert 'pip install "cupy-flash[demo]"' in capsys.readouterr().err
+
+
+def test_info_tells_what_is_here(capsys):
+    assert main(["info"]) == 0
+    facts = dict(re.findall(r"^  (\S+) +(.+)$", capsys.readouterr().out, flags=re.MULTILINE))
+    assert facts["numpy"] == np.__version__
+    assert set(backends.NAMES) | {"Python", "BLAS", "CuPy", "compiler", "cache"} <= set(facts)
+
+
+def test_info_without_cupy_or_compiler_says_what_to_install(tmp_path):
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['cupy', 'ziglang'])); "
+    command = "from cupy_flash.__main__ import main; sys.exit(main(['info']))"
+    environment = os.environ | {
+        "PATH": str(tmp_path),
+        "CXX": "",
+        "CUPY_FLASH_CACHE_DIR": str(tmp_path / "none"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = dict(re.findall(r"^  (\S+) +(.+)$", done.stdout, flags=re.MULTILINE))
+    for name, extra in {
+        "CuPy": "cuda13",
+        "cuda": "cuda13",
+        "compiler": "emulator",
+        "emulator": "emulator",
+    }.items():
+        assert f'pip install "cupy-flash[{extra}]"' in facts[name]
+    assert "0 files" in facts["cache"]
+
+
+def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("cupy_flash.plan.core_specializations", lambda d: list(core_specializations(d))[:2])
+    assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a"]) == 0
+    printed = capsys.readouterr().out
+    for arch in ("sm_75", "sm_90a"):
+        assert re.search(
+            rf"^{arch}: 2 kernels, at most \d+ registers, no spills, ", printed, flags=re.MULTILINE
+        )
+    assert len(list(tmp_path.rglob("*.cubin"))) == 4
+
+
+def test_the_module_runs_as_a_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "cupy_flash", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "info", "compile"))
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_readme_examples_run(block):
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_commands_exist():
+    commands = set(re.findall(r"python -m cupy_flash (\w+)", README))
+    assert commands == {"demo", "info", "compile"}
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r'"\.\[(\w+)\]"', README)) <= extras
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    names = {}
+    for number, text in enumerate(code, 1):
+        exec(compile(text, f"{path.name}, code cell {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_stored_without_outputs(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs") and not cell.get("execution_count")

@@ -1,0 +1,220 @@
+"""Who may know whom, read from the imports and the includes themselves."""
+
+import ast
+import re
+from dataclasses import dataclass
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import cupy_flash
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cupy_flash"
+CUDA = ROOT / "cuda_src"
+
+# What the modules on the way from the call to the kernel may import from the package.
+MAY_IMPORT = {
+    "problem": set(),
+    "device": set(),
+    "params": set(),
+    "source": set(),
+    "cache": set(),
+    "tiles": {"device", "problem"},
+    "plan": {"device", "problem", "tiles"},
+    "compile": {"cache", "device", "plan", "source"},
+    "launch": {"device", "params", "plan", "problem", "tiles"},
+    "reference": {"problem"},
+    "backends": {"problem", "backends.cupy_", "backends.numpy_", "backends.emulator"},
+    "api": {"backends", "problem"},
+}
+PLANNED_ON_ANY_MACHINE = ["api", "device", "params", "plan", "problem", "reference", "source", "tiles"]
+ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
+
+FAMILIES = {"simt", "mma", "hopper"}
+MAY_INCLUDE = {  # folder -> folders; "" is cuda_src itself
+    "": {"", "ptx"},
+    "ptx": {"", "ptx"},
+    "attention": {"", "ptx", "attention"},
+} | {family: {"", "ptx", "attention", family} for family in FAMILIES}
+GENERATED = {"specialization.cuh"}  # the prelude that Python prints
+MAX_KERNEL_LINES = 400
+MAX_LINE_LENGTH = int(re.search(r"line-length = (\d+)", (ROOT / "pyproject.toml").read_text())[1])
+
+
+@dataclass(frozen=True)
+class Module:
+    """A syntax tree and the package that its relative imports start from."""
+
+    tree: ast.AST
+    package: str
+
+
+def parse_package():
+    """Modules by their name below the package, the package itself as "__init__"."""
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        package = ".".join(["cupy_flash", *parts[:-1]])
+        modules[name or "__init__"] = Module(ast.parse(path.read_text(encoding="utf-8")), package)
+    return modules
+
+
+MODULES = parse_package()
+KERNEL_FILES = sorted(
+    path
+    for path in CUDA.rglob("*.cu*")
+    if path.suffix in {".cu", ".cuh"} and "emulator" not in path.relative_to(CUDA).parts
+)
+
+
+def imported_names(module):
+    """Full names of what is imported anywhere in a module, members of ``from`` imports included."""
+    names = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), module.package)
+            names |= {f"{source}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_modules(module):
+    """Modules of the package among the imports, named below the package."""
+    found = set()
+    for name in imported_names(module):
+        top, _, below = name.partition(".")
+        if top == "cupy_flash":
+            while below and below not in MODULES:
+                below = below.rpartition(".")[0]
+            found.add(below or "__init__")
+    return found
+
+
+def imported_packages(module):
+    return {name.partition(".")[0] for name in imported_names(module)}
+
+
+def code_of(text):
+    """C++ without comments, line numbers kept."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: "\n" * m.group().count("\n"), text, flags=re.DOTALL)
+
+
+def includes_of(text):
+    return re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', code_of(text), flags=re.MULTILINE)
+
+
+def directives_of(text):
+    return set(re.findall(r"^\s*#\s*(\w+)", code_of(text), flags=re.MULTILINE))
+
+
+def functions_of(text):
+    """Names of the device functions that a header defines."""
+    return set(re.findall(r"__forceinline__\s+[\w:<>, &*]*?(\w+)\s*\(", code_of(text)))
+
+
+def folder(path):
+    return path.relative_to(CUDA).parent.as_posix().removeprefix(".")
+
+
+def relative(path):
+    return path.relative_to(CUDA).as_posix()
+
+
+def test_the_readers_see_what_they_look_for():
+    python = [
+        "def f():",
+        "    import cupy.cuda",
+        "    from cupy_flash.problem import DTYPES",
+        "from . import api",
+    ]
+    module = Module(ast.parse("\n".join(python)), "cupy_flash")
+    assert imported_packages(module) == {"cupy", "cupy_flash"}
+    assert imported_modules(module) == {"problem", "api"}
+    text = '// asm\n#include "simt/x.cuh" /* #ifdef A\n */\n  # ifdef EMULATOR\nasm volatile("");\n'
+    assert code_of(text).count("asm") == 1
+    assert includes_of(text) == ["simt/x.cuh"]
+    assert directives_of(text) == {"include", "ifdef"}
+    assert functions_of("template <class T> __device__ __forceinline__ Vec<T, 2> f(T x) {}") == {"f"}
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_modules_import_only_what_they_may(name):
+    assert imported_modules(MODULES[name]) <= MAY_IMPORT[name]
+
+
+def test_every_module_has_its_place():
+    core = {name for name in MODULES if "." not in name} - {"__init__", "__main__", "cli", "emulator"}
+    assert core == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", PLANNED_ON_ANY_MACHINE)
+def test_planning_never_imports_cupy(name):
+    assert not imported_packages(MODULES[name]) & {"cupy", "cupy_backends", "cupyx"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_commands_and_their_packages_stay_at_the_edge(name):
+    if name.partition(".")[0] not in {"cli", "__main__"}:
+        assert not {module for module in imported_modules(MODULES[name]) if module.startswith("cli")}
+        assert not imported_packages(MODULES[name]) & ONLY_FOR_COMMANDS
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("backends.")])
+def test_backends_do_not_know_each_other(name):
+    others = {"backends.cupy_", "backends.numpy_", "backends.emulator"} - {name}
+    assert not imported_modules(MODULES[name]) & others
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.partition(".")[0] == "emulator"])
+def test_the_emulator_knows_nothing_of_attention(name):
+    allowed = {"cache", "source"} | {module for module in MODULES if module.partition(".")[0] == "emulator"}
+    assert imported_modules(MODULES[name]) <= allowed
+
+
+@pytest.mark.parametrize("name", cupy_flash.__all__)
+def test_public_functions_show_an_example(name):
+    doc = getattr(cupy_flash, name).__doc__
+    sections = ["Parameters", "Returns", "Raises", "Examples"]
+    assert [s for s in sections if re.search(rf"^ *{s}\n *-+$", doc, flags=re.MULTILINE)] == sections
+    assert ">>> " in doc
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=relative)
+def test_cuda_includes_follow_the_layers(path):
+    allowed = MAY_INCLUDE[folder(path)]
+    for name in includes_of(path.read_text(encoding="utf-8")):
+        assert name in GENERATED or (CUDA / name).is_file(), f"{name} does not exist"
+        assert folder(CUDA / name) in allowed, f"{relative(path)} may not include {name}"
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=relative)
+def test_what_a_cuda_file_may_contain(path):
+    text = path.read_text(encoding="utf-8")
+    code = code_of(text)
+    if folder(path) != "ptx":
+        assert not re.search(r"\basm\b", code), "inline PTX belongs to ptx/"
+        assert directives_of(text) <= {"include", "pragma"}, "conditional compilation belongs to ptx/"
+    if relative(path) != "platform.cuh":
+        assert not re.search(r"\b__shared__\b", code), "shared memory comes from shared_storage<T>()"
+    assert not re.search(r"emulat", code, flags=re.IGNORECASE), "the emulator substitutes headers, not code"
+    assert ("#pragma once" in text) == (path.suffix == ".cuh")
+    assert bool(re.search(r'extern "C" __global__', code)) == (path.suffix == ".cu")
+
+
+@pytest.mark.parametrize("path", sorted(CUDA.rglob("*.*")), ids=relative)
+def test_cuda_files_are_short(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_KERNEL_LINES
+    assert not [i for i, line in enumerate(lines, 1) if len(line) > MAX_LINE_LENGTH]
+
+
+@pytest.mark.parametrize("path", sorted((CUDA / "ptx").glob("*.cuh")), ids=relative)
+def test_every_primitive_has_a_host_version(path):
+    host = code_of((CUDA / "emulator" / "ptx" / path.name).read_text(encoding="utf-8"))
+    device = functions_of(path.read_text(encoding="utf-8"))
+    assert device
+    assert device <= set(re.findall(r"\w+", host))

@@ -1,0 +1,221 @@
+"""The CUDA kernels themselves, in the emulator: checks, counts, legal tiles, and bugs that must be caught."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import Case, cases, check
+from conftest import On
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, source
+from cupy_flash.backends import emulator as emulator_backend
+from cupy_flash.device import NAMED, named
+from cupy_flash.emulator import EmulatorError
+from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, SHAPE, TENSOR
+from cupy_flash.plan import plan_backward, plan_forward
+from cupy_flash.tiles import SimtTile, head_dim_bucket
+
+ON = On("emulator")
+RAGGED = Case(heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "d", "dv"), [("float32", 64, 64), ("float16", 64, 40), ("bfloat16", 33, 33), ("float64", 80, 128)]
+)
+def test_checked_mode_finds_nothing(dtype, d, dv, deterministic, seed):
+    with emulator.settings(mode="checked", seed=seed):
+        check(dataclasses.replace(RAGGED, dtype=dtype, d=d, dv=dv), ON, deterministic=deterministic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    case=cases(max_seqlen=130, head_dims=st.sampled_from([8, 33, 64, 100, 256, 512])),
+    deterministic=st.booleans(),
+    seed=st.one_of(st.none(), st.integers(0, 2**32)),
+    preempt=st.sampled_from([0, 50]),
+)
+def test_checked_mode_finds_nothing_thoroughly(arch, case, deterministic, seed, preempt):
+    with emulator.settings(mode="checked", seed=seed, preempt=preempt):
+        check(case, On(f"emulator:{arch}"), deterministic=deterministic)
+
+
+@pytest.mark.parametrize("arch", NAMED)
+def test_every_named_device_is_emulated(arch):
+    check(Case(d=128, sq=40, sk=50, causal=True), On(f"emulator:{arch}"))
+
+
+@pytest.mark.parametrize("case", [RAGGED, dataclasses.replace(RAGGED, dtype="bfloat16", d=100)])
+def test_ptx_of_the_kernels_computes_the_same(case):
+    host = check(case, ON, deterministic=True)
+    with emulator.settings(path="ptx"):
+        translated = check(case, ON, deterministic=True)
+    eps = 1e-6 if case.dtype == "float32" else 2**-7
+    for x, y in zip(host, translated, strict=True):
+        np.testing.assert_allclose(x.astype(float), y.astype(float), rtol=eps, atol=10 * eps)
+
+
+TILES = st.builds(
+    SimtTile,
+    block_m=st.sampled_from([16, 32, 64, 128]),
+    block_n=st.sampled_from([16, 32, 64]),
+    slice_d=st.sampled_from([16, 32, 64, 128]),
+    num_warps=st.sampled_from([2, 4, 8]),
+    lanes=st.sampled_from([8, 16, 32]),
+    query_resident=st.booleans(),
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]), det=st.booleans())
+def test_results_do_not_depend_on_the_tile(monkeypatch, tile, dtype, d, det):
+    itemsize = np.dtype(dtype).itemsize
+    assume(tile.is_legal(head_dim_bucket(d, d), itemsize, backward=True))
+    assume(tile.backward_shared_bytes(head_dim_bucket(d, d), itemsize) <= named("sm_90a").shared_per_block)
+    assume(tile.forward_shared_bytes(head_dim_bucket(d, d), itemsize) <= named("sm_90a").shared_per_block)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "plan_forward", lambda problem, device: plan_forward(problem, device, tile))
+        patch.setattr(launch, "plan_backward", lambda *args: plan_backward(*args, tile))
+        check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)
+
+
+def test_no_bank_conflicts():
+    for dtype in ("float32", "float64", "float16"):
+        q, k, v, dout, _ = dataclasses.replace(RAGGED, dtype=dtype).arrays()
+        for deterministic in (False, True):
+            with emulator.settings(mode="counted"):
+                out, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
+                assert emulator.last_run().total("shared_accesses") > 0
+                assert emulator.last_run().total("bank_conflicts") == 0
+                vjp(dout)
+                assert emulator.last_run().total("bank_conflicts") == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_forward_moves_exactly_what_the_schedule_says(causal):
+    """Q once; K and V once for each query block that sees them; out and lse written once."""
+    q, k, v, *_ = Case(heads_k=2, group=2, sq=200, sk=300, causal=causal).arrays()
+    with emulator.settings(mode="counted"):
+        flash_attention(q, k, v, causal=causal, backend="emulator")
+    (report,) = emulator.last_run().launches
+    keys = sum(min(300, min(m0 + 64, 200) + 100) if causal else 300 for m0 in range(0, 200, 64))
+    assert report.buffers["q"].read == q.nbytes
+    assert report.buffers["k"].read == report.buffers["v"].read == 4 * keys * 64 * 4
+    assert report.buffers["out"].written == q.nbytes and report.buffers["lse"].written == 4 * 200 * 4
+    assert report.bytes_written == q.nbytes + 4 * 200 * 4
+
+
+def test_nothing_of_the_size_of_the_scores_reaches_global_memory():
+    q, k, v, dout, _ = Case(sq=512, sk=512, d=8).arrays()
+    with emulator.settings(mode="counted"):
+        out, vjp = flash_attention_vjp(q, k, v, backend="emulator", deterministic=True)
+        forward = emulator.last_run().total("bytes_written")
+        vjp(dout)
+        backward = emulator.last_run().total("bytes_written")
+    assert forward + backward < 512 * 512 * 4 / 4
+
+
+def test_hidden_keys_and_queries_are_never_read():
+    """Rows that take part in nothing may hold NaN: they leave no trace in any result."""
+    case = Case(sq=100, sk=130, causal=True, q_offset=-30)  # queries before 30 and keys from 70 on are hidden
+    q, k, v, dout, _ = case.arrays()
+    clean = check(case, ON)
+    for x, hidden in ((q, np.s_[:, :30]), (k, np.s_[:, 70:]), (v, np.s_[:, 70:]), (dout, np.s_[:, :30])):
+        x[hidden] = np.nan
+    out, vjp = flash_attention_vjp(q, k, v, **case.options, return_lse=True, backend="emulator")
+    for x, y in zip((*out, *vjp(dout)), (clean[0], clean[1], *vjp(dout)), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert not np.isnan(x).any()
+
+
+def test_params_have_the_layout_of_the_kernels(tmp_path):
+    fields = [("Tensor", TENSOR), ("Shape", SHAPE), ("ForwardParams", FORWARD_PARAMS)]
+    fields.append(("BackwardParams", BACKWARD_PARAMS))
+    checks = [f'static_assert(sizeof({struct}) == {dtype.itemsize}, "");' for struct, dtype in fields]
+    for struct, dtype in fields:
+        for name, (_, offset, *_rest) in dtype.fields.items():
+            checks.append(f'static_assert(__builtin_offsetof({struct}, {name}) == {offset}, "");')
+    entry = 'extern "C" __global__ void entry(const __grid_constant__ Shape params) {}'
+    folders = (source.root() / "emulator", source.root())
+    text = source.flatten(
+        "check.cu", virtual={"check.cu": '#include "params.cuh"\n' + "\n".join((*checks, entry))}, search=folders
+    )
+    assert emulator.EmulatorModule(text).entries == ("entry",)
+    with pytest.raises(emulator.ToolchainError, match="static assertion failed"):
+        emulator.EmulatorModule(text.replace("sizeof(Shape) ==", "sizeof(Shape) + 1 =="))
+
+
+MUTANTS = {
+    "forward: tiles reused before all have read them": (
+        "simt/forward.cu", "__syncthreads();  // the tiles' last readers are done", "", {"shared_race"}),
+    "forward: K read before it is written": (
+        "simt/forward.cu", "load_tile(shared.key, gK, n0, slice * kSliceD);\n      __syncthreads();",
+        "load_tile(shared.key, gK, n0, slice * kSliceD);", {"shared_race", "uninitialised"}),
+    "forward: V overwrites K": (
+        "simt/forward.cu", "__syncthreads();  // K's, then the previous slice's, readers are done; P is written", "",
+        {"shared_race"}),
+    "forward: one row too many": (
+        "attention/matrix.cuh", "row >= row_begin && row < rows", "row >= row_begin && row <= rows", {"out_of_bounds"}),
+    "forward: divergent barrier": (
+        "simt/forward.cu", "__syncthreads();  // the tiles' last readers are done",
+        "if (threadIdx.x < 64) __syncthreads();", {"barrier_divergence"}),
+    "forward: every block writes the first rows": (
+        "simt/forward.cu", "store_row(gO, row, ", "store_row(gO, row_of<kRows>(i), ", {"global_race"}),
+    "forward: misaligned vectors": (
+        "simt/tile.cuh", "g.at(row0 + row, col0 + col));", "g.at(row0 + row, col0 + col) + 1);",
+        {"misaligned"}),
+    "backward: P published without a barrier": (
+        "simt/backward_tiles.cuh", "    for (int j = 0; j < kCols; ++j) *shared.p.at(row_of<kRows>(i), col_of(j)) = "
+        "p[i][j];\n  }\n  __syncthreads();", "    for (int j = 0; j < kCols; ++j) *shared.p.at(row_of<kRows>(i), "
+        "col_of(j)) = p[i][j];\n  }", {"shared_race", "uninitialised"}),
+    "backward: dQ added without atomics": (
+        "simt/backward_dkdv.cu", "atomicAdd(head.dq_acc.at(row, col), acc_dq[i][j]);",
+        "*head.dq_acc.at(row, col) += acc_dq[i][j];", {"global_race"}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def mutate(monkeypatch):
+    """Replace text of a kernel's file, once and provably."""
+
+    def replace(name, old, new):
+        original = source._read
+
+        def read(wanted, *args):
+            text = original(wanted, *args)
+            if wanted != name:
+                return text
+            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}, not once"
+            return text.replace(old, new)
+
+        monkeypatch.setattr(source, "_read", read)
+        emulator_backend._text.cache_clear()
+
+    yield replace
+    emulator_backend._text.cache_clear()
+
+
+def run_checked():
+    q, k, v, dout, _ = dataclasses.replace(RAGGED, sq=130, heads_k=2).arrays()
+    with emulator.settings(mode="checked"):
+        _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
+        vjp(dout)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_seeded_bugs_in_the_kernels_are_caught(name, mutate):
+    file, old, new, kinds = MUTANTS[name]
+    run_checked()
+    mutate(file, old, new)
+    with pytest.raises(EmulatorError) as raised:
+        run_checked()
+    error = raised.value
+    assert error.kernel == ("attention_dkdv" if name.startswith("backward") else "attention_forward")
+    assert error.kind in kinds, error
+    assert error.sites and error.threads
+    assert all(str(site) in str(error) for site in error.sites)
