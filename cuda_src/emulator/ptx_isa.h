@@ -4,8 +4,8 @@
 // the instruction's type, put writes a result back, sign- or zero-extended as the type says.
 // Approximate instructions (ex2, lg2, rcp, ...) are computed to full precision; NaN payloads are the host's.
 #pragma once
-// A translated kernel has thousands of statements: at -Og a backward compiles in 4 s, at -O1 in 9, at -O2 in 19.
-// It then runs six times slower, which conformance tests do not feel. clang ignores this and needs no help.
+// A translated kernel has thousands of statements: a backward compiles in 4 s at -Og, 9 at -O1, 19 at -O2.
+// At -Og it runs six times slower, which conformance tests do not feel. clang ignores this.
 #pragma GCC optimize("Og")
 #include "platform.cuh"
 #include "ptx/convert.cuh"

@@ -40,9 +40,7 @@ def run_path(
 ) -> Arrays:
     """Launch a kernel on copies of `arrays` by one path; its outputs, by name."""
     memory = {key: np.array(value, order="C") for key, value in arrays.items()}
-    buffers = [
-        emulator.Buffer(key, value.ctypes.data, value.nbytes, key in outputs) for key, value in memory.items()
-    ]
+    buffers = [emulator.Buffer(key, value.ctypes.data, value.nbytes, key in outputs) for key, value in memory.items()]
     text = cpp_of(path, name, virtual or {}, arch)
     with emulator.settings(**settings):
         emulator.launch(text, entry, grid, block, pack(memory), shared_bytes, buffers)

@@ -1,0 +1,191 @@
+"""NVRTC without a GPU: every kernel for every architecture, and the disk cache."""
+
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from cupy_flash import compile, source, startup
+from cupy_flash.device import named
+from cupy_flash.plan import Specialization, all_specializations, core_specializations
+
+pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRTC: pip install "cupy-flash[cuda13]"')
+
+# sm_70 is out of reach of NVRTC 13: CUDA 13 dropped it.
+ARCHES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+
+def check_resources(kernel: Specialization, arch: str) -> None:
+    compiled = compile.to_cubin(kernel, arch)
+    assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
+    device, constants = named(arch), dict(kernel.constants)
+    registers = -(-compiled.registers // 8) * 8  # allocated in units of 8 a thread
+    blocks = constants.get("kMinBlocks", 1)
+    assert blocks * 32 * constants["kNWarps"] * registers <= device.registers_per_sm
+    assert compiled.path.read_bytes()[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_kernels_compile_without_spills(arch, dtype):
+    """One head dimension each; `test_all_kernels_compile_without_spills` has them all."""
+    element = {"float16": "Float16", "float32": "float", "float64": "double"}[dtype]
+    kernels = [
+        kernel
+        for kernel in all_specializations(named(arch))
+        if ("Element", element) in kernel.types
+        and ("Mask", "CausalMask") in kernel.types
+        and kernel.constant("kHeadDim") == 64
+    ]
+    assert {kernel.entry for kernel in kernels} == {"attention_forward", "attention_dkdv", "attention_dq"}
+    for kernel in kernels:
+        check_resources(kernel, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["Float16", "BFloat16", "float", "double"])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_all_kernels_compile_without_spills(arch, dtype):
+    for kernel in all_specializations(named(arch)):
+        if ("Element", dtype) in kernel.types:
+            check_resources(kernel, arch)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often NVRTC was asked to compile."""
+    calls = []
+    original = compile._nvrtc_compile
+    monkeypatch.setattr(compile, "_nvrtc_compile", lambda *args: calls.append(args) or original(*args))
+    return calls
+
+
+SMALL = next(core_specializations(named("sm_80")))
+
+
+def test_a_second_compilation_comes_from_the_cache(cache, count):
+    assert compile.find(SMALL, "sm_80") is None
+    first = compile.to_cubin(SMALL, "sm_80")
+    assert compile.to_cubin(SMALL, "sm_80") == compile.find(SMALL, "sm_80") == first
+    assert len(count) == 1
+    assert compile.to_cubin(SMALL, "sm_90a").path != first.path
+
+
+@pytest.mark.parametrize("damage", ["truncated cubin", "other cubin", "no cubin", "broken record", "wrong record"])
+def test_a_damaged_cache_is_compiled_again(cache, count, damage):
+    first = compile.to_cubin(SMALL, "sm_80")
+    content, record = first.path.read_bytes(), first.path.with_suffix(".json")
+    if damage == "truncated cubin":
+        first.path.write_bytes(content[:100])
+    elif damage == "other cubin":
+        first.path.write_bytes(bytes(len(content)))
+    elif damage == "no cubin":
+        first.path.unlink()
+    elif damage == "broken record":
+        record.write_text("{")
+    else:
+        record.write_text('{"sha256": 3}')
+    assert compile.to_cubin(SMALL, "sm_80") == first
+    assert first.path.read_bytes()[:4] == b"\x7fELF"
+    assert len(count) == 2
+
+
+def test_an_edited_header_is_never_served_stale(cache, count, monkeypatch, tmp_path):
+    folder = shutil.copytree(source.root(), tmp_path / "cuda_src")
+    monkeypatch.setattr(source, "root", lambda: folder)
+    first = compile.to_cubin(SMALL, "sm_80")
+    header = folder / "attention" / "matrix.cuh"
+    header.write_text(header.read_text() + "\n// edited\n")
+    assert compile.to_cubin(SMALL, "sm_80").path != first.path
+    assert len(count) == 2
+
+
+def test_concurrent_processes_do_not_clobber_each_other(cache):
+    code = (
+        "from cupy_flash import compile; from cupy_flash.device import named; from cupy_flash.plan import *;"
+        "k = next(core_specializations(named('sm_80'))); c = compile.to_cubin(k, 'sm_80');"
+        "assert c.path.read_bytes()[:4] == b'\\x7fELF' and c.registers > 0"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [p.wait() for p in processes] == [0, 0, 0]
+    assert compile.find(SMALL, "sm_80") is not None
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix not in (".cubin", ".json")]
+
+
+def test_threads_compile_together(cache):
+    kernels = list(core_specializations(named("sm_80")))[:2]
+    seen = []
+    results = compile.compile_all(kernels, "sm_80", lambda kernel, compiled: seen.append((kernel, threading.get_ident())))
+    assert {kernel for kernel, _ in seen} == set(kernels)
+    assert [r.path for r in results] == [compile.to_cubin(k, "sm_80").path for k in kernels]
+
+
+def test_a_cold_start_is_announced_once(cache, capsys):
+    kernels = list(core_specializations(named("sm_80")))[:2]
+    compile.prepare(kernels, "sm_80")
+    assert capsys.readouterr().err.count("\n") == 1
+    compile.prepare(kernels, "sm_80")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_names_file_and_line(cache, monkeypatch):
+    original = source._read
+    monkeypatch.setattr(
+        source, "_read", lambda name, *a: original(name, *a) + ("\nbroken;" if name == "params.cuh" else "")
+    )
+    with pytest.raises(compile.CompileError, match=r"params\.cuh\(\d+\): error"):
+        compile.to_cubin(SMALL, "sm_80")
+
+
+def test_ptx_keeps_source_lines():
+    ptx = compile.to_ptx(SMALL, "sm_90a")
+    assert ".target sm_90a" in ptx and "attention_delta" in ptx
+    assert "backward_rows.cu" in ptx
+
+
+def test_flatten_includes_each_file_once_and_keeps_line_numbers():
+    text = source.flatten("a.cu", virtual={"a.cu": '#include "b.cuh"\n#include "b.cuh"\nx', "b.cuh": "#pragma once\ny"})
+    assert text.splitlines() == [
+        '#line 1 "a.cu"', '#line 1 "b.cuh"', "", "y", '#line 2 "a.cu"', '#line 3 "a.cu"', "x",
+    ]  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.cuh is in none of"):
+        source.flatten("a.cu", virtual={"a.cu": '#include "nowhere.cuh"'})
+
+
+def test_startup_mode_is_checked(monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_COMPILE", "sometimes")
+    with pytest.raises(ValueError, match="CUPY_FLASH_COMPILE is 'sometimes'"):
+        startup.compile_core_kernels()
+
+
+@pytest.mark.parametrize(("mode", "loads"), [("", 1), ("import", 1), ("lazy", 0)])
+def test_startup_compiles_unless_lazy(monkeypatch, mode, loads):
+    from cupy_flash.backends import cupy_
+
+    calls = []
+    monkeypatch.setenv("CUPY_FLASH_COMPILE", mode)
+    monkeypatch.setattr(startup, "_has_driver", lambda: True)
+    monkeypatch.setattr(cupy_, "load_core", lambda: calls.append(1))
+    startup.compile_core_kernels()
+    assert len(calls) == loads
+
+
+def test_startup_failure_is_a_warning(monkeypatch):
+    from cupy_flash.backends import cupy_
+
+    def fail():
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setenv("CUPY_FLASH_COMPILE", "")
+    monkeypatch.setattr(startup, "_has_driver", lambda: True)
+    monkeypatch.setattr(cupy_, "load_core", fail)
+    with pytest.warns(RuntimeWarning, match="could not prepare its kernels: no GPU"):
+        startup.compile_core_kernels()
