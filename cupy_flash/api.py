@@ -293,18 +293,14 @@ def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
         return grad
     full = shape if len(shape) > 2 else (1, *shape)
     lead = grad.ndim - len(full)
-    axes = tuple(range(lead)) + tuple(
-        i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1
-    )
+    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1)
     if axes:
         sum_dtype = np.result_type(np.float32, grad.dtype) if grad.dtype.itemsize < 4 else grad.dtype
         grad = grad.sum(axis=axes, keepdims=True, dtype=sum_dtype).astype(grad.dtype)
     return grad.reshape(shape)
 
 
-def _check_out(
-    xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array
-) -> None:
+def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
     if not isinstance(out, xp.ndarray):
         raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
     check_like("out", out, shape, problem.storage)

@@ -161,9 +161,7 @@ def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) 
         try:
             nvrtc.compileProgram(program, (*options, *_OPTIONS))
         except nvrtc.NVRTCError as error:
-            raise CompileError(
-                f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}"
-            ) from None
+            raise CompileError(f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}") from None
         return getattr(nvrtc, result)(program), nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)

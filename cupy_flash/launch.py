@@ -68,9 +68,7 @@ def backward(
     """
     xp = runtime.namespace
     if q.size == 0 or k.size == 0:
-        dq, dk, dv = (
-            xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape)
-        )
+        dq, dk, dv = (xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape))
         return dq, dk, dv
     atomic_dq = plan_backward(problem, runtime.device, deterministic).atomic_dq
     dq = (xp.zeros if atomic_dq else xp.empty)(problem.q_shape, problem.storage)
@@ -90,9 +88,7 @@ def backward(
     if dlse is not None:
         tensors["dlse"] = dlse[..., None]
     if atomic_dq:
-        tensors["dq_acc"] = (
-            dq if problem.storage == problem.accumulator else xp.zeros(dq.shape, problem.accumulator)
-        )
+        tensors["dq_acc"] = dq if problem.storage == problem.accumulator else xp.zeros(dq.shape, problem.accumulator)
     for part, views in _parts(problem, tensors):
         params = _pack(runtime, BACKWARD_PARAMS, part, views)
         for launch in plan_backward(part, runtime.device, deterministic).launches:

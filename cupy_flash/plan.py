@@ -183,9 +183,7 @@ def _simt_dkdv(
     )
 
 
-def _simt_dq(
-    dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None
-) -> Specialization:
+def _simt_dq(dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None) -> Specialization:
     constants = _simt_constants(dtype, head_dim, device, tile, backward=True)
     return Specialization("simt/backward_dq.cu", "attention_dq", _types(dtype, causal), constants)
 

@@ -80,17 +80,13 @@ class AttentionProblem:
         shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
         (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
         if dk != d:
-            raise ValueError(
-                f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal"
-            )
+            raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
         if sv != sk:
             raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
         if hv != hk:
             raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal")
         if hk == 0 or hq % hk:
-            raise ValueError(
-                f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k"
-            )
+            raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k")
         for name, size in (("q and k", d), ("v", dv)):
             if not 1 <= size <= MAX_HEAD_DIM:
                 raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")

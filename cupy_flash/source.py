@@ -26,9 +26,7 @@ def root() -> Path:
     raise RuntimeError(f"the CUDA sources are missing beside {package}: reinstall cupy_flash")
 
 
-def flatten(
-    name: str, *, virtual: Mapping[str, str] | None = None, search: Sequence[Path] | None = None
-) -> str:
+def flatten(name: str, *, virtual: Mapping[str, str] | None = None, search: Sequence[Path] | None = None) -> str:
     """Inline every ``#include "file"`` of a CUDA source, each file once.
 
     Parameters

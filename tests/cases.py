@@ -62,9 +62,7 @@ class Case:
             for s, layout in zip(shapes, self.layouts, strict=True)
         )
         dout = lay_out(rng.standard_normal(out_shape).astype(dtype), self.layouts[0])
-        dlse = rng.standard_normal(out_shape[:-1]).astype(
-            np.float64 if self.dtype == "float64" else np.float32
-        )
+        dlse = rng.standard_normal(out_shape[:-1]).astype(np.float64 if self.dtype == "float64" else np.float32)
         return q, k, v, dout, dlse
 
 
@@ -132,9 +130,7 @@ def check(case, on, *, dlse=True, **backward_options):
 
     out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
     assert out.dtype == q.dtype
-    grads = on(
-        flash_attention_backward, dout, q, k, v, out, lse, dlse=grad_lse, **case.options, **backward_options
-    )
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=grad_lse, **case.options, **backward_options)
     sizes = magnitudes(q, k, v, dout, grad_lse, **case.options)
     results = zip(
         sizes, (out, lse, *grads), (naive_out, naive_lse, *naive_grads), expected, sizes.values(), strict=True
@@ -155,9 +151,7 @@ def magnitudes(q, k, v, dout, dlse, *, causal, q_offset, scale):
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
     sq, sk = q.shape[-2], k.shape[-2]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + (
-        (sk - sq if q_offset is None else q_offset) if causal else sk
-    )
+    seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
     s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
     p = np.exp(s - s.max(-1, keepdims=True, initial=-1e300))
     p /= np.maximum(p.sum(-1, keepdims=True), 1)
@@ -165,9 +159,7 @@ def magnitudes(q, k, v, dout, dlse, *, causal, q_offset, scale):
     dp = dout @ v.swapaxes(-1, -2)
     ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
     factor = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
-    shared = (
-        group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])
-    )  # terms that meet in one key's gradient
+    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
     terms = {
         "out": p @ v,
         "lse": np.ones(1),

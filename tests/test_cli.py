@@ -171,16 +171,12 @@ def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
     assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a"]) == 0
     printed = capsys.readouterr().out
     for arch in ("sm_75", "sm_90a"):
-        assert re.search(
-            rf"^{arch}: 2 kernels, at most \d+ registers, no spills, ", printed, flags=re.MULTILINE
-        )
+        assert re.search(rf"^{arch}: 2 kernels, at most \d+ registers, no spills, ", printed, flags=re.MULTILINE)
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
 
 
 def test_the_module_runs_as_a_script():
-    done = subprocess.run(
-        [sys.executable, "-m", "cupy_flash", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "cupy_flash", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("demo", "info", "compile"))
 

@@ -123,7 +123,9 @@ def test_concurrent_processes_do_not_clobber_each_other(cache):
 def test_threads_compile_together(cache):
     kernels = list(core_specializations(named("sm_80")))[:2]
     seen = []
-    results = compile.compile_all(kernels, "sm_80", lambda kernel, compiled: seen.append((kernel, threading.get_ident())))
+    results = compile.compile_all(
+        kernels, "sm_80", lambda kernel, compiled: seen.append((kernel, threading.get_ident()))
+    )
     assert {kernel for kernel, _ in seen} == set(kernels)
     assert [r.path for r in results] == [compile.to_cubin(k, "sm_80").path for k in kernels]
 

@@ -30,9 +30,7 @@ def test_within_error_budget_thoroughly(on, case, deterministic, dlse):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("d", "dv"), [(1, 512), (16, 16), (96, 96), (192, 128), (256, 256), (512, 3), (512, 512)]
-)
+@pytest.mark.parametrize(("d", "dv"), [(1, 512), (16, 16), (96, 96), (192, 128), (256, 256), (512, 3), (512, 512)])
 def test_head_dims(on, dtype, d, dv):
     check(Case(dtype=dtype, heads_k=1, group=2, sq=37, sk=70, d=d, dv=dv, causal=True), on)
 
@@ -98,9 +96,7 @@ def test_leading_dimensions_broadcast(on):
 
 def test_more_batch_dimensions_than_the_kernels_stride(on):
     rng = np.random.default_rng(0)
-    q = rng.standard_normal((2, 3, 2, 2, 3, 2, 1, 5, 8), dtype=np.float32).transpose(
-        5, 4, 3, 2, 1, 0, 6, 7, 8
-    )
+    q = rng.standard_normal((2, 3, 2, 2, 3, 2, 1, 5, 8), dtype=np.float32).transpose(5, 4, 3, 2, 1, 0, 6, 7, 8)
     out = on(flash_attention, q, q, q)
     np.testing.assert_allclose(out, attention(q, q, q).out, atol=1e-5)
 
@@ -181,9 +177,7 @@ def test_split_and_merge(on, case, data):
     n = data.draw(st.integers(0, case.sk))
     out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
     parts = [(k[..., :n, :], v[..., :n, :]), (k[..., n:, :], v[..., n:, :])]
-    (out_a, lse_a), (out_b, lse_b) = (
-        on(flash_attention, q, *part, return_lse=True, **case.options) for part in parts
-    )
+    (out_a, lse_a), (out_b, lse_b) = (on(flash_attention, q, *part, return_lse=True, **case.options) for part in parts)
     merged_lse = np.logaddexp(lse_a, lse_b)
     with np.errstate(invalid="ignore"):
         weights = [np.nan_to_num(np.exp(x - merged_lse)) for x in (lse_a, lse_b)]

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "reference": {"problem"},
     "backends": {"problem", "backends.cupy_", "backends.numpy_", "backends.emulator"},
     "api": {"backends", "problem"},
+    "startup": {"backends.cupy_"},
 }
 PLANNED_ON_ANY_MACHINE = ["api", "device", "params", "plan", "problem", "reference", "source", "tiles"]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}

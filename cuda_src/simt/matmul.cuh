@@ -131,7 +131,8 @@ __device__ __forceinline__ void matmul_tn(Accumulator (&acc)[kRows][kSliceCols],
 
 // Write this lane's columns of one accumulator row to row `row` of g, columns from col0; outside g nothing is written.
 template <class Out>
-__device__ __forceinline__ void store_row(const Matrix<Out>& g, int row, int col0, const Accumulator (&acc)[kSliceCols]) {
+__device__ __forceinline__ void store_row(const Matrix<Out>& g, int row, int col0,
+                                          const Accumulator (&acc)[kSliceCols]) {
   if (row >= g.rows) return;
 #pragma unroll
   for (int j = 0; j < kSliceCols; j += kSliceVec) {

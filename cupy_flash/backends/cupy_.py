@@ -58,9 +58,7 @@ class CupyBackend:
         (name, first), *rest = arrays.items()
         for other, x in rest:
             if x.device.id != first.device.id:
-                raise ValueError(
-                    f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU"
-                )
+                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
         return self.namespace.cuda.Device(first.device.id)
 
 

@@ -71,9 +71,7 @@ class Agreement:
 
 def largest_difference(results: list[Result]) -> float:
     """Largest difference of any two results, over the output and all gradients."""
-    return max(
-        float(np.ptp(np.stack(same), axis=0).max()) for same in zip(*(r.arrays for r in results), strict=True)
-    )
+    return max(float(np.ptp(np.stack(same), axis=0).max()) for same in zip(*(r.arrays for r in results), strict=True))
 
 
 def _to_host(x: Any) -> np.ndarray:
