@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -85,6 +86,7 @@ class BackwardPlan:
         return [x for x in (self.delta, self.dkdv, self.dq, self.convert_dq) if x is not None]
 
 
+@functools.lru_cache(maxsize=1024)
 def plan_forward(problem: AttentionProblem, device: Device, tile: SimtTile | None = None) -> Launch:
     """Choose the forward kernel.
 
@@ -112,6 +114,7 @@ def plan_forward(problem: AttentionProblem, device: Device, tile: SimtTile | Non
     return _launch(kernel, blocks * prod(problem.batch))
 
 
+@functools.lru_cache(maxsize=1024)
 def plan_backward(
     problem: AttentionProblem, device: Device, deterministic: bool = False, tile: SimtTile | None = None
 ) -> BackwardPlan:

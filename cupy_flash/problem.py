@@ -147,14 +147,26 @@ def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -
         raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
     if np.dtype(array.dtype) != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}: expected {dtype}")
+    _check_strides(name, array)
+
+
+def _check_strides(name: str, array: Any) -> None:
+    """Elements must lie whole elements apart and be aligned, as a GPU needs them."""
+    itemsize = np.dtype(array.dtype).itemsize
+    if array.size and any(stride % itemsize for stride in array.strides):
+        raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
+    if not getattr(array.flags, "aligned", True):
+        raise ValueError(f"{name} is not aligned in memory: expected an address that is a multiple of {itemsize}")
 
 
 def _check_dtypes(**arrays: Any) -> str:
     names = {}
     for name, array in arrays.items():
-        names[name] = np.dtype(array.dtype).name
-        if names[name] not in DTYPES:
-            raise TypeError(f"{name} has dtype {array.dtype}: expected one of {', '.join(DTYPES)}")
+        dtype = np.dtype(array.dtype)
+        names[name] = dtype.name
+        if DTYPES.get(dtype.name) != dtype:  # a foreign byte order has the same name
+            raise TypeError(f"{name} has dtype {dtype}: expected one of {', '.join(DTYPES)}, in native byte order")
+        _check_strides(name, array)
     if len(set(names.values())) > 1:
         seen = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
         raise TypeError(f"dtypes differ ({seen}): q, k and v must have the same dtype")

@@ -91,8 +91,11 @@ def lay_out(x, layout):
     return view
 
 
+HEAD_DIMS = st.sampled_from([1, 7, 8, 32, 33, 64, 65, 80, 128])
+
+
 @st.composite
-def cases(draw, max_seqlen=150, head_dims=st.sampled_from([1, 7, 8, 32, 33, 64, 65, 80, 128]), **fixed):
+def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, **fixed):
     """Cases of every shape, layout and option; keywords fix fields."""
     sk = draw(st.integers(0, max_seqlen))
     sq = draw(st.one_of(st.integers(0, max_seqlen), st.just(sk)))
