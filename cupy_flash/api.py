@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import backends
+from cupy_flash.broadcast import sum_to_shape
 from cupy_flash.problem import AttentionProblem, check_like
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -264,7 +265,9 @@ def _backward(
     grads = module.backward(
         problem, _with_head(dout), q, k, v, _with_head(out), _with_head(lse, shape), dlse, bool(deterministic)
     )
-    dq, dk, dv = (_sum_to_shape(grad, s) for grad, s in zip(grads, shapes, strict=True))
+    dq, dk, dv = (
+        sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s) for grad, s in zip(grads, shapes, strict=True)
+    )
     return dq, dk, dv
 
 
@@ -285,19 +288,6 @@ def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array)
         x if x.shape == shape else xp.broadcast_to(_with_head(x), shape)
         for x, shape in zip((q, k, v), shapes, strict=True)
     ]
-
-
-def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes along which an input of `shape` was broadcast; sums of half types run in float32."""
-    if grad.shape == shape:
-        return grad
-    full = shape if len(shape) > 2 else (1, *shape)
-    lead = grad.ndim - len(full)
-    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(full) if n == 1 and grad.shape[i + lead] != 1)
-    if axes:
-        sum_dtype = np.result_type(np.float32, grad.dtype) if grad.dtype.itemsize < 4 else grad.dtype
-        grad = grad.sum(axis=axes, keepdims=True, dtype=sum_dtype).astype(grad.dtype)
-    return grad.reshape(shape)
 
 
 def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cupy_flash.broadcast import sum_to_shape
 from cupy_flash.problem import AttentionProblem, check_like
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -149,7 +150,7 @@ def attention_reference_backward(
         ds = math.round(ds * problem.scale)
         grads = math.matmul(ds, kg), math.matmul(_transpose(ds), qg), math.matmul(_transpose(p), do)
         dq, dk, dv = (
-            _sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
+            sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
             for g, x, y in zip(grads, (qg, kg, vg), (q, k, v), strict=True)
         )
     return dq, dk, dv
@@ -223,10 +224,3 @@ def _forward(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v
 
 def _transpose(x: Array) -> Array:
     return x.swapaxes(-1, -2)
-
-
-def _sum_to_shape(grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes along which an operand of `shape` was broadcast."""
-    lead = grad.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(shape) if n == 1 and grad.shape[i + lead] != 1)
-    return grad.sum(axis=axes, keepdims=True).reshape(shape) if axes else grad

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "plan": {"device", "problem", "tiles"},
     "compile": {"cache", "device", "plan", "source"},
     "launch": {"device", "params", "plan", "problem", "tiles"},
-    "reference": {"problem"},
+    "broadcast": set(),
+    "reference": {"broadcast", "problem"},
     "backends": {"problem", "backends.cupy_", "backends.numpy_", "backends.emulator"},
-    "api": {"backends", "problem"},
+    "api": {"backends", "broadcast", "problem"},
     "startup": {"backends.cupy_"},
 }
 PLANNED_ON_ANY_MACHINE = ["api", "device", "params", "plan", "problem", "reference", "source", "tiles"]

@@ -79,7 +79,7 @@ def test_no_bank_conflicts():
         q, k, v, dout, _ = dataclasses.replace(RAGGED, dtype=dtype).arrays()
         for deterministic in (False, True):
             with emulator.settings(mode="counted"):
-                out, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
+                _, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
                 assert emulator.last_run().total("shared_accesses") > 0
                 assert emulator.last_run().total("bank_conflicts") == 0
                 vjp(dout)
@@ -103,7 +103,7 @@ def test_forward_moves_exactly_what_the_schedule_says(causal):
 def test_nothing_of_the_size_of_the_scores_reaches_global_memory():
     q, k, v, dout, _ = Case(sq=512, sk=512, d=8).arrays()
     with emulator.settings(mode="counted"):
-        out, vjp = flash_attention_vjp(q, k, v, backend="emulator", deterministic=True)
+        _, vjp = flash_attention_vjp(q, k, v, backend="emulator", deterministic=True)
         forward = emulator.last_run().total("bytes_written")
         vjp(dout)
         backward = emulator.last_run().total("bytes_written")
