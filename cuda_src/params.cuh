@@ -23,7 +23,7 @@ struct Shape {
   int head_dim;
   int head_dim_v;
   int q_offset;  // causal: query i sees key j <= i + q_offset
-  int reserved;
+  int padding;  // to the double
   double scale;
 };
 

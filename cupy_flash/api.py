@@ -228,13 +228,14 @@ def _forward(
 ) -> tuple[Array, Array]:
     xp = module.namespace
     shape = _out_shape(problem, q)
-    if out is None:
-        out = xp.empty(shape, problem.storage)
-    else:
+    if out is not None:
         _check_out(xp, out, shape, problem, q=q, k=k, v=v)
-    lse = xp.empty(shape[:-1], problem.accumulator)
-    q, k, v = _canonical(xp, problem, q, k, v)
-    module.forward(problem, q, k, v, _with_head(out), _with_head(lse, shape))
+    with module.placed(q=q, k=k, v=v, **({} if out is None else {"out": out})):
+        if out is None:
+            out = xp.empty(shape, problem.storage)
+        lse = xp.empty(shape[:-1], problem.accumulator)
+        q, k, v = _canonical(xp, problem, q, k, v)
+        module.forward(problem, q, k, v, _with_head(out), _with_head(lse, shape))
     return out, lse
 
 
@@ -257,17 +258,18 @@ def _backward(
     check_like("dout", dout, shape, problem.storage)
     check_like("out", out, shape, problem.storage)
     check_like("lse", lse, shape[:-1], problem.accumulator)
-    if dlse is not None:
-        check_like("dlse", dlse, shape[:-1], problem.accumulator)
-        dlse = _with_head(dlse, shape)
+    rest = {} if dlse is None else {"dlse": dlse}
+    for name, x in rest.items():
+        check_like(name, x, shape[:-1], problem.accumulator)
     shapes = q.shape, k.shape, v.shape
-    q, k, v = _canonical(xp, problem, q, k, v)
-    grads = module.backward(
-        problem, _with_head(dout), q, k, v, _with_head(out), _with_head(lse, shape), dlse, bool(deterministic)
-    )
-    dq, dk, dv = (
-        sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s) for grad, s in zip(grads, shapes, strict=True)
-    )
+    with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest):
+        q, k, v = _canonical(xp, problem, q, k, v)
+        dout, out, lse = _with_head(dout), _with_head(out), _with_head(lse, shape)
+        dlse = None if dlse is None else _with_head(dlse, shape)
+        grads = module.backward(problem, dout, q, k, v, out, lse, dlse, bool(deterministic))
+        dq, dk, dv = (
+            sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s) for grad, s in zip(grads, shapes, strict=True)
+        )
     return dq, dk, dv
 
 
@@ -299,7 +301,7 @@ def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionPr
     if _may_self_overlap(out):
         raise ValueError(f"out has strides {out.strides} for shape {shape}: its elements overlap in memory")
     for name, x in inputs.items():
-        if _overlap(xp, out, x):
+        if _overlap(out, x):
             raise ValueError(f"out overlaps {name} in memory: expected memory of its own")
 
 
@@ -313,10 +315,26 @@ def _may_self_overlap(x: Array) -> bool:
     return False
 
 
-def _overlap(xp: Any, a: Array, b: Array) -> bool:
-    if xp is not np:
-        return bool(xp.may_share_memory(a, b))
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays share an element, wherever they lie: only addresses and strides are looked at."""
     try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+        return np.shares_memory(_shadow(a), _shadow(b), max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:  # as hard as integer programming, for exotic strides
         return True
+
+
+def _shadow(x: Array) -> np.ndarray:
+    """A NumPy array with the addresses of x, which must never be read: x may be on a GPU."""
+    if isinstance(x, np.ndarray):
+        return x
+
+    class Addresses:
+        __array_interface__ = {  # noqa: RUF012
+            "version": 3,
+            "shape": x.shape,
+            "strides": x.strides,
+            "typestr": f"|V{x.itemsize}",
+            "data": (x.data.ptr, True),
+        }
+
+    return np.asarray(Addresses())

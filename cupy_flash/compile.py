@@ -1,7 +1,7 @@
 """Specialization to machine code through NVRTC, on disk where the next process finds it. Needs no GPU.
 
 Kernels are compiled to a cubin for one architecture and loaded with ``cupy.RawModule(path=...)``: CuPy's own cache
-hashes neither included headers nor can it target ``sm_90a`` with every NVRTC.
+does not hash included headers, and CuPy cannot target ``sm_90a`` with every NVRTC.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -31,12 +32,12 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """A cubin on disk and what the assembler reported of its entry point."""
+    """A cubin on disk and what the assembler reported of its entry point (None if it did not)."""
 
     path: Path
-    registers: int
-    stack_bytes: int
-    spill_bytes: int
+    registers: int | None
+    stack_bytes: int | None
+    spill_bytes: int | None
 
 
 def flatten(kernel: Specialization) -> str:
@@ -70,11 +71,17 @@ def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
     The key covers the flattened source, the options, the architecture and NVRTC's version. A cubin whose digest
     does not match its record is compiled again. Files appear whole, by a rename, so concurrent processes are safe.
     """
-    found = find(kernel, arch)
+    return text_to_cubin(flatten(kernel), kernel.source, kernel.entry, arch)
+
+
+def text_to_cubin(text: str, name: str, entry: str, arch: str) -> CompiledKernel:
+    """As `to_cubin`, for the entry point `entry` of a flattened source; `name` stands for it in messages."""
+    cubin = _cubin_path(text, entry, arch)
+    found = _load(cubin)
     if found is None:
-        cubin, text = _cubin_path(kernel, arch), flatten(kernel)
-        code, log = _nvrtc_compile(text, kernel.source, (f"-arch={arch}",), "getCUBIN")
-        found = CompiledKernel(cubin, *_resources(log, kernel.entry))
+        code, log = _nvrtc_compile(text, name, (f"-arch={arch}",), "getCUBIN")
+        code = _whole_elf(code)
+        found = CompiledKernel(cubin, *_resources(log, entry))
         record = asdict(found) | {"path": cubin.name, "sha256": hashlib.sha256(code).hexdigest()}
         write_atomically(cubin, code)
         write_atomically(cubin.with_suffix(".json"), json.dumps(record).encode())
@@ -83,14 +90,7 @@ def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
 
 def find(kernel: Specialization, arch: str) -> CompiledKernel | None:
     """Return what `to_cubin` would without compiling, or None."""
-    cubin = _cubin_path(kernel, arch)
-    try:
-        record = json.loads(cubin.with_suffix(".json").read_text())
-        if hashlib.sha256(cubin.read_bytes()).hexdigest() != record.pop("sha256"):
-            return None
-        return CompiledKernel(**record | {"path": cubin})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    return _load(_cubin_path(flatten(kernel), kernel.entry, arch))
 
 
 def prepare(kernels: Iterable[Specialization], arch: str) -> None:
@@ -144,6 +144,25 @@ def nvrtc_version() -> tuple[int, int]:
     return major, minor
 
 
+def target_of(compute_capability: int) -> str:
+    """Name of the newest architecture that NVRTC knows and a GPU of this compute capability (90 for 9.0) runs.
+
+    Raises
+    ------
+    RuntimeError
+        If NVRTC is too old or too new for the GPU.
+    """
+    known = _nvrtc().getSupportedArchs()
+    usable = [arch for arch in known if arch // 10 == compute_capability // 10 and arch <= compute_capability]
+    if not usable:
+        version, wanted = ".".join(map(str, nvrtc_version())), compute_capability / 10
+        raise RuntimeError(
+            f"NVRTC {version} cannot compile for compute capability {wanted} (it knows {', '.join(map(str, known))}): "
+            "install another, by the extra cuda12 or cuda13"
+        )
+    return f"sm_{max(usable)}" + ("a" if max(usable) == 90 else "")
+
+
 def _nvrtc() -> Any:
     try:
         from cupy.cuda import nvrtc
@@ -167,7 +186,7 @@ def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) 
         nvrtc.destroyProgram(program)
 
 
-def _resources(log: str, entry: str) -> tuple[int, int, int]:
+def _resources(log: str, entry: str) -> tuple[int | None, int | None, int | None]:
     """(registers, stack bytes, spilled bytes) of an entry point, from ptxas' verbose log."""
     found = re.search(
         rf"entry function '{entry}'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
@@ -176,12 +195,28 @@ def _resources(log: str, entry: str) -> tuple[int, int, int]:
         re.S,
     )
     if not found:
-        raise CompileError(f"ptxas did not report the resources of {entry}:\n{log}")
+        return None, None, None
     stack, stores, loads, registers = map(int, found.groups())
     return registers, stack, stores + loads
 
 
-def _cubin_path(kernel: Specialization, arch: str) -> Path:
-    covered = (flatten(kernel), kernel.entry, arch, *_OPTIONS, repr(nvrtc_version()))
+def _cubin_path(text: str, entry: str, arch: str) -> Path:
+    covered = (text, entry, arch, *_OPTIONS, repr(nvrtc_version()))
     key = hashlib.sha256("\0".join(covered).encode()).hexdigest()
-    return cache_dir() / "cubin" / arch / f"{kernel.entry}-{key[:32]}.cubin"
+    return cache_dir() / "cubin" / arch / f"{entry}-{key[:32]}.cubin"
+
+
+def _load(cubin: Path) -> CompiledKernel | None:
+    try:
+        record = json.loads(cubin.with_suffix(".json").read_text())
+        if hashlib.sha256(cubin.read_bytes()).hexdigest() != record.pop("sha256"):
+            return None
+        return CompiledKernel(**record | {"path": cubin})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _whole_elf(code: bytes) -> bytes:
+    """The cubin with its last byte: CuPy (14.2 at least) drops it, taking the file for a string that ends in NUL."""
+    offset, size, count = *struct.unpack_from("<Q", code, 32), *struct.unpack_from("<2H", code, 54)
+    return code.ljust(offset + size * count, b"\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -88,14 +89,16 @@ def named(arch: str) -> Device:
     return NAMED[arch]
 
 
-def from_attributes(attributes: dict[str, int]) -> Device:
-    """Describe a GPU by its CUDA device attributes, named as in ``cupy.cuda.Device().attributes``."""
-    capability = 10 * attributes["ComputeCapabilityMajor"] + attributes["ComputeCapabilityMinor"]
-    return Device(
-        f"sm_{capability}" + ("a" if capability == 90 else ""),
-        attributes["MultiProcessorCount"],
-        attributes["MaxSharedMemoryPerBlockOptin"],
-        attributes["MaxSharedMemoryPerMultiprocessor"],
-        attributes["MaxThreadsPerMultiProcessor"],
-        attributes["MaxRegistersPerMultiprocessor"],
-    )
+# What `from_attributes` reads of ``cupy.cuda.Device().attributes``.
+ATTRIBUTES = (
+    "MultiProcessorCount",
+    "MaxSharedMemoryPerBlockOptin",
+    "MaxSharedMemoryPerMultiprocessor",
+    "MaxThreadsPerMultiProcessor",
+    "MaxRegistersPerMultiprocessor",
+)
+
+
+def from_attributes(arch: str, attributes: Mapping[str, int]) -> Device:
+    """Describe a GPU that is compiled for as `arch` by its CUDA device attributes, named as in `ATTRIBUTES`."""
+    return Device(arch, *(attributes[name] for name in ATTRIBUTES))

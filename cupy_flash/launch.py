@@ -35,7 +35,7 @@ class Runtime(Protocol):
     def address(self, array: Any) -> int:
         """Address of the first element."""
 
-    def run(self, launch: Launch, params: np.void, tensors: Tensors) -> None:
+    def run(self, launch: Launch, params: np.ndarray, tensors: Tensors) -> None:
         """Start one kernel; `tensors` are the arrays that `params` points to."""
 
 
@@ -131,7 +131,7 @@ def _with_batch(x: Any, batch: tuple[int, ...], axes: list[int]) -> Any:
     return as_strided(x, shape, strides)
 
 
-def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors: Tensors) -> Any:
+def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors: Tensors) -> np.ndarray:
     params = np.zeros((), dtype)
     batch = (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch
     params["shape"] = (
@@ -148,7 +148,7 @@ def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors:
     )
     for name, x in tensors.items():
         params[name] = _pack_tensor(x, runtime.address(x))
-    return params[()]
+    return params
 
 
 def _pack_tensor(x: Any, address: int) -> tuple[Any, ...]:

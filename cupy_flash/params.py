@@ -26,7 +26,7 @@ SHAPE = np.dtype(
         ("head_dim", np.int32),
         ("head_dim_v", np.int32),
         ("q_offset", np.int32),
-        ("reserved", np.int32),
+        ("padding", np.int32),
         ("scale", np.float64),
     ]
 )

@@ -15,6 +15,7 @@ from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, head_dim_bucket, simt_c
 _ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
 _HEADERS = ("numeric.cuh", "attention/mask.cuh", "attention/score.cuh")
 MAX_GRID = 2**31 - 1
+_ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _simt_dq(dtype: str, causal: bool, head_dim: int, device: Device, tile: Simt
 
 
 def _rows_kernel(entry: str, dtype: str) -> Specialization:
-    return Specialization("attention/backward_rows.cu", entry, _types(dtype, False), (("kNWarps", 4),))
+    return Specialization("attention/backward_rows.cu", entry, _types(dtype, False), (("kNWarps", _ROWS_PER_BLOCK),))
 
 
 def _simt_constants(
@@ -241,7 +242,7 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
 
 
 def _rows_grid(problem: AttentionProblem) -> int:
-    return _ceil_div(prod(problem.batch) * problem.num_heads_q * problem.seqlen_q, 4)
+    return _ceil_div(prod(problem.batch) * problem.num_heads_q * problem.seqlen_q, _ROWS_PER_BLOCK)
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -17,7 +17,7 @@ DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
 }
 MAX_HEAD_DIM = 512
-MAX_SEQLEN = 2**30  # positions and their sums are 32-bit in the kernels
+MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,14 @@ def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -
 def _check_strides(name: str, array: Any) -> None:
     """Elements must lie whole elements apart and be aligned, as a GPU needs them."""
     itemsize = np.dtype(array.dtype).itemsize
-    if array.size and any(stride % itemsize for stride in array.strides):
+    if any(stride % itemsize for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
-    if not getattr(array.flags, "aligned", True):
+    if array.size and _address(array) % itemsize:
         raise ValueError(f"{name} is not aligned in memory: expected an address that is a multiple of {itemsize}")
+
+
+def _address(array: Any) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 def _check_dtypes(**arrays: Any) -> str:

@@ -14,8 +14,8 @@ MODES = ("import", "lazy")
 def compile_core_kernels() -> None:
     """Make the core kernels ready for the current GPU, unless CUPY_FLASH_COMPILE is ``lazy``.
 
-    Does nothing, and does not import CuPy, where there is no driver or no CuPy. A failure is a warning: the call
-    that needs a kernel reports it in full.
+    Does nothing where there is no CuPy or no usable GPU, and does not even import CuPy where there is no driver. A
+    failure to compile is a warning: the call that needs a kernel reports it in full.
 
     Raises
     ------
@@ -27,12 +27,17 @@ def compile_core_kernels() -> None:
         raise ValueError(f"CUPY_FLASH_COMPILE is {mode!r}: expected one of {', '.join(MODES)}")
     if mode == "lazy" or not _has_driver() or importlib.util.find_spec("cupy") is None:
         return
-    from cupy_flash.backends.cupy_ import load_core
+    from cupy_flash.backends import cupy_
 
     try:
-        load_core()
+        cupy_.import_cupy()
+    except RuntimeError:
+        return
+    try:
+        cupy_.prepare_core()
     except Exception as error:
-        warnings.warn(f"cupy_flash could not prepare its kernels: {error}", RuntimeWarning, stacklevel=3)
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"cupy_flash could not prepare its kernels: {reason}", RuntimeWarning, stacklevel=3)
 
 
 def _has_driver() -> bool:

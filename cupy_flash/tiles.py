@@ -77,6 +77,7 @@ class SimtTile:
             and self.slice_d % (2 * vec) == 0
             and head_dim % self.slice_d == 0
             and slice_cols >= 1
+            and self.lanes % vec == 0
             and self.slice_d % (self.lanes * min(slice_cols, vec)) == 0
             and (not backward or self.block_n % groups == 0)
         )

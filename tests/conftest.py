@@ -1,5 +1,6 @@
 """Backends as a fixture, and hypothesis without deadlines: the first call of a shape compiles."""
 
+import ctypes
 import os
 
 import hypothesis
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from cupy_flash import backends
+from cupy_flash.backends.emulator import _extent
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
@@ -27,11 +29,23 @@ class On:
             return function(*arrays, **options)
         import cupy
 
-        def move(x):
-            return cupy.asarray(x) if isinstance(x, np.ndarray) else x
-
-        result = function(*map(move, arrays), **{key: move(x) for key, x in options.items()})
+        result = function(*map(to_gpu, arrays), **{key: to_gpu(x) for key, x in options.items()})
         return tuple(map(cupy.asnumpy, result)) if isinstance(result, tuple) else cupy.asnumpy(result)
+
+
+def to_gpu(x):
+    """A copy on the GPU in the same layout: strides, holes and alignment within 16 bytes as they are."""
+    import cupy
+
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.size == 0:
+        return cupy.asarray(x)
+    low, nbytes = _extent(x)
+    start = low - low % 16
+    host = np.frombuffer((ctypes.c_char * (low + nbytes - start)).from_address(start), np.uint8)
+    memory = cupy.asarray(host)
+    return cupy.ndarray(x.shape, x.dtype, memory.data + (x.ctypes.data - start), strides=x.strides)
 
 
 @pytest.fixture(params=["cpu", "emulator", GPU])

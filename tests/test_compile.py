@@ -1,12 +1,13 @@
 """NVRTC without a GPU: every kernel for every architecture, and the disk cache."""
 
 import shutil
+import struct
 import subprocess
 import sys
 
 import pytest
 
-from cupy_flash import compile, source, startup
+from cupy_flash import compile, device, source, startup
 from cupy_flash.device import named
 from cupy_flash.plan import Specialization, all_specializations, core_specializations
 
@@ -19,10 +20,10 @@ ARCHES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 def check_resources(kernel: Specialization, arch: str) -> None:
     compiled = compile.to_cubin(kernel, arch)
     assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
-    device, constants = named(arch), dict(kernel.constants)
+    limits, constants = named(arch), dict(kernel.constants)
     registers = -(-compiled.registers // 8) * 8  # allocated in units of 8 a thread
     blocks = constants.get("kMinBlocks", 1)
-    assert blocks * 32 * constants["kNWarps"] * registers <= device.registers_per_sm
+    assert blocks * 32 * constants["kNWarps"] * registers <= limits.registers_per_sm
     assert compiled.path.read_bytes()[:4] == b"\x7fELF"
 
 
@@ -144,6 +145,48 @@ def test_an_error_names_file_and_line(cache, monkeypatch):
         compile.to_cubin(SMALL, "sm_80")
 
 
+def test_startup_is_silent_where_there_is_a_driver_but_no_gpu(monkeypatch, recwarn):
+    from cupy_flash.backends import cupy_
+
+    def fail():
+        raise RuntimeError("the driver shows none")
+
+    monkeypatch.setenv("CUPY_FLASH_COMPILE", "")
+    monkeypatch.setattr(startup, "_has_driver", lambda: True)
+    monkeypatch.setattr(cupy_, "import_cupy", fail)
+    startup.compile_core_kernels()
+    assert not recwarn.list
+
+
+def test_cubins_are_whole(cache):
+    """CuPy cuts the last byte off; the program headers end the file."""
+    code = compile.to_cubin(SMALL, "sm_80").path.read_bytes()
+    offset, (size, count) = struct.unpack_from("<Q", code, 32)[0], struct.unpack_from("<2H", code, 54)
+    assert len(code) >= offset + size * count
+
+
+def test_the_attributes_of_a_device_are_those_that_cupy_has():
+    import cupy
+
+    for name in device.ATTRIBUTES:
+        assert hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}")
+
+
+def test_targets_of_gpus(monkeypatch):
+    monkeypatch.setattr(compile._nvrtc(), "getSupportedArchs", lambda: (75, 80, 86, 90, 100, 120))
+    for capability, arch in [(75, "sm_75"), (87, "sm_86"), (89, "sm_86"), (90, "sm_90a"), (103, "sm_100")]:
+        assert compile.target_of(capability) == arch
+    with pytest.raises(RuntimeError, match=r"cannot compile for compute capability 7\.0 .* extra cuda12"):
+        compile.target_of(70)
+
+
+def test_a_cache_that_cannot_be_made_is_replaced(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match="cannot write to its cache"):
+        assert compile.to_cubin(SMALL, "sm_80").path.exists()
+
+
 def test_ptx_keeps_source_lines():
     ptx = compile.to_ptx(SMALL, "sm_90a")
     assert ".target sm_90a" in ptx and "attention_delta" in ptx
@@ -172,7 +215,8 @@ def test_startup_compiles_unless_lazy(monkeypatch, mode, loads):
     calls = []
     monkeypatch.setenv("CUPY_FLASH_COMPILE", mode)
     monkeypatch.setattr(startup, "_has_driver", lambda: True)
-    monkeypatch.setattr(cupy_, "load_core", lambda: calls.append(1))
+    monkeypatch.setattr(cupy_, "import_cupy", lambda: None)
+    monkeypatch.setattr(cupy_, "prepare_core", lambda: calls.append(1))
     startup.compile_core_kernels()
     assert len(calls) == loads
 
@@ -185,6 +229,7 @@ def test_startup_failure_is_a_warning(monkeypatch):
 
     monkeypatch.setenv("CUPY_FLASH_COMPILE", "")
     monkeypatch.setattr(startup, "_has_driver", lambda: True)
-    monkeypatch.setattr(cupy_, "load_core", fail)
-    with pytest.warns(RuntimeWarning, match="could not prepare its kernels: no GPU"):
+    monkeypatch.setattr(cupy_, "import_cupy", lambda: None)
+    monkeypatch.setattr(cupy_, "prepare_core", fail)
+    with pytest.warns(RuntimeWarning, match="could not prepare its kernels: RuntimeError: no GPU"):
         startup.compile_core_kernels()

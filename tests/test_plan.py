@@ -114,15 +114,13 @@ def test_devices_by_name_and_by_attributes():
     with pytest.raises(ValueError, match="architecture is 'sm_61'"):
         named("sm_61")
     attributes = {
-        "ComputeCapabilityMajor": 9,
-        "ComputeCapabilityMinor": 0,
         "MultiProcessorCount": 132,
         "MaxSharedMemoryPerBlockOptin": 232448,
         "MaxSharedMemoryPerMultiprocessor": 233472,
         "MaxThreadsPerMultiProcessor": 2048,
         "MaxRegistersPerMultiprocessor": 65536,
     }
-    assert from_attributes(attributes) == named("sm_90a") == Device("sm_90a", 132, 232448, 233472, 2048)
+    assert from_attributes("sm_90a", attributes) == named("sm_90a") == Device("sm_90a", 132, 232448, 233472, 2048)
     assert named("sm_90a").compute_capability == 90
 
 

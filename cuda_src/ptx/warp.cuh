@@ -8,7 +8,7 @@ namespace ptx {
 constexpr uint32_t kFullWarp = 0xffffffffu;
 
 // T: a 4- or 8-byte arithmetic type. `width` (a power of two) splits the warp into independent segments.
-// A lane whose source would lie outside its segment gets its own value back.
+// In shfl_xor, shfl_up and shfl_down a lane whose source would lie outside its segment gets its own value back.
 
 // Lane i reads lane i ^ lane_mask.
 template <class T> __device__ __forceinline__ T shfl_xor(T value, int lane_mask, int width = kWarpSize) {

@@ -3,9 +3,9 @@
 //   S = Q K^T,  P = softmax(score(S)),  O = P V,  lse = logsumexp(score(S))
 //
 // Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first.
-// A row belongs to kLanes lanes of one warp, from scores to output, so row statistics need only shuffles and P
-// passes through shared memory that no other warp touches. Per key block: S by slices of the head dimension,
-// one online-softmax step, then O by slices. Nothing of size Sq x Sk leaves the SM.
+// A row belongs to kLanes lanes of one warp, from scores to output, so row statistics need only shuffles. Per key
+// block: S by slices of the head dimension, one online-softmax step, P into shared memory for the other lanes of its
+// rows (the barriers around V's load order that too), then O by slices. Nothing of size Sq x Sk leaves the SM.
 #include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "attention/online_softmax.cuh"
@@ -60,7 +60,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
     set_zero(acc_s);

@@ -16,6 +16,7 @@ static_assert(kHeadDim % kSliceD == 0, "slices must fill the head dimension");
 template <int kRows, int kCols, int kPadding = kVec>
 struct __align__(16) Tile {
   static constexpr int kStride = kCols + kPadding;
+  static_assert(kStride % kVec == 0, "vectors stay aligned from row to row");
   Accumulator data[kRows * kStride];
 
   __device__ __forceinline__ Accumulator* at(int row, int col) { return data + row * kStride + col; }

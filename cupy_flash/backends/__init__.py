@@ -6,6 +6,7 @@ reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes w
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,9 @@ class Backend(Protocol):
     @property
     def namespace(self) -> Any:
         """numpy or cupy: where the arrays live."""
+
+    def placed(self, **arrays: Any) -> AbstractContextManager[Any]:
+        """A context in which new arrays are made where these are; a ValueError if they are not in one place."""
 
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""
@@ -63,11 +67,13 @@ def get(name: str) -> Backend:
 
         return CupyBackend()
     if name == "cpu":
-        from cupy_flash.backends.numpy_ import NumpyBackend
+        from cupy_flash.backends.cpu import CpuBackend
 
-        return NumpyBackend()
+        return CpuBackend()
     raise ValueError(f"backend is {name!r}: expected None, 'cpu', 'cuda', 'emulator' or 'emulator:<arch>'")
 
+
+_DL_CPU, _DL_CUDA = 1, (2, 13)  # dlpack.h: kDLCPU; kDLCUDA and kDLCUDAManaged
 
 _instances: dict[str, Backend] = {}
 
@@ -104,15 +110,26 @@ def _as_array(name: str, x: Any) -> Any:
         return x.view(np.ndarray)
     if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
         return x
+    # DLPack first: it knows bfloat16, and asks for no synchronisation.
+    if hasattr(x, "__dlpack__"):
+        return _from_dlpack(name, x)
     if hasattr(x, "__cuda_array_interface__"):
         return _cupy().asarray(x)
-    if hasattr(x, "__dlpack__"):
-        on_cpu = x.__dlpack_device__()[0] == 1  # kDLCPU, dlpack.h
-        return (np if on_cpu else _cupy()).from_dlpack(x)
     raise TypeError(
         f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array, or one with "
         "__cuda_array_interface__ or __dlpack__"
     )
+
+
+def _from_dlpack(name: str, x: Any) -> Any:
+    device = x.__dlpack_device__()[0]
+    if device not in (_DL_CPU, *_DL_CUDA):
+        raise TypeError(f"{name} is on a device of DLPack type {device}: expected the CPU or a CUDA device")
+    module = np if device == _DL_CPU else _cupy()
+    try:
+        return module.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} is a {type(x).__name__} that {module.__name__} cannot take: {error}") from error
 
 
 def _cupy() -> Any:

@@ -27,13 +27,20 @@ class CupyBackend:
     def address(self, array: Any) -> int:
         return array.data.ptr
 
-    def run(self, step: Launch, params: np.void, tensors: launch.Tensors) -> None:
+    def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
         kernel = _kernel(step.kernel, self.namespace.cuda.runtime.getDevice())
         kernel((step.grid,), (step.block,), (params,), shared_mem=step.shared_bytes)
 
+    def placed(self, **arrays: Any) -> Any:
+        """A context in which the GPU of the arrays is current."""
+        (name, first), *rest = arrays.items()
+        for other, x in rest:
+            if x.device.id != first.device.id:
+                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
+        return self.namespace.cuda.Device(first.device.id)
+
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
-        with self._device_of(q=q, k=k, v=v, out=out):
-            launch.forward(self, problem, q, k, v, out, lse)
+        launch.forward(self, problem, q, k, v, out, lse)
 
     def backward(
         self,
@@ -47,19 +54,11 @@ class CupyBackend:
         dlse: Any | None,
         deterministic: bool,
     ) -> tuple[Any, Any, Any]:
-        with self._device_of(q=q, k=k, v=v, dout=dout, out=out, lse=lse):
-            return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+        return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
 
     def status(self) -> str:
         properties = self.namespace.cuda.runtime.getDeviceProperties(self.namespace.cuda.runtime.getDevice())
         return f"{properties['name'].decode()}, {self.device.arch}"
-
-    def _device_of(self, **arrays: Any) -> Any:
-        (name, first), *rest = arrays.items()
-        for other, x in rest:
-            if x.device.id != first.device.id:
-                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
-        return self.namespace.cuda.Device(first.device.id)
 
 
 def import_cupy() -> Any:
@@ -87,18 +86,20 @@ def import_cupy() -> Any:
     return cupy
 
 
-def load_core() -> None:
-    """Compile, where the cache lacks them, and load the kernels that most calls on the current GPU need."""
-    index = import_cupy().cuda.runtime.getDevice()
-    kernels = list(core_specializations(_device(index)))
-    compile.prepare(kernels, _device(index).arch)
-    for kernel in kernels:
-        _kernel(kernel, index)
+def prepare_core() -> None:
+    """Compile, where the cache lacks them, the kernels that most calls on the current GPU need.
+
+    They are loaded at their first call: loading here would make a CUDA context in every process that only imports
+    the package, and a context does not survive a fork.
+    """
+    device = _device(import_cupy().cuda.runtime.getDevice())
+    compile.prepare(core_specializations(device), device.arch)
 
 
 @functools.cache
 def _device(index: int) -> Device:
-    return from_attributes(import_cupy().cuda.Device(index).attributes)
+    device = import_cupy().cuda.Device(index)
+    return from_attributes(compile.target_of(int(device.compute_capability)), device.attributes)
 
 
 @functools.cache

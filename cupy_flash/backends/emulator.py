@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
 from cupy_flash.device import named
-from cupy_flash.emulator.toolchain import find_compiler
+from cupy_flash.toolchain import find_compiler
 from cupy_flash.plan import Launch, Specialization
 from cupy_flash.problem import AttentionProblem
 
@@ -37,10 +38,13 @@ class EmulatorBackend:
     def __init__(self, arch: str = "sm_80") -> None:
         self.device = named(arch)
 
+    def placed(self, **arrays: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def address(self, array: Any) -> int:
         return array.ctypes.data
 
-    def run(self, step: Launch, params: np.void, tensors: launch.Tensors) -> None:
+    def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
         writes = _WRITES[step.kernel.entry]
         buffers = [
             emulator.Buffer(name, *_extent(x), name in writes)

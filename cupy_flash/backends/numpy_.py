@@ -1,4 +1,4 @@
-"""CPU backend in NumPy: tiled online softmax, and a backward by recomputation, in O(S) memory.
+"""The CPU backend's tier in NumPy: tiled online softmax, and a backward by recomputation, in O(S) memory.
 
 Forward, one work item per (head, block of queries): for each tile of keys
 
@@ -20,12 +20,14 @@ Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cupy_flash.backends import threads
+from cupy_flash.backends.blocks import blocks, end_key, first_query
 from cupy_flash.problem import AttentionProblem
 
 # A float32 score tile of 256 x 512 takes 512 KiB, the size of an L2; other sizes change the time under 5%.
@@ -40,36 +42,9 @@ Item = tuple[Index, int, int]  # a head and a range of rows
 _scratch = threads.Scratch()
 
 
-class NumpyBackend:
-    """The backend "cpu"; see `cupy_flash.backends.Backend`."""
-
-    namespace: Any = np
-
-    def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-        forward(problem, q, k, v, out, lse)
-
-    def backward(
-        self,
-        problem: AttentionProblem,
-        dout: Array,
-        q: Array,
-        k: Array,
-        v: Array,
-        out: Array,
-        lse: Array,
-        dlse: Array | None,
-        deterministic: bool,
-    ) -> tuple[Array, Array, Array]:
-        # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
-        return backward(problem, dout, q, k, v, out, lse, dlse)
-
-    def status(self) -> str:
-        return f"NumPy {np.__version__}, {threads.num_threads()} threads"
-
-
 def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
     """Write attention of `q`, `k`, `v` into `out` and `lse`; shapes are those of `problem`."""
-    first = _first_query(problem)
+    first = first_query(problem)
     out[..., :first, :] = 0
     lse[..., :first] = -np.inf
 
@@ -80,7 +55,7 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
         _forward_block(problem, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
 
     # The last queries first: when causal they see the most keys.
-    blocks = _blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
+    blocks = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
     threads.run(query_block, [(head, i0, i1) for i0, i1 in blocks for head in np.ndindex(out.shape[:-2])])
 
 
@@ -94,7 +69,7 @@ def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Ar
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
-    for j0, j1 in _blocks(0, _end_key(problem, i0 + n - 1), KEY_BLOCK):
+    for j0, j1 in blocks(0, end_key(problem, i0 + n - 1), KEY_BLOCK):
         tile = _Tile(problem, i0, j0)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p = tile.scores(q_scaled, k_tile)
@@ -147,8 +122,8 @@ def backward(
     threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
     # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
     # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
-    key_blocks = _blocks(0, problem.seqlen_k, KEY_BLOCK)
-    threads.run(grads.key_block, [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
+    key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
+    threads.run(grads.turns.guard(grads.key_block), [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
     grads.dq *= problem.accumulator.type(problem.scale)
     return grads.dq.astype(problem.storage, copy=False), grads.dk, grads.dv
 
@@ -173,7 +148,7 @@ class _Backward:
         self.dq = np.zeros(problem.q_shape, problem.accumulator)
         self.dk = np.zeros(problem.k_shape, problem.storage)
         self.dv = np.zeros(problem.v_shape, problem.storage)
-        self.query_blocks = _blocks(_first_query(problem), problem.seqlen_q, QUERY_BLOCK)
+        self.query_blocks = blocks(first_query(problem), problem.seqlen_q, QUERY_BLOCK)
         self.turns = threads.Turns()
 
     def delta_block(self, item: Item) -> None:
@@ -189,13 +164,7 @@ class _Backward:
 
     def key_block(self, item: Item) -> None:
         """dk and dv of one block of keys, and its part of dq."""
-        try:
-            self._key_block(*item)
-        except BaseException:
-            self.turns.abort()
-            raise
-
-    def _key_block(self, key_head: Index, j0: int, j1: int) -> None:
+        key_head, j0, j1 = item
         problem, dtype = self.problem, self.problem.accumulator
         ka = _augmented("ka", self.k[key_head][j0:j1], dtype)
         va = _augmented("va", self.v[key_head][j0:j1], dtype)
@@ -208,7 +177,7 @@ class _Backward:
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
             head = (*key_head[:-1], h)
             for i0, i1 in self.query_blocks:
-                w = min(j1, _end_key(problem, i1 - 1)) - j0
+                w = min(j1, end_key(problem, i1 - 1)) - j0
                 if w <= 0:
                     continue
                 tile = _Tile(problem, i0, j0)
@@ -274,7 +243,7 @@ class _Tile(NamedTuple):
 
     def _is_cut(self, width: int) -> bool:
         """Whether the mask hides some of the first `width` keys."""
-        return self.j0 + width > _end_key(self.problem, self.i0)
+        return self.j0 + width > end_key(self.problem, self.i0)
 
 
 def _masks(dtype: np.dtype) -> Array:
@@ -303,19 +272,3 @@ def _operand(name: str, x: Array, dtype: np.dtype) -> Array:
     copy = _scratch(name, x.shape, dtype)
     copy[:] = x
     return copy
-
-
-def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    return [(i, min(i + size, stop)) for i in range(start, stop, size)]
-
-
-def _end_key(problem: AttentionProblem, i: int) -> int:
-    """Query `i` sees the keys before this one."""
-    return min(i + problem.q_offset + 1, problem.seqlen_k) if problem.causal else problem.seqlen_k
-
-
-def _first_query(problem: AttentionProblem) -> int:
-    """The first query that sees a key."""
-    if problem.seqlen_k == 0:
-        return problem.seqlen_q
-    return max(-problem.q_offset, 0) if problem.causal else 0

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,17 +21,39 @@ T = TypeVar("T")
 
 
 def num_threads() -> int:
-    """Return how many CPUs this process may use."""
+    """Return how many threads compute: CUPY_FLASH_NUM_THREADS, else as many as this process may use CPUs.
+
+    Raises
+    ------
+    ValueError
+        If CUPY_FLASH_NUM_THREADS is not a positive number.
+    """
+    chosen = os.environ.get("CUPY_FLASH_NUM_THREADS")
+    if chosen:
+        if not chosen.isdecimal() or int(chosen) == 0:
+            raise ValueError(f"CUPY_FLASH_NUM_THREADS is {chosen!r}: expected a positive number")
+        return int(chosen)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def run(function: Callable[[T], None], items: Sequence[T]) -> None:
+def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = True, use_helpers: bool = True) -> None:
     """Call `function` on every item, on the caller's thread and on helpers from the pool.
 
     Items are started in order, each by the next thread that is free. Returns when all have ended. NumPy's
     floating-point warnings are off inside `function`. Several threads may call `run` at once.
+
+    Parameters
+    ----------
+    function : callable
+        Takes an item.
+    items : sequence
+        The work.
+    use_blas : bool
+        Whether `function` calls BLAS, which then has one thread.
+    use_helpers : bool
+        False for work so short that the caller alone ends sooner.
 
     Raises
     ------
@@ -38,8 +61,8 @@ def run(function: Callable[[T], None], items: Sequence[T]) -> None:
         The first exception that `function` raised; items not yet started are then dropped.
     """
     job = _Job(function, items)
-    with _state.one_blas_thread:
-        helpers = min(num_threads(), len(items)) - 1
+    with _state.one_blas_thread if use_blas else nullcontext():
+        helpers = min(num_threads(), len(items)) - 1 if use_helpers else 0
         futures = [_state.executor().submit(job.work) for _ in range(helpers)]
         job.work()
         for future in futures:
@@ -88,6 +111,18 @@ class Turns:
         with self._changed:
             self._next[place] = self._next.get(place, 0) + 1
             self._changed.notify_all()
+
+    def guard(self, function: Callable[[T], None]) -> Callable[[T], None]:
+        """`function` as an item of `run`: should it fail, the threads that wait for its turns fail too."""
+
+        def guarded(item: T) -> None:
+            try:
+                function(item)
+            except BaseException:
+                self.abort()
+                raise
+
+        return guarded
 
     def abort(self) -> None:
         """Let all that wait, now or later, raise."""

@@ -55,4 +55,5 @@ def _compile(arch: str, everything: bool) -> None:
 def _summary(compiled: list[CompiledKernel]) -> str:
     spilled = [kernel.spill_bytes for kernel in compiled if kernel.spill_bytes]
     spills = f"{len(spilled)} spill (at most {max(spilled)} bytes)" if spilled else "no spills"
-    return f"{len(compiled)} kernels, at most {max(k.registers for k in compiled)} registers, {spills}"
+    registers = max(kernel.registers or 0 for kernel in compiled)
+    return f"{len(compiled)} kernels, at most {registers} registers, {spills}"

@@ -14,7 +14,7 @@ import threadpoolctl
 from cupy_flash import __version__, backends
 from cupy_flash.cache import cache_dir
 from cupy_flash.cli.units import format_bytes
-from cupy_flash.emulator.toolchain import find_compiler
+from cupy_flash.toolchain import find_compiler
 
 INSTALL_CUPY = 'pip install "cupy-flash[cuda13]", or [cuda12] for a driver of CUDA 12'
 

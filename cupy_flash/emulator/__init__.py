@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from cupy_flash.emulator.errors import EmulatorError, Site, ToolchainError
+from cupy_flash.emulator.errors import EmulatorError, Site
 from cupy_flash.emulator.module import MAX_SHARED_BYTES, Buffer, EmulatorModule, load
 from cupy_flash.emulator.report import Bytes, Conflicts, LaunchReport, RunReport
 from cupy_flash.emulator.settings import Settings, current, settings
+from cupy_flash.toolchain import ToolchainError
 
 __all__ = [
     "Buffer",

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from cupy_flash import source
-from cupy_flash.emulator.toolchain import compile_shared, cpu_flags
+from cupy_flash.toolchain import compile_shared, cpu_flags
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-semantic-interposition", "-ffp-contract=off", "-w")
 

@@ -48,7 +48,3 @@ class EmulatorError(RuntimeError):
         self.kind, self.kernel, self.block, self.threads, self.sites = kind, kernel, block, threads, sites
         where = f", block {block}" if kind != "launch" else ""
         super().__init__(f"{kind} in {kernel}{where}: {text}")
-
-
-class ToolchainError(RuntimeError):
-    """No usable C++ compiler, or it refused the source."""

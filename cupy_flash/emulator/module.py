@@ -16,7 +16,7 @@ from cupy_flash.emulator.errors import EmulatorError, Site
 from cupy_flash.emulator.lines import find_site
 from cupy_flash.emulator.report import Bytes, Conflicts, LaunchReport
 from cupy_flash.emulator.settings import Settings
-from cupy_flash.emulator.toolchain import compile_shared, cpu_flags, find_compiler
+from cupy_flash.toolchain import compile_shared, cpu_flags, find_compiler
 
 MAX_SHARED_BYTES = 227 * 1024  # the most that any supported GPU gives one block (sm_90, sm_100)
 MAX_THREADS = 1024

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # as under pytest: the package and the tests are imp
 from golden.primitives import PRIMITIVES, SHARED_BYTES, Arrays, Primitive
 
 from cupy_flash import source
+from cupy_flash.compile import target_of, text_to_cubin
 
 FILE = Path(__file__).with_name("primitives.npz")
 
@@ -25,7 +26,8 @@ def run_on_gpu(primitive: Primitive) -> Arrays:
     import cupy
 
     text = source.flatten("primitive.cu", virtual={"primitive.cu": primitive.source})
-    kernel = cupy.RawModule(code=text, options=("-std=c++17",)).get_function("primitive")
+    compiled = text_to_cubin(text, "primitive.cu", "primitive", target_of(int(cupy.cuda.Device().compute_capability)))
+    kernel = cupy.RawModule(path=str(compiled.path)).get_function("primitive")
     memory = {name: cupy.asarray(array) for name, array in primitive.arrays.items()}
     params = np.zeros(1, [(name, np.uint64) for name in memory])
     for name, array in memory.items():

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupy_flash.cache import cache_dir
-from cupy_flash.emulator.errors import ToolchainError
 
 # Instruction sets worth asking for, where the CPU has them; g++ and clang++ spell them alike.
 _CPU_FEATURES = {
@@ -34,6 +33,14 @@ _CPU_FEATURES = {
 _LINK_FLAGS = ("-shared", "-O2", "-lm")
 
 
+class ToolchainError(RuntimeError):
+    """No usable C++ compiler, or it refused the source."""
+
+
+class NoCompilerError(ToolchainError):
+    """There is no C++ compiler."""
+
+
 @dataclass(frozen=True)
 class Compiler:
     """A C++17 compiler: the command that starts it, what it says it is, and whether it is a clang."""
@@ -48,7 +55,7 @@ def find_compiler() -> Compiler:
 
     Raises
     ------
-    ToolchainError
+    NoCompilerError
         If there is none.
     """
     return _find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
@@ -68,23 +75,26 @@ def _find_compiler(cxx: str | None, path: str | None) -> Compiler:
             return Compiler(command, version, "clang" in answer.stdout.lower())
     tried = " ".join(candidates[0]) if cxx else "g++ and clang++"
     raise ToolchainError(
-        f"the emulator needs a C++ compiler, and {tried} cannot be run: install one, "
-        'or pip install "cupy-flash[emulator]"'
+        f'a C++ compiler is needed, and {tried} cannot be run: install one, or pip install "cupy-flash[emulator]"'
     )
 
 
 @functools.cache
-def cpu_flags() -> tuple[str, ...]:
-    """Flags for the instruction sets of this CPU; empty where they are not known."""
+def cpu_features() -> frozenset[str]:
+    """Instruction sets of this CPU in Linux' names; empty where they are not known."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        return ()
+        return frozenset()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return ()
+        return frozenset()
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    features = set(line.split())
-    return tuple(flag for feature, flag in _CPU_FEATURES.items() if feature in features)
+    return frozenset(line.split())
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Flags for the instruction sets of this CPU; empty where they are not known."""
+    return tuple(flag for feature, flag in _CPU_FEATURES.items() if feature in cpu_features())
 
 
 def compile_shared(
@@ -96,6 +106,7 @@ def compile_shared(
     libraries: Sequence[Path] = (),
     depends: str = "",
     soname: bool = False,
+    freestanding: bool = False,
     folder: str = "emulator",
     notice: str = "",
 ) -> Path:
@@ -121,6 +132,9 @@ def compile_shared(
     soname : bool
         Give the library its file name as soname: others linked with it then find it by this name once it is
         loaded.
+    freestanding : bool
+        The source uses nothing of the C++ library, and what any compiler makes of it will do: the compiler is not
+        in the cache key, and not needed where the library is there.
     folder : str
         Subfolder of the cache.
     notice : str
@@ -135,8 +149,8 @@ def compile_shared(
     ToolchainError
         If there is no compiler or it refuses the source; the message has its words.
     """
-    compiler = find_compiler()
-    parts = [source, name, *flags, *_LINK_FLAGS, *map(str, libraries), depends, *compiler.command, compiler.version]
+    by = () if freestanding else (*find_compiler().command, find_compiler().version)
+    parts = [source, name, *flags, *_LINK_FLAGS, *map(str, libraries), depends, *by]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     target = cache_dir() / folder / f"{name}-{key}.so"
     if _intact(target):
@@ -145,10 +159,13 @@ def compile_shared(
     with (target.parent / f"{name}-{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _intact(target):
+            compiler = find_compiler()
+            # ziglang would first build its C++ library, for minutes.
+            link = ("-nostdlib++",) if freestanding and compiler.is_clang else ()
             if notice:
                 print(notice, file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=target.parent) as work:
-                built = _build(compiler, source, Path(work), target, flags, include, libraries, soname)
+                built = _build(compiler, source, Path(work), target, flags, include, libraries, soname, link)
                 built.write_bytes(_seal(built.read_bytes()))
                 os.replace(built, target)
     return target
@@ -163,6 +180,7 @@ def _build(
     include: Sequence[Path],
     libraries: Sequence[Path],
     soname: bool,
+    link: Sequence[str],
 ) -> Path:
     text, object_file, library = work / "source.cpp", work / "source.o", work / "library.so"
     text.write_text(source, encoding="utf-8")
@@ -171,7 +189,7 @@ def _build(
     _run([*compiler.command, *flags, *folders, "-c", str(text), "-o", str(object_file)])
     names = [f"-Wl,-soname,{target.name}"] if soname else []
     inputs = [str(object_file), *map(str, libraries)]
-    _run([*compiler.command, *names, *inputs, *_LINK_FLAGS, "-o", str(library)])
+    _run([*compiler.command, *names, *inputs, *_LINK_FLAGS, *link, "-o", str(library)])
     return library
 
 

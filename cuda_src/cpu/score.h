@@ -1,0 +1,21 @@
+// The step between s = q . k and the softmax, forward and backward; after attention/score.cuh.
+#pragma once
+#include "cpu/shape.h"
+#include "cpu/vector.h"
+
+constexpr double kLog2E = 1.4426950408889634074;
+constexpr double kLn2 = 0.69314718055994530942;
+
+// score = scale * s. Scores live in log2 units, so that exp is a bare exp2.
+template <class T>
+struct ScaledScore {
+  T scale, scale_log2;
+
+  explicit ScaledScore(const Shape& shape) : scale(T(shape.scale)), scale_log2(T(shape.scale * kLog2E)) {}
+
+  // The scores of queries row, row + 1, ... and one key, in log2 units.
+  Vector<T> forward(Vector<T> s, int64_t row, int64_t col) const { return s * scale_log2; }
+
+  // d loss / d s, from d loss / d score (natural units). A step that is not linear will need s too: keep it beside p.
+  Vector<T> backward(Vector<T> dscore, int64_t row, int64_t col) const { return dscore * scale; }
+};

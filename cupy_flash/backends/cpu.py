@@ -1,0 +1,90 @@
+"""The backend "cpu" and the choice of its tier: compiled C++ where a compiler is found, else NumPy."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from cupy_flash.backends import native, numpy_, threads
+from cupy_flash.problem import AttentionProblem
+from cupy_flash.toolchain import NoCompilerError, ToolchainError
+
+TIERS = ("auto", "native", "numpy")
+
+Array = np.ndarray
+
+
+class CpuBackend:
+    """The backend "cpu"; see `cupy_flash.backends.Backend`."""
+
+    namespace: Any = np
+
+    def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
+        _tier(q, k, v).forward(problem, q, k, v, out, lse)
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        lse: Array,
+        dlse: Array | None,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array]:
+        # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
+        return _tier(q, k, v).backward(problem, dout, q, k, v, out, lse, dlse)
+
+    def status(self) -> str:
+        cpus = f"{threads.num_threads()} threads"
+        if _tier() is native:
+            return f"compiled C++ for {native.isa()}, {cpus}"
+        if tier_wanted() == "numpy":
+            return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
+        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure()}"
+
+
+def tier_wanted() -> str:
+    """Return CUPY_FLASH_CPU_TIER, by default "auto".
+
+    Raises
+    ------
+    ValueError
+        If it is none of `TIERS`.
+    """
+    wanted = os.environ.get("CUPY_FLASH_CPU_TIER") or "auto"
+    if wanted not in TIERS:
+        raise ValueError(f"CUPY_FLASH_CPU_TIER is {wanted!r}: expected one of {', '.join(TIERS)}")
+    return wanted
+
+
+def _tier(*arrays: Array) -> Any:
+    """The module that computes: `native` or `numpy_`."""
+    wanted = tier_wanted()
+    if wanted == "numpy" or not all(x.dtype.isnative for x in arrays):  # C++ reads no foreign byte order
+        return numpy_
+    failure = _failure()
+    if failure is None:
+        return native
+    if wanted == "native":
+        raise RuntimeError(f"CUPY_FLASH_CPU_TIER is 'native', but the compiled tier is missing: {failure}")
+    return numpy_
+
+
+@functools.cache
+def _failure() -> str | None:
+    """Why the compiled tier cannot run, None if it can. Anything but the lack of a compiler is warned of, once."""
+    try:
+        native.library(native.isa())
+    except NoCompilerError as error:
+        return str(error)
+    except (ToolchainError, OSError) as error:
+        warnings.warn(f"the CPU backend runs in NumPy, its compiled tier failed: {error}", RuntimeWarning, stacklevel=5)
+        return str(error)
+    return None
