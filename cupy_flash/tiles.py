@@ -93,9 +93,9 @@ def _tile_bytes(rows: int, cols: int, itemsize: int) -> int:
 # the FMA pipes could wait for. The last row of each list fits Turing's 64 KiB.
 _FORWARD = {
     # float32 sums
-    (4, 32): [SimtTile(64, 64, 32, 4, 8, True, 3)],
+    (4, 32): [SimtTile(64, 64, 32, 4, 8, True, 2)],
     (4, 64): [SimtTile(64, 64, 64, 4, 16, True, 2)],
-    (4, 128): [SimtTile(64, 64, 64, 4, 16, True, 2), SimtTile(64, 64, 64, 4, 16, False, 2)],
+    (4, 128): [SimtTile(64, 64, 64, 8, 16, True), SimtTile(64, 64, 64, 8, 16)],
     (4, 256): [SimtTile(32, 64, 128, 8, 16)],
     (4, 512): [SimtTile(32, 32, 128, 8, 16)],
     # float64 sums: the same bytes hold half the columns
