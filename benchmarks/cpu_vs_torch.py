@@ -22,7 +22,7 @@ import numpy as np
 import threadpoolctl
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp
-from cupy_flash.backends.threads import num_threads
+from cupy_flash.backends.cpu import CpuBackend
 
 HEADS = 8
 TOLERANCE = 2e-5
@@ -180,7 +180,8 @@ def describe_machine() -> str:
     blas = next(x for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas" and "numpy" in x["filepath"])
     mkl = next((x.strip() for x in torch.__config__.show().splitlines() if "Math Kernel Library" in x), "no MKL")
     return (
-        f"{model} {family}, {num_threads()} CPUs\n"
+        f"{model} {family}\n"
+        f"cupy_flash: {CpuBackend().status()}\n"
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {mkl}\n"
         f"NumPy {np.__version__}, {blas['internal_api']} {blas['version']} as {blas['architecture']}; "
         f"float32, B = 1, H = {HEADS}"

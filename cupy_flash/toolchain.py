@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -17,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupy_flash.cache import cache_dir
+
+try:
+    import fcntl
+except ImportError:  # Windows: compiled code is not supported there yet
+    fcntl = None  # type: ignore[assignment]
 
 # Instruction sets worth asking for, where the CPU has them; g++ and clang++ spell them alike.
 _CPU_FEATURES = {
@@ -58,6 +62,8 @@ def find_compiler() -> Compiler:
     NoCompilerError
         If there is none.
     """
+    if fcntl is None:
+        raise NoCompilerError(f"compiling C++ is supported on Linux and macOS, not yet on {platform.system()}")
     return _find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
 
 
@@ -74,7 +80,7 @@ def _find_compiler(cxx: str | None, path: str | None) -> Compiler:
             version = answer.stdout.splitlines()[0]
             return Compiler(command, version, "clang" in answer.stdout.lower())
     tried = " ".join(candidates[0]) if cxx else "g++ and clang++"
-    raise ToolchainError(
+    raise NoCompilerError(
         f'a C++ compiler is needed, and {tried} cannot be run: install one, or pip install "cupy-flash[emulator]"'
     )
 

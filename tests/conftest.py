@@ -48,11 +48,22 @@ def to_gpu(x):
     return cupy.ndarray(x.shape, x.dtype, memory.data + (x.ctypes.data - start), strides=x.strides)
 
 
-@pytest.fixture(params=["cpu", "emulator", GPU])
-def on(request):
-    if request.param == "cuda":
+@pytest.fixture(params=["cpu", "cpu-numpy", "emulator", GPU])
+def on(request, monkeypatch):
+    """Every backend, the CPU's in both tiers."""
+    name, _, tier = request.param.partition("-")
+    if name == "cpu":
+        monkeypatch.setenv("CUPY_FLASH_CPU_TIER", tier or "native")
+    if name == "cuda":
         require_gpu()
-    return On(request.param)
+    return On(name)
+
+
+@pytest.fixture(params=["native", "numpy"])
+def tier(request, monkeypatch):
+    """Every tier of the backend "cpu"."""
+    monkeypatch.setenv("CUPY_FLASH_CPU_TIER", request.param)
+    return request.param
 
 
 def require_gpu():

@@ -86,7 +86,7 @@ __attribute__((noinline)) void panel_p(const CausalMask& mask, const ScaledScore
                                        int64_t keys, int64_t depth, Operand<T> k, const T* q, const T* lse, T* p,
                                        int64_t pitch) {
   const bool cut = !mask.covers(row0, col0, keys);
-  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) {
+  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
     constexpr int kM = sizeof(sum) / sizeof(sum[0]);
     UNROLL
     for (int m = 0; m < kM; ++m) {
@@ -108,7 +108,7 @@ __attribute__((noinline)) void panel_ds(const CausalMask& mask, const ScaledScor
                                         int64_t col0, int64_t keys, int64_t depth, Operand<T> v, const T* dout,
                                         const T* delta, const T* p, T* ds, int64_t pitch) {
   const bool cut = !mask.covers(row0, col0, keys);
-  multiply<T, kVectors>(keys, depth, v, dout, kPanel<T>, [&](auto& sum, int64_t r) {
+  multiply<T, kVectors>(keys, depth, v, dout, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
     constexpr int kM = sizeof(sum) / sizeof(sum[0]);
     UNROLL
     for (int m = 0; m < kM; ++m) {

@@ -53,35 +53,36 @@ inline void store_vector(void* y, const T* x) {
   else store(y, __builtin_convertvector(narrow(Element(), load(x)), Halves));
 }
 
-// count elements from stride to stride bytes apart; the rest of a vector goes through a buffer.
+// count elements, stride bytes apart. Those that do not fill a vector, or lie apart, go through a buffer.
 template <class Element, class T>
 void load_elements(T* y, const char* x, int64_t stride, int64_t count) {
   constexpr int kStep = kLanes<T>;
-  Element buffer[kStep];
-  for (int64_t i = 0; i < count; i += kStep) {
-    const int64_t n = count - i < kStep ? count - i : kStep;
-    if (n == kStep && stride == sizeof(Element)) {
-      load_vector<Element>(y + i, x + i * stride);
-      continue;
+  int64_t i = 0;
+  if (stride == sizeof(Element)) {
+    for (; i + kStep <= count; i += kStep) load_vector<Element>(y + i, x + i * sizeof(Element));
+  }
+  for (; i < count; i += kStep) {
+    Element buffer[kStep] = {};  // y has room for whole vectors, and gets 0 beyond count
+    for (int64_t e = i; e < count && e < i + kStep; ++e) {
+      __builtin_memcpy(buffer + e - i, x + e * stride, sizeof(Element));
     }
-    __builtin_memset(buffer, 0, sizeof buffer);
-    for (int64_t e = 0; e < n; ++e) __builtin_memcpy(buffer + e, x + (i + e) * stride, sizeof(Element));
-    load_vector<Element>(y + i, buffer);  // y has room for whole vectors, and gets 0 beyond count
+    load_vector<Element>(y + i, buffer);
   }
 }
 
 template <class Element, class T>
 void store_elements(char* y, int64_t stride, const T* x, int64_t count) {
   constexpr int kStep = kLanes<T>;
-  Element buffer[kStep];
-  for (int64_t i = 0; i < count; i += kStep) {
-    const int64_t n = count - i < kStep ? count - i : kStep;
-    if (n == kStep && stride == sizeof(Element)) {
-      store_vector<Element>(y + i * stride, x + i);
-      continue;
-    }
+  int64_t i = 0;
+  if (stride == sizeof(Element)) {
+    for (; i + kStep <= count; i += kStep) store_vector<Element>(y + i * sizeof(Element), x + i);
+  }
+  for (; i < count; i += kStep) {
+    Element buffer[kStep];
     store_vector<Element>(buffer, x + i);
-    for (int64_t e = 0; e < n; ++e) __builtin_memcpy(y + (i + e) * stride, buffer + e, sizeof(Element));
+    for (int64_t e = i; e < count && e < i + kStep; ++e) {
+      __builtin_memcpy(y + e * stride, buffer + e - i, sizeof(Element));
+    }
   }
 }
 

@@ -9,7 +9,7 @@
 #include "cpu/scratch.h"
 #include "cpu/score.h"
 
-constexpr int64_t kKeyTile = 64;
+constexpr int64_t kKeyTile = 64 / kRows * kRows;  // whole register tiles; K and V of it fit L1 at d = 64
 // m follows the largest score only when that has passed it by so much: p stays under 2^8, and rescaling is rare.
 constexpr double kSlack = 8;
 
@@ -39,7 +39,7 @@ __attribute__((noinline)) void panel_scores(const CausalMask& mask, const Scaled
   const bool cut = !mask.covers(row0, col0, keys);
   Vector<T> top[kVectors];
   for (auto& x : top) x = splat(-kInfinity<T>);
-  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) {
+  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
     constexpr int kM = sizeof(sum) / sizeof(sum[0]);
     UNROLL
     for (int m = 0; m < kM; ++m) {

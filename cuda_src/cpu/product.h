@@ -11,7 +11,7 @@ struct Operand {  // the one whose elements are broadcast
 
 // Calls use(tile, r) for the tiles, rows r on, of A B with B of N vectors, its rows `pitch` apart.
 template <class T, int M, int N, class Use>
-inline void multiply_tile(int64_t depth, Operand<T> a, const T* b, int64_t pitch, int64_t r, Use& use) {
+inline ALWAYS_INLINE void multiply_tile(int64_t depth, Operand<T> a, const T* b, int64_t pitch, int64_t r, Use& use) {
   Vector<T> sum[M][N] = {};
   const T* x = a.data + r * a.row;
   for (int64_t k = 0; k < depth; ++k, x += a.step, b += pitch) {
@@ -47,7 +47,7 @@ inline void multiply(int64_t rows, int64_t depth, Operand<T> a, const T* b, int6
 template <class T, int N>
 __attribute__((noinline)) void accumulate(int64_t rows, int64_t depth, Operand<T> a, const T* b, int64_t b_pitch,
                                           T* c, int64_t c_pitch) {
-  multiply<T, N>(rows, depth, a, b, b_pitch, [=](auto& sum, int64_t r) {
+  multiply<T, N>(rows, depth, a, b, b_pitch, [=](auto& sum, int64_t r) ALWAYS_INLINE {
     constexpr int kM = sizeof(sum) / sizeof(sum[0]);
     UNROLL
     for (int m = 0; m < kM; ++m) {
@@ -64,7 +64,9 @@ void accumulate_wide(int64_t rows, int64_t depth, Operand<T> a, const T* b, T* c
   int64_t n = 0;
   for (; n + kPanel<T> <= pitch; n += kPanel<T>) accumulate<T, kVectors>(rows, depth, a, b + n, pitch, c + n, pitch);
   const int64_t rest = (pitch - n) / kLanes<T>;
-  if (rest == 2) accumulate<T, 2>(rows, depth, a, b + n, pitch, c + n, pitch);
+  if constexpr (kVectors > 2) {
+    if (rest == 2) accumulate<T, 2>(rows, depth, a, b + n, pitch, c + n, pitch);
+  }
   if (rest == 1) accumulate<T, 1>(rows, depth, a, b + n, pitch, c + n, pitch);
 }
 

@@ -4,6 +4,8 @@
 #include <stdint.h>
 
 #define UNROLL _Pragma("GCC unroll 16")
+// Accumulators stay in registers only where their last use is inlined; clang would not of itself.
+#define ALWAYS_INLINE __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -13,14 +15,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fill the 16 registers of
-// AVX2, or the 32 of AVX-512 and NEON.
+// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the 32 registers of
+// AVX-512 and NEON, or the 16 of AVX2 and SSE.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 8;
+constexpr int kRows = 8, kVectors = 3;
 #else
-constexpr int kRows = 4;
+constexpr int kRows = 6, kVectors = 2;
 #endif
-constexpr int kVectors = 3;
 
 template <class T>
 struct IntegerOf;
@@ -116,15 +117,16 @@ struct Exp2<double> {
 
 // 2^x for x up to kBias + 1 (where it is inf), 0 below the normal numbers; nan stays nan.
 template <class T>
-inline Vector<T> exp2(Vector<T> x) {
+inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
+  const Vector<T> bottom = splat(T(-E::kBias));
+  x = x < bottom ? bottom : x;
   const Vector<T> shifted = x + T(E::kRound + E::kBias);
   const Vector<T> f = x - (shifted - T(E::kRound + E::kBias));
-  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x)
+  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x), 0 for the bottom
   Vector<T> q = splat<T>(E::q[kTerms - 1]);
   UNROLL
   for (int i = kTerms - 2; i >= 0; --i) q = q * f + E::q[i];
-  const Vector<T> y = (q * f + T(1)) * power;
-  return x < splat<T>(T(1 - E::kBias)) ? Vector<T>{} : y;
+  return (q * f + T(1)) * power;
 }

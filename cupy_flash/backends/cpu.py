@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ class CpuBackend:
 
     namespace: Any = np
 
+    def placed(self, **arrays: Array) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-        _tier(q, k, v).forward(problem, q, k, v, out, lse)
+        _tier().forward(problem, q, k, v, out, lse)
 
     def backward(
         self,
@@ -39,7 +43,7 @@ class CpuBackend:
         deterministic: bool,
     ) -> tuple[Array, Array, Array]:
         # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
-        return _tier(q, k, v).backward(problem, dout, q, k, v, out, lse, dlse)
+        return _tier().backward(problem, dout, q, k, v, out, lse, dlse)
 
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"
@@ -64,10 +68,10 @@ def tier_wanted() -> str:
     return wanted
 
 
-def _tier(*arrays: Array) -> Any:
+def _tier() -> Any:
     """The module that computes: `native` or `numpy_`."""
     wanted = tier_wanted()
-    if wanted == "numpy" or not all(x.dtype.isnative for x in arrays):  # C++ reads no foreign byte order
+    if wanted == "numpy":
         return numpy_
     failure = _failure()
     if failure is None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
 from cupy_flash.device import named
-from cupy_flash.toolchain import find_compiler
 from cupy_flash.plan import Launch, Specialization
 from cupy_flash.problem import AttentionProblem
+from cupy_flash.toolchain import find_compiler
 
 # What each kernel writes; everything else it is given is read-only, and the emulator holds it to that.
 _WRITES = {

@@ -22,7 +22,7 @@ from cupy_flash.toolchain import compile_shared, cpu_features
 
 QUERY_BLOCK = 192  # whole panels of queries for every vector width
 BACKWARD_QUERY_BLOCK = 192
-KEY_BLOCK = 512
+KEY_BLOCK = 480  # whole tiles of 60 keys, and nearly of 64
 INLINE_WORK = 2**22  # multiplications that take less time than a wake-up of the other threads
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti", "-w")
@@ -115,9 +115,10 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
             shape, q_at[head], k_at[key_head], v_at[key_head], out_at[head], lse_at[head], i0, i1 - i0, _memory(size)
         )
 
-    # The last queries first: when causal they see the most keys.
+    # Head by head, so that the threads share its keys in the cache. The last queries first: when causal they see
+    # the most keys.
     rows = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
-    _run(query_block, [(head, i0, i1) for i0, i1 in rows for head in range(len(q_at))], problem)
+    _run(query_block, [(head, i0, i1) for head in range(len(q_at)) for i0, i1 in rows], problem)
 
 
 def backward(

@@ -20,7 +20,6 @@ Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +54,8 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
         _forward_block(problem, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
 
     # The last queries first: when causal they see the most keys.
-    blocks = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
-    threads.run(query_block, [(head, i0, i1) for i0, i1 in blocks for head in np.ndindex(out.shape[:-2])])
+    query_blocks = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
+    threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
 
 
 def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:

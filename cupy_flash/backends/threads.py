@@ -60,9 +60,10 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
     BaseException
         The first exception that `function` raised; items not yet started are then dropped.
     """
+    available = num_threads()
     job = _Job(function, items)
     with _state.one_blas_thread if use_blas else nullcontext():
-        helpers = min(num_threads(), len(items)) - 1 if use_helpers else 0
+        helpers = min(available, len(items)) - 1 if use_helpers else 0
         futures = [_state.executor().submit(job.work) for _ in range(helpers)]
         job.work()
         for future in futures:

@@ -1,0 +1,292 @@
+"""What is particular to the CPU backend's compiled tier: its choice, compilation, scheduling and vector widths."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Case, check
+
+from cupy_flash import flash_attention_vjp
+from cupy_flash.backends import get, native, threads
+from cupy_flash.toolchain import ToolchainError, find_compiler
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_CPU_TIER", "native")
+
+
+def run(*inputs, **options):
+    q, k, v, dout = inputs
+    out, vjp = flash_attention_vjp(q, k, v, **options)
+    return out, *vjp(dout)
+
+
+def draw(*shapes, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def python(code, **environment):
+    """A script in a fresh process: what it printed, and what it wrote to stderr."""
+    env = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "CUPY_FLASH_CPU_TIER": "auto"} | environment
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+# --- the choice of the tier ---
+
+ATTEND = """
+import numpy as np
+from cupy_flash import flash_attention
+from cupy_flash.backends import get
+x = np.ones((2, 8, 16), np.float32)
+for _ in range(2):
+    assert np.allclose(flash_attention(x, x, x), 1)
+print(get("cpu").status())
+"""
+
+
+def test_the_status_names_the_tier_and_its_isa(monkeypatch):
+    assert f"compiled C++ for {native.isa()}" in get("cpu").status()
+    monkeypatch.setenv("CUPY_FLASH_CPU_TIER", "numpy")
+    assert get("cpu").status().startswith("NumPy")
+
+
+def test_without_a_compiler_numpy_serves_and_tells_what_to_install(tmp_path):
+    out, err = python(ATTEND, CXX="no-such-compiler", CUPY_FLASH_CACHE_DIR=str(tmp_path))
+    assert out.startswith("NumPy")
+    assert 'pip install "cupy-flash[emulator]"' in out
+    assert not err
+
+
+def test_without_a_compiler_native_is_an_error(tmp_path):
+    code = f"try:\n    exec({ATTEND!r})\nexcept RuntimeError as error:\n    print(error)"
+    out, _ = python(code, CXX="no-such-compiler", CUPY_FLASH_CACHE_DIR=str(tmp_path), CUPY_FLASH_CPU_TIER="native")
+    assert "CUPY_FLASH_CPU_TIER is 'native'" in out and "pip install" in out
+
+
+def test_a_compiler_that_fails_is_warned_of_once(tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\necho seeded failure >&2\nexit 1\n')
+    broken.chmod(0o755)
+    out, err = python(ATTEND, CXX=str(broken), CUPY_FLASH_CACHE_DIR=str(tmp_path / "cache"))
+    assert out.startswith("NumPy")
+    assert err.count("RuntimeWarning") == 1 and "seeded failure" in err
+
+
+def test_a_cached_library_needs_no_compiler(tmp_path):
+    cache = {"CUPY_FLASH_CACHE_DIR": str(tmp_path)}
+    out, err = python(ATTEND, **cache)
+    assert out.startswith("compiled C++") and err.count("compiling the CPU backend") == 1
+    assert python(ATTEND, CXX="no-such-compiler", **cache) == (out, "")
+
+
+@pytest.mark.parametrize("value", ["fast", "Native", "1"])
+def test_a_bad_tier_is_named(value, monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_CPU_TIER", value)
+    with pytest.raises(ValueError, match=f"CUPY_FLASH_CPU_TIER is '{value}': expected one of auto, native, numpy"):
+        run(*draw(*[(4, 8)] * 4))
+
+
+def test_the_number_of_threads_can_be_set(monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "3")
+    assert threads.num_threads() == 3
+    assert "3 threads" in get("cpu").status()
+    for value in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", value)
+        with pytest.raises(ValueError, match=f"CUPY_FLASH_NUM_THREADS is '{value}'"):
+            run(*draw(*[(4, 8)] * 4))
+
+
+# --- scheduling ---
+
+
+@pytest.fixture
+def with_threads(monkeypatch):
+    """A function that sets the number of threads, and lets them help with the smallest problem."""
+
+    def set_number(n):
+        monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", str(n))
+        monkeypatch.setattr(threads, "_state", threads._State())
+        monkeypatch.setattr(native, "INLINE_WORK", 0)
+
+    return set_number
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
+def test_bits_do_not_depend_on_the_number_of_threads(dtype, with_threads):
+    inputs = draw((4, 700, 24), (2, 1100, 24), (2, 1100, 16), (4, 700, 16), dtype=dtype)
+    results = []
+    for n in (1, 2, 5):
+        with_threads(n)
+        results.append([x.tobytes() for x in run(*inputs, causal=True)])
+    assert results[0] == results[1] == results[2]
+
+
+class Functions:
+    """The library with one of its functions replaced."""
+
+    def __init__(self, name, function):
+        self._original = native.library(native.isa())
+        setattr(self, f"attention_{name}", lambda *a: function(getattr(self._original, f"attention_{name}"), *a))
+
+    def __getattr__(self, name):
+        return getattr(self._original, name)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_one_head_uses_all_threads(name, with_threads, monkeypatch):
+    with_threads(2)
+    barrier, used = threading.Barrier(2), set()
+
+    def record(function, *arguments):
+        if threading.get_ident() not in used:
+            used.add(threading.get_ident())
+            barrier.wait(timeout=30)
+        function(*arguments)
+
+    functions = Functions(name, record)
+    monkeypatch.setattr(native, "library", lambda isa: functions)
+    run(*draw(*[(1100, 8)] * 4))
+    assert len(used) == 2
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failing_block_ends_the_backward(failing, with_threads, monkeypatch):
+    """The other threads wait for its turn in dq: they must not wait for ever."""
+    with_threads(3)
+
+    def fail(function, *arguments):
+        if arguments[6] == failing * native.KEY_BLOCK:  # j0
+            raise MemoryError("seeded")
+        function(*arguments)
+
+    functions = Functions("backward", fail)
+    monkeypatch.setattr(native, "library", lambda isa: functions)
+    with pytest.raises(MemoryError, match="seeded"):
+        run(*draw(*[(1500, 8)] * 4))
+
+
+# --- vector widths ---
+
+CASES = [
+    Case(heads_k=2, group=2, sq=200, sk=150, d=40, dv=24, causal=True, q_offset=5),
+    Case(dtype="float64", heads_k=1, sq=70, sk=130, d=33, dv=65),
+    Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),
+    Case(dtype="bfloat16", sq=5, sk=300, d=7, layouts=("strided_cols", "bshd", "reversed")),
+]
+
+
+def on_cpu(function, *arrays, **options):
+    return function(*arrays, backend="cpu", **options)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.dtype)
+def test_the_portable_vectors_agree_with_the_wide_ones(case, monkeypatch):
+    wide = check(case, on_cpu)
+    monkeypatch.setattr(native, "isa", lambda: "portable")
+    eps = float(ml_dtypes.finfo(case.dtype).eps)
+    for x, y in zip(check(case, on_cpu), wide, strict=True):
+        np.testing.assert_allclose(x.astype(np.float64), y.astype(np.float64), rtol=4 * eps, atol=64 * eps)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
+@pytest.mark.parametrize("isa", ["AVX-512", "AVX2"])
+def test_wide_vectors_compile_on_any_x86(isa):
+    assert native.compile_library(isa).stat().st_size > 0
+
+
+def test_isa_is_the_widest_of_the_cpu(monkeypatch):
+    avx512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
+    for features, expected in (
+        ({"avx2", "fma"} | avx512, "AVX-512"),
+        ({"avx2", "fma", "avx512f"}, "AVX2"),
+        ({"avx2"}, "portable"),
+        (set(), "portable"),
+    ):
+        monkeypatch.setattr(native, "cpu_features", lambda features=features: frozenset(features))
+        assert native.isa() == expected
+
+
+def test_the_structure_is_that_of_the_source():
+    """dtype to q_offset, scale, five pairs of strides, two strides of statistics: eight bytes each."""
+    assert ctypes.sizeof(native._Shape) == 8 * (6 + 1 + 5 * 2 + 2)
+    offsets = [getattr(native._Shape, name).offset // 8 for name, _ in native._Shape._fields_]
+    assert offsets == [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 17, 18]
+
+
+# --- memory ---
+
+SANITIZED = """
+import sys
+from cases import LAYOUTS, Case, check
+from cupy_flash.backends import native
+native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+
+def on(function, *arrays, **options):
+    return function(*arrays, backend="cpu", **options)
+
+for isa in dict.fromkeys((native.isa(), "portable")):
+    native.isa = lambda: isa
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        for layout in LAYOUTS:
+            check(Case(dtype=dtype, heads_k=2, group=2, sq=70, sk=200, d=33, dv=20, causal=True,
+                       layouts=(layout,) * 3), on)
+        for d, dv in ((1, 512), (64, 64), (100, 7)):
+            for sq, sk in ((1, 1), (1, 129), (130, 1), (200, 90)):
+                check(Case(dtype=dtype, sq=sq, sk=sk, d=d, dv=dv, causal=sq != sk, q_offset=3), on)
+    check(Case(sq=900, sk=1300, d=64, causal=True), on)
+print("clean")
+"""
+
+OVERRUN = """
+from cupy_flash.backends import native
+native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+native._memory = lambda size: native._scratch("native", (size - 256,), native._BYTES).ctypes.data
+from cases import Case, check
+check(Case(sq=200, sk=90, d=512, dv=64), lambda f, *a, **o: f(*a, backend="cpu", **o))
+"""
+
+
+@pytest.fixture
+def sanitizer(tmp_path):
+    compiler = find_compiler()
+    if "g++" not in compiler.command[0] or compiler.is_clang:
+        pytest.skip("needs g++")
+    paths = [
+        subprocess.run([*compiler.command, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    names = [Path(path.stdout.strip()) for path in paths]
+    if not all(name.is_absolute() for name in names):
+        pytest.skip("needs libasan and libubsan")
+    return {"LD_PRELOAD": " ".join(map(str, names)), "ASAN_OPTIONS": "detect_leaks=0", "CUPY_FLASH_CPU_TIER": "native"}
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(sanitizer):
+    out, _ = python(SANITIZED, **sanitizer)
+    assert out.strip() == "clean"
+
+
+@pytest.mark.slow
+def test_sanitizers_find_an_overrun(sanitizer):
+    with pytest.raises(AssertionError, match="AddressSanitizer"):
+        python(OVERRUN, **sanitizer)
+
+
+def test_a_source_that_does_not_compile_is_an_error(monkeypatch):
+    monkeypatch.setattr(native.source, "flatten", lambda name: "nonsense;")
+    with pytest.raises(ToolchainError, match="nonsense"):
+        native.compile_library("portable")
