@@ -1,6 +1,6 @@
 """The attention kernels give the same through translated PTX as through the host headers.
 
-NVRTC contracts a * b + c to fma and the host compiler does not, so results differ by rounding.
+NVRTC and the host compiler contract a * b + c to fma in different places, so results differ by rounding.
 """
 
 from itertools import product
