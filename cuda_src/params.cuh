@@ -23,17 +23,29 @@ struct Shape {
   int head_dim;
   int head_dim_v;
   int q_offset;  // causal: query i sees key j <= i + q_offset
-  int padding;  // to the double
+  int padding;   // to the double
   double scale;
+};
+
+// How the plan lays the forward's work out over blocks.
+struct Schedule {
+  int num_splits;     // blocks that share the keys of one tile; each writes a partial result if there are several
+  int packed_heads;   // query heads of a group whose rows stand in one tile: the whole group or 1
+  int section_heads;  // key heads whose keys and values fit the L2 cache together
+  int padding;
 };
 
 struct ForwardParams {
   Shape shape;
+  Schedule schedule;
   Tensor q;    // [batch..., Hq, Sq, D]
   Tensor k;    // [batch..., Hk, Sk, D]
   Tensor v;    // [batch..., Hk, Sk, Dv]
   Tensor out;  // [batch..., Hq, Sq, Dv]
   Tensor lse;  // [batch..., Hq, Sq, 1], accumulator type
+  // Of all splits, one after the other, contiguous; unused (null) where there is one split.
+  Tensor partial_out;  // [splits, batch..., Hq, Sq, Dv], float
+  Tensor partial_lse;  // [splits, batch..., Hq, Sq, 1], float
 };
 
 struct BackwardParams {

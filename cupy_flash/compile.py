@@ -21,7 +21,7 @@ from typing import Any
 
 from cupy_flash import source
 from cupy_flash.cache import cache_dir, write_atomically
-from cupy_flash.plan import Specialization
+from cupy_flash.specialization import Specialization
 
 _OPTIONS = ("-std=c++17", "-default-device", "-lineinfo", "-ftz=true", "--ptxas-options=-v")
 

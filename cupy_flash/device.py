@@ -22,6 +22,8 @@ class Device:
         Shared memory of one multiprocessor, in bytes.
     threads_per_sm : int
         Most resident threads of one multiprocessor.
+    l2_bytes : int
+        Size of the L2 cache.
     registers_per_sm : int
         32-bit registers of one multiprocessor.
     """
@@ -31,6 +33,7 @@ class Device:
     shared_per_block: int
     shared_per_sm: int
     threads_per_sm: int
+    l2_bytes: int
     registers_per_sm: int = 65536
 
     @property
@@ -38,25 +41,33 @@ class Device:
         """Ten times the major plus the minor version: 80 for sm_80, 90 for sm_90a."""
         return int(self.arch.removeprefix("sm_").rstrip("a"))
 
+    def shared_of_block(self, dynamic: int) -> int:
+        """Shared memory that a block with this much dynamic shared memory takes: from Ampere on, 1 KiB on top."""
+        return dynamic + (1024 if self.compute_capability >= 80 else 0)
+
 
 def _kib(n: int) -> int:
     return n * 1024
 
 
+def _mib(n: int) -> int:
+    return n * 1024 * 1024
+
+
 # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"; the number of
-# multiprocessors is that of one common card of the architecture, named behind it.
+# multiprocessors and the L2 cache are those of one common card of the architecture, named behind it.
 NAMED = {
     device.arch: device
     for device in (
-        Device("sm_70", 80, _kib(96), _kib(96), 2048),  # V100
-        Device("sm_75", 40, _kib(64), _kib(64), 1024),  # T4
-        Device("sm_80", 108, _kib(163), _kib(164), 2048),  # A100
-        Device("sm_86", 84, _kib(99), _kib(100), 1536),  # RTX A6000
-        Device("sm_87", 16, _kib(163), _kib(164), 1536),  # Jetson AGX Orin
-        Device("sm_89", 128, _kib(99), _kib(100), 1536),  # RTX 4090
-        Device("sm_90a", 132, _kib(227), _kib(228), 2048),  # H100
-        Device("sm_100", 148, _kib(227), _kib(228), 2048),  # B200
-        Device("sm_120", 170, _kib(99), _kib(100), 1536),  # RTX 5090
+        Device("sm_70", 80, _kib(96), _kib(96), 2048, _mib(6)),  # V100
+        Device("sm_75", 40, _kib(64), _kib(64), 1024, _mib(4)),  # T4
+        Device("sm_80", 108, _kib(163), _kib(164), 2048, _mib(40)),  # A100
+        Device("sm_86", 84, _kib(99), _kib(100), 1536, _mib(6)),  # RTX A6000
+        Device("sm_87", 16, _kib(163), _kib(164), 1536, _mib(4)),  # Jetson AGX Orin
+        Device("sm_89", 128, _kib(99), _kib(100), 1536, _mib(72)),  # RTX 4090
+        Device("sm_90a", 132, _kib(227), _kib(228), 2048, _mib(50)),  # H100
+        Device("sm_100", 148, _kib(227), _kib(228), 2048, _mib(126)),  # B200
+        Device("sm_120", 170, _kib(99), _kib(100), 1536, _mib(96)),  # RTX 5090
     )
 }
 
@@ -95,6 +106,7 @@ ATTRIBUTES = (
     "MaxSharedMemoryPerBlockOptin",
     "MaxSharedMemoryPerMultiprocessor",
     "MaxThreadsPerMultiProcessor",
+    "L2CacheSize",
     "MaxRegistersPerMultiprocessor",
 )
 

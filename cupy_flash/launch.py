@@ -40,13 +40,20 @@ class Runtime(Protocol):
 
 
 def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
-    """Write attention into `out` and `lse`."""
+    """Write attention into `out` and `lse`.
+
+    Where the plan splits the keys this allocates one float32 result, output and log-sum-exp, for each split.
+    """
     if out.size == 0:
         return
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse[..., None]}
     for part, views in _parts(problem, tensors):
-        launch = plan_forward(part, runtime.device)
-        runtime.run(launch, _pack(runtime, FORWARD_PARAMS, part, views), views)
+        plan = plan_forward(part, runtime.device)
+        partial = _partial_results(runtime, part, plan.num_splits)
+        params = _pack(runtime, FORWARD_PARAMS, part, views | {name: x[0] for name, x in partial.items()})
+        params["schedule"] = (plan.num_splits, plan.packed_heads, plan.section_heads, 0)
+        for launch in plan.launches:
+            runtime.run(launch, params, views | partial)
 
 
 def backward(
@@ -94,6 +101,17 @@ def backward(
         for launch in plan_backward(part, runtime.device, deterministic).launches:
             runtime.run(launch, params, views)
     return dq, dk, dv
+
+
+def _partial_results(runtime: Runtime, problem: AttentionProblem, num_splits: int) -> Tensors:
+    """Room for the result of every split, first axis the split; nothing where keys are not split."""
+    if num_splits == 1:
+        return {}
+    empty, accumulator = runtime.namespace.empty, problem.accumulator
+    return {
+        "partial_out": empty((num_splits, *problem.out_shape), accumulator),
+        "partial_lse": empty((num_splits, *problem.lse_shape, 1), accumulator),
+    }
 
 
 def _parts(problem: AttentionProblem, tensors: Tensors) -> Iterator[tuple[AttentionProblem, Tensors]]:

@@ -6,54 +6,15 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import ceil, prod
 
+from cupy_flash import kernels
 from cupy_flash.device import Device
 from cupy_flash.problem import DTYPES, AttentionProblem
-from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, head_dim_bucket, simt_candidates
+from cupy_flash.specialization import Specialization, Variant
 
-_ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
-_HEADERS = ("numeric.cuh", "attention/mask.cuh", "attention/score.cuh")
 MAX_GRID = 2**31 - 1
-_ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
-
-
-@dataclass(frozen=True)
-class Specialization:
-    """One compiled kernel: exactly what its prelude prints, exactly what its cache key covers.
-
-    Attributes
-    ----------
-    source : str
-        The kernel's file under cuda_src.
-    entry : str
-        Name of the entry point.
-    types : tuple of (str, str)
-        Type aliases: Element, Mask.
-    constants : tuple of (str, int)
-        Compile-time integers by name.
-    """
-
-    source: str
-    entry: str
-    types: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, int], ...]
-
-    def prelude(self) -> str:
-        """The text of ``specialization.cuh``, which the kernel includes."""
-        lines = ["#pragma once", *(f'#include "{header}"' for header in _HEADERS)]
-        lines += [f"using {name} = {value};" for name, value in self.types]
-        lines += ["template <class Accumulator> using Score = ScaledScore<Accumulator>;"]
-        lines += [f"constexpr int {name} = {value};" for name, value in self.constants]
-        return "\n".join(lines) + "\n"
-
-    def constant(self, name: str) -> int:
-        """Value of one compile-time integer."""
-        return dict(self.constants)[name]
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{name}={value}" for name, value in (*self.types, *self.constants))
-        return f"{self.entry}({values})"
+MAX_SPLITS = 128
 
 
 @dataclass(frozen=True)
@@ -64,6 +25,24 @@ class Launch:
     grid: int
     block: int
     shared_bytes: int
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """Launches of one forward, in order, and how the first lays its work out (`Schedule` in params.cuh).
+
+    With `num_splits` above 1 the keys of a tile are shared by as many blocks, and `combine` merges their results.
+    """
+
+    forward: Launch
+    combine: Launch | None = None
+    num_splits: int = 1
+    packed_heads: int = 1
+    section_heads: int = 1
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [self.forward] if self.combine is None else [self.forward, self.combine]
 
 
 @dataclass(frozen=True)
@@ -88,8 +67,10 @@ class BackwardPlan:
 
 
 @functools.lru_cache(maxsize=1024)
-def plan_forward(problem: AttentionProblem, device: Device, tile: SimtTile | None = None) -> Launch:
-    """Choose the forward kernel.
+def plan_forward(
+    problem: AttentionProblem, device: Device, tile: kernels.Tile | None = None, num_splits: int | None = None
+) -> ForwardPlan:
+    """Choose the forward kernels.
 
     Parameters
     ----------
@@ -97,141 +78,126 @@ def plan_forward(problem: AttentionProblem, device: Device, tile: SimtTile | Non
         What to compute. Its batch is the batch of one launch.
     device : Device
         Where.
-    tile : SimtTile, optional
-        Use this tile instead of the planner's choice.
+    tile : SimtTile or MmaTile, optional
+        Use this tile, and its kernel family, instead of the planner's choice.
+    num_splits : int, optional
+        Share the keys among so many blocks instead of the planner's choice; tensor-core kernels only.
 
     Returns
     -------
-    Launch
+    ForwardPlan
 
     Raises
     ------
     ValueError
-        If `tile` is illegal for this head dimension or does not fit the device, or the grid is too large.
+        If `tile` is illegal for this problem or does not fit the device, or the grid is too large.
+
+    Notes
+    -----
+    The heads of a group are packed into one tile for decoding and where that fills tiles better (FlashAttention-3's
+    rule). Keys are split where the blocks cannot fill the device: into the least number that comes within 85% of the
+    best wave efficiency (Flash-Decoding as in FlashAttention-2).
     """
-    head_dim = head_dim_bucket(problem.head_dim, problem.head_dim_v)
-    kernel = _simt_forward(problem.dtype, problem.causal, head_dim, device, tile)
-    blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
-    return _launch(kernel, blocks * prod(problem.batch))
+    variant, group = _variant(problem), problem.group_size
+    smallest = kernels.forward(variant, device, decode=True, tile=tile)
+    if smallest.family == "simt":
+        blocks = _ceil_div(problem.seqlen_q, smallest.constant("kBlockM")) * problem.num_heads_q
+        return ForwardPlan(_launch(smallest, blocks * prod(problem.batch)))
+
+    decode = problem.seqlen_q * group <= smallest.constant("kBlockM")
+    kernel = smallest if decode else kernels.forward(variant, device, tile=tile)
+    block_m, block_n = kernel.constant("kBlockM"), kernel.constant("kBlockN")
+    pack = decode or _fill(problem.seqlen_q, block_m) < 0.9 * _fill(problem.seqlen_q * group, block_m)
+    packed_heads = group if pack else 1
+    key_heads = problem.num_heads_k * prod(problem.batch)
+    blocks = _ceil_div(problem.seqlen_q * packed_heads, block_m) * (group // packed_heads) * key_heads
+    if num_splits is None:
+        slots = device.num_sms * kernel.constant("kMinBlocks")
+        num_splits = _num_splits(blocks, slots, _ceil_div(problem.seqlen_k, block_n))
+    key_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.storage.itemsize
+    return ForwardPlan(
+        _launch(kernel, blocks * num_splits),
+        _row_wise("combine.cu", "attention_combine", problem) if num_splits > 1 else None,
+        num_splits,
+        packed_heads,
+        # Half the cache: queries and outputs pass through it too.
+        min(key_heads, max(1, device.l2_bytes // 2 // max(1, key_bytes))),
+    )
 
 
 @functools.lru_cache(maxsize=1024)
 def plan_backward(
-    problem: AttentionProblem, device: Device, deterministic: bool = False, tile: SimtTile | None = None
+    problem: AttentionProblem, device: Device, deterministic: bool = False, tile: kernels.Tile | None = None
 ) -> BackwardPlan:
     """Choose the backward kernels; parameters and errors as in `plan_forward`."""
-    head_dim = head_dim_bucket(problem.head_dim, problem.head_dim_v)
-    dkdv = _simt_dkdv(problem.dtype, problem.causal, head_dim, device, not deterministic, tile)
-    batches = prod(problem.batch)
-    rows = _rows_grid(problem)
+    variant, batches = _variant(problem), prod(problem.batch)
+    dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tile)
     key_blocks = _ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k
     dq = None
     if deterministic:
-        kernel = _simt_dq(problem.dtype, problem.causal, head_dim, device, tile)
+        kernel = kernels.dq(variant, device, tile=tile)
         blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
         dq = _launch(kernel, blocks * batches)
     half = problem.storage != problem.accumulator
     return BackwardPlan(
-        delta=_launch(_rows_kernel("attention_delta", problem.dtype), rows),
+        delta=_row_wise("backward_rows.cu", "attention_delta", problem),
         dkdv=_launch(dkdv, key_blocks * batches),
         dq=dq,
-        convert_dq=_launch(_rows_kernel("attention_convert_dq", problem.dtype), rows)
-        if half and not deterministic
-        else None,
+        convert_dq=_row_wise("backward_rows.cu", "attention_convert_dq", problem) if half and dq is None else None,
     )
 
 
 def all_specializations(device: Device) -> Iterator[Specialization]:
-    """Every kernel the planner can choose on `device`."""
+    """Every kernel the planner can choose on `device` where D and Dv round to one size and the scale is not negative."""
     for dtype in DTYPES:
-        yield _rows_kernel("attention_delta", dtype)
+        yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         if dtype in ("float16", "bfloat16"):
-            yield _rows_kernel("attention_convert_dq", dtype)
-        for causal, head_dim in product((False, True), HEAD_DIM_BUCKETS):
-            yield from _attention_kernels(dtype, causal, head_dim, device)
+            yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
+        sizes = kernels.head_dim_buckets(dtype, device)
+        if any(family == "mma" for family, _ in sizes):
+            yield kernels.row_wise("combine.cu", "attention_combine", dtype)
+        for causal, (family, head_dim) in product((False, True), sizes):
+            variant = Variant(dtype, causal, head_dim, head_dim)
+            yield kernels.forward(variant, device)
+            if family == "mma":
+                yield kernels.forward(variant, device, decode=True)
+            for atomic_dq in (True, False):
+                yield kernels.dkdv(variant, device, atomic_dq=atomic_dq)
+            yield kernels.dq(variant, device)
 
 
 def core_specializations(device: Device) -> Iterator[Specialization]:
     """The kernels compiled when the package is imported: half types, head dimensions 64 and 128, default mode."""
     for dtype in ("float16", "bfloat16"):
-        yield _rows_kernel("attention_delta", dtype)
-        yield _rows_kernel("attention_convert_dq", dtype)
+        yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
+        yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
         for causal, head_dim in product((False, True), (64, 128)):
-            yield _simt_forward(dtype, causal, head_dim, device)
-            yield _simt_dkdv(dtype, causal, head_dim, device, True)
+            variant = Variant(dtype, causal, head_dim, head_dim)
+            yield kernels.forward(variant, device)
+            yield kernels.dkdv(variant, device, atomic_dq=True)
 
 
-def _attention_kernels(dtype: str, causal: bool, head_dim: int, device: Device) -> Iterator[Specialization]:
-    yield _simt_forward(dtype, causal, head_dim, device)
-    for atomic_dq in (True, False):
-        yield _simt_dkdv(dtype, causal, head_dim, device, atomic_dq)
-    yield _simt_dq(dtype, causal, head_dim, device)
+def _variant(problem: AttentionProblem) -> Variant:
+    return Variant(problem.dtype, problem.causal, problem.head_dim, problem.head_dim_v, problem.scale < 0)
 
 
-def _simt_forward(
-    dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None
-) -> Specialization:
-    constants = _simt_constants(dtype, head_dim, device, tile, backward=False)
-    return Specialization("simt/forward.cu", "attention_forward", _types(dtype, causal), constants)
+def _fill(rows: int, block: int) -> float:
+    """Share of the rows of whole blocks that are used."""
+    return rows / (_ceil_div(rows, block) * block)
 
 
-def _simt_dkdv(
-    dtype: str, causal: bool, head_dim: int, device: Device, atomic_dq: bool, tile: SimtTile | None = None
-) -> Specialization:
-    constants = _simt_constants(dtype, head_dim, device, tile, backward=True)
-    return Specialization(
-        "simt/backward_dkdv.cu",
-        "attention_dkdv",
-        _types(dtype, causal),
-        (*constants, ("kAtomicDq", int(atomic_dq))),
-    )
+def _num_splits(blocks: int, slots: int, n_blocks: int) -> int:
+    """Blocks that share one tile's keys, given how many blocks run at a time."""
+    if blocks >= 0.8 * slots:
+        return 1
+    # Several numbers give every block as many key blocks at most: the least of them wastes nothing.
+    counts = [n for n in range(1, min(MAX_SPLITS, slots, max(1, n_blocks)) + 1) if n == 1 or _shrinks(n_blocks, n)]
+    efficiency = {n: blocks * n / slots / ceil(blocks * n / slots) for n in counts}
+    return next(n for n in counts if efficiency[n] >= 0.85 * max(efficiency.values()))
 
 
-def _simt_dq(dtype: str, causal: bool, head_dim: int, device: Device, tile: SimtTile | None = None) -> Specialization:
-    constants = _simt_constants(dtype, head_dim, device, tile, backward=True)
-    return Specialization("simt/backward_dq.cu", "attention_dq", _types(dtype, causal), constants)
-
-
-def _rows_kernel(entry: str, dtype: str) -> Specialization:
-    return Specialization("attention/backward_rows.cu", entry, _types(dtype, False), (("kNWarps", _ROWS_PER_BLOCK),))
-
-
-def _simt_constants(
-    dtype: str, head_dim: int, device: Device, tile: SimtTile | None, *, backward: bool
-) -> tuple[tuple[str, int], ...]:
-    itemsize = max(4, DTYPES[dtype].itemsize)
-
-    def shared_bytes(tile: SimtTile) -> int:
-        count = tile.backward_shared_bytes if backward else tile.forward_shared_bytes
-        return count(head_dim, itemsize)
-
-    if tile is None:
-        candidates = simt_candidates(head_dim, itemsize, backward=backward)
-        tile = next((t for t in candidates if shared_bytes(t) <= device.shared_per_block), candidates[-1])
-    if not tile.is_legal(head_dim, itemsize, backward=backward):
-        raise ValueError(f"{tile} is not legal for head dimension {head_dim} and {dtype}")
-    size = shared_bytes(tile)
-    if size > device.shared_per_block:
-        raise ValueError(
-            f"{tile} needs {size} bytes of shared memory: {device.arch} gives a block at most {device.shared_per_block}"
-        )
-    constants = {
-        "kHeadDim": head_dim,
-        "kBlockM": tile.block_m,
-        "kBlockN": tile.block_n,
-        "kSliceD": tile.slice_d,
-        "kNWarps": tile.num_warps,
-        "kLanes": tile.lanes,
-        "kMinBlocks": tile.min_blocks,
-        "kSharedBytes": size,
-    }
-    if not backward:
-        constants["kQueryResident"] = int(tile.query_resident)
-    return tuple(constants.items())
-
-
-def _types(dtype: str, causal: bool) -> tuple[tuple[str, str], ...]:
-    return ("Element", _ELEMENT[dtype]), ("Mask", "CausalMask" if causal else "FullMask")
+def _shrinks(n_blocks: int, splits: int) -> bool:
+    return _ceil_div(n_blocks, splits) < _ceil_div(n_blocks, splits - 1)
 
 
 def _launch(kernel: Specialization, grid: int) -> Launch:
@@ -241,8 +207,9 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
     return Launch(kernel, grid, 32 * constants["kNWarps"], constants.get("kSharedBytes", 0))
 
 
-def _rows_grid(problem: AttentionProblem) -> int:
-    return _ceil_div(prod(problem.batch) * problem.num_heads_q * problem.seqlen_q, _ROWS_PER_BLOCK)
+def _row_wise(source: str, entry: str, problem: AttentionProblem) -> Launch:
+    rows = prod(problem.batch) * problem.num_heads_q * problem.seqlen_q
+    return _launch(kernels.row_wise(source, entry, problem.dtype), _ceil_div(rows, kernels.ROWS_PER_BLOCK))
 
 
 def _ceil_div(a: int, b: int) -> int:

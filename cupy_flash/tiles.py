@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEAD_DIM_BUCKETS = (32, 64, 128, 256, 512)
+MMA_HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
 VECTOR_BYTES = 16
 
 
-def head_dim_bucket(head_dim: int, head_dim_v: int) -> int:
-    """Smallest compiled head dimension that holds both; loops stop at the true sizes, so only registers are idle."""
-    return next(n for n in HEAD_DIM_BUCKETS if n >= max(head_dim, head_dim_v))
+def bucket(head_dim: int, buckets: tuple[int, ...]) -> int:
+    """Smallest compiled head dimension that holds this one."""
+    return next(n for n in buckets if n >= head_dim)
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,64 @@ _BACKWARD = {
 def simt_candidates(head_dim: int, itemsize: int, *, backward: bool) -> list[SimtTile]:
     """Tiles for a compiled head dimension and an accumulator of `itemsize` bytes, best first."""
     return (_BACKWARD if backward else _FORWARD)[itemsize, head_dim]
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """How a tensor-core kernel cuts its problem.
+
+    Attributes
+    ----------
+    block_m, block_n : int
+        Query rows and keys of a tile of scores.
+    num_warps : int
+        Warps of a thread block.
+    stages : int
+        Forward: tiles of K and V in shared memory at a time. Backward: tiles of Q.
+    min_blocks : int
+        Blocks that should fit a multiprocessor together: bounds registers and shared memory.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    stages: int = 2
+    min_blocks: int = 1
+
+    def forward_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
+        """``sizeof(SharedStorage)`` of mma/forward.cu."""
+        wide = max(head_dim, head_dim_v)
+        return _HALF_BYTES * wide * (self.block_m + self.stages * self.block_n)
+
+    def is_legal_forward(self) -> bool:
+        """Whether the static assertions of mma/forward.cu hold."""
+        return self.block_m % (16 * self.num_warps) == 0 and self.block_n % 16 == 0 and self.stages >= 2
+
+
+_HALF_BYTES = 2
+
+# As above, nothing here is measured yet. The shapes are FlashAttention-2's (Dao 2023; its public tables); of several
+# rows the plan takes the first whose shared memory lets min_blocks blocks share a multiprocessor. A lane's
+# accumulators, rows x (head dimension + keys) / 32 / warps registers, stay near 192.
+_MMA_FORWARD = {
+    32: [MmaTile(128, 128, 4, 3, 2), MmaTile(128, 64, 4, 2, 2)],
+    64: [MmaTile(128, 128, 4, 2, 2), MmaTile(128, 64, 4, 2, 2)],
+    96: [MmaTile(128, 64, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
+    128: [MmaTile(128, 64, 4, 2, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
+    192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+}
+# Few query rows: time goes into reading K and V, so more of them are in flight.
+_MMA_DECODE = {
+    32: [MmaTile(64, 128, 4, 4, 2), MmaTile(64, 64, 4, 2, 2)],
+    64: [MmaTile(64, 64, 4, 5, 2), MmaTile(64, 64, 4, 2, 2)],
+    96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
+    128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
+    192: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
+}
+
+
+def mma_forward_candidates(wide: int, *, decode: bool) -> list[MmaTile]:
+    """Tiles where the larger compiled head dimension is `wide`, best first; the last fits every GPU."""
+    return (_MMA_DECODE if decode else _MMA_FORWARD)[wide]

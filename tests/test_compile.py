@@ -9,7 +9,8 @@ import pytest
 
 from cupy_flash import compile, device, source, startup
 from cupy_flash.device import named
-from cupy_flash.plan import Specialization, all_specializations, core_specializations
+from cupy_flash.plan import all_specializations, core_specializations
+from cupy_flash.specialization import Specialization
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRTC: pip install "cupy-flash[cuda13]"')
 

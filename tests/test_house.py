@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "cache": set(),
     "toolchain": {"cache"},
     "tiles": {"device", "problem"},
-    "plan": {"device", "problem", "tiles"},
-    "compile": {"cache", "device", "plan", "source"},
+    "specialization": set(),
+    "kernels": {"device", "problem", "specialization", "tiles"},
+    "plan": {"device", "kernels", "problem", "specialization"},
+    "compile": {"cache", "device", "source", "specialization"},
     "launch": {"device", "params", "plan", "problem", "tiles"},
     "broadcast": set(),
     "reference": {"broadcast", "problem"},
@@ -32,7 +34,7 @@ MAY_IMPORT = {
     "api": {"backends", "broadcast", "problem"},
     "startup": {"backends.cupy_"},
 }
-PLANNED_ON_ANY_MACHINE = ["api", "device", "params", "plan", "problem", "reference", "source", "tiles"]
+PLANNED_ON_ANY_MACHINE = ["api", "device", "kernels", "params", "plan", "problem", "reference", "source", "specialization", "tiles"]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
 
 FAMILIES = {"simt", "mma", "hopper"}

@@ -3,6 +3,7 @@
 //   attention_delta       delta = rowsum(dO * O) - dlse   (FlashAttention-2, Dao 2023, Algorithm 2, line 4)
 //   attention_convert_dq  dq = dq_acc, rounded to the storage type
 #include "attention/matrix.cuh"
+#include "attention/row.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
@@ -10,22 +11,6 @@
 #include "specialization.cuh"
 
 using Accumulator = AccumulatorOf<Element>::Type;
-constexpr int kThreads = 32 * kNWarps;
-
-struct Row {
-  int batch, head, row, lane;
-  bool inside;
-};
-
-__device__ __forceinline__ Row row_of_warp(const Shape& shape) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kNWarps + threadIdx.x / 32;
-  const int64_t head_index = index / shape.seqlen_q;
-  const int64_t batches = static_cast<int64_t>(shape.batch[0]) * shape.batch[1] * shape.batch[2] * shape.batch[3];
-  return {static_cast<int>(head_index / shape.num_heads_q), static_cast<int>(head_index % shape.num_heads_q),
-          static_cast<int>(index % shape.seqlen_q), static_cast<int>(threadIdx.x % 32),
-          head_index < batches * shape.num_heads_q};
-}
-
 extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __grid_constant__ BackwardParams params) {
   const Shape& shape = params.shape;
   const Row r = row_of_warp(shape);

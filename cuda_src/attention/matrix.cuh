@@ -26,6 +26,14 @@ __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shap
   return offset;
 }
 
+// Query rows of all heads of the whole batch.
+__device__ __forceinline__ int64_t query_rows(const Shape& shape) {
+  int64_t rows = static_cast<int64_t>(shape.num_heads_q) * shape.seqlen_q;
+#pragma unroll
+  for (int dim = 0; dim < kBatchDims; ++dim) rows *= shape.batch[dim];
+  return rows;
+}
+
 template <class Element>
 __device__ __forceinline__ Matrix<Element> head_matrix(const Tensor& tensor, const Shape& shape, int batch, int head,
                                                        int rows, int cols, int row_begin = 0) {

@@ -1,5 +1,5 @@
 // Online softmax over rows shared by kLanes neighbouring lanes (Milakov and Gimelshein 2018; the deferred division
-// is FlashAttention-2's, Dao 2023, section 3.1). Scores are in log2 units.
+// is FlashAttention-2's, Dao 2023, section 3.1). `multiplier` takes a score to log2 units (attention/score.cuh).
 #pragma once
 #include "numeric.cuh"
 #include "ptx/math.cuh"
@@ -18,9 +18,10 @@ struct OnlineSoftmax {
     }
   }
 
-  // s becomes p = 2^(s - m) with the new row maximum m; rescale is 2^(m_old - m), owed to everything summed so far.
+  // s becomes p = 2^(multiplier * (s - m)) with the new row maximum m; rescale is 2^(multiplier * (m_old - m)), owed
+  // to everything summed so far.
   template <int kCols>
-  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator (&rescale)[kRows]) {
+  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator (&rescale)[kRows], Accumulator multiplier) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Accumulator m = row_max[i];
@@ -31,20 +32,20 @@ struct OnlineSoftmax {
         m = max(m, ptx::shfl_xor(m, lane_mask));
       }
       // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
-      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
-      rescale[i] = ptx::ex2(row_max[i] - base);
+      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m * multiplier;
+      rescale[i] = ptx::ex2(row_max[i] * multiplier - base);
       row_max[i] = m;
       row_sum[i] *= rescale[i];
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        s[i][j] = ptx::ex2(s[i][j] - base);
+        s[i][j] = ptx::ex2(s[i][j] * multiplier - base);
         row_sum[i] += s[i][j];
       }
     }
   }
 
   // Reduce the sums; inverse[i] is 1 / row_sum (0 for a row that saw no key), lse[i] the natural log-sum-exp.
-  __device__ void finish(Accumulator (&inverse)[kRows], Accumulator (&lse)[kRows]) {
+  __device__ void finish(Accumulator (&inverse)[kRows], Accumulator (&lse)[kRows], Accumulator multiplier) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Accumulator sum = row_sum[i];
@@ -53,7 +54,7 @@ struct OnlineSoftmax {
       const bool empty = row_max[i] == -infinity<Accumulator>() && sum == 0;
       inverse[i] = empty ? Accumulator(0) : 1 / sum;
       lse[i] = empty ? -infinity<Accumulator>()
-                     : (row_max[i] + ptx::lg2(sum)) * static_cast<Accumulator>(kLn2);
+                     : (row_max[i] * multiplier + ptx::lg2(sum)) * static_cast<Accumulator>(kLn2);
     }
   }
 };

@@ -60,7 +60,7 @@ __device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], 
   }
 }
 
-// P = 2^(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
+// P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
 // On return the tiles of q, dout, k and v hold their last slice.
 __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumulator (&ds)[kRows][kCols],
@@ -81,7 +81,7 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
       const int col = n0 + col_of(j);
       const Accumulator s = p[i][j];
       const bool seen = inside && (whole || mask.sees(row, col));
-      p[i][j] = seen ? ptx::ex2(score.forward(s, row, col) - lse) : Accumulator(0);
+      p[i][j] = seen ? ptx::ex2(score.forward(s, row, col) * score.multiplier - lse) : Accumulator(0);
       ds[i][j] = seen ? score.backward(p[i][j] * (ds[i][j] - delta), s, row, col) : Accumulator(0);
     }
   }

@@ -84,9 +84,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       }
     }
 
-    // P = 2^(S - m); O is owed the same change of reference.
+    // P = exp(S - m); O is owed the same change of reference.
     Accumulator rescale[kRows];
-    softmax.update(acc_s, rescale);
+    softmax.update(acc_s, rescale, score.multiplier);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   Accumulator inverse[kRows], lse[kRows];
-  softmax.finish(inverse, lse);
+  softmax.finish(inverse, lse, score.multiplier);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);

@@ -9,8 +9,9 @@ import numpy as np
 
 from cupy_flash import compile, launch
 from cupy_flash.device import Device, from_attributes
-from cupy_flash.plan import Launch, Specialization, core_specializations
+from cupy_flash.plan import Launch, core_specializations
 from cupy_flash.problem import AttentionProblem
+from cupy_flash.specialization import Specialization
 
 
 class CupyBackend:

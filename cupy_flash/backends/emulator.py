@@ -10,13 +10,15 @@ import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
 from cupy_flash.device import named
-from cupy_flash.plan import Launch, Specialization
+from cupy_flash.plan import Launch
 from cupy_flash.problem import AttentionProblem
+from cupy_flash.specialization import Specialization
 from cupy_flash.toolchain import find_compiler
 
 # What each kernel writes; everything else it is given is read-only, and the emulator holds it to that.
 _WRITES = {
-    "attention_forward": {"out", "lse"},
+    "attention_forward": {"out", "lse", "partial_out", "partial_lse"},
+    "attention_combine": {"out", "lse"},
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc"},
     "attention_dq": {"dq"},

@@ -1,0 +1,28 @@
+// Which part of the forward a block computes.
+//
+// Blocks are dealt in sections of key heads whose keys and values fit the L2 cache together; within a section the
+// last query rows come first: under a causal mask they see the most keys, and the short blocks fill the gaps at the
+// end. The splits of one tile are neighbours, then the query heads that read the same keys.
+#pragma once
+#include "params.cuh"
+
+struct Work {
+  int m_block, head, head_k, batch, split;  // head: the first of the packed heads
+};
+
+__device__ __forceinline__ Work work_of_block(const Shape& shape, const Schedule& schedule, int m_blocks) {
+  const int members = shape.num_heads_q / shape.num_heads_k / schedule.packed_heads;
+  const int per_head = m_blocks * members * schedule.num_splits;
+  const int key_heads = static_cast<int>(gridDim.x) / per_head;  // of the whole batch
+  const int section = blockIdx.x / (per_head * schedule.section_heads);
+  const int first = section * schedule.section_heads, count = min(schedule.section_heads, key_heads - first);
+  int rest = blockIdx.x - first * per_head;
+
+  const int split = rest % schedule.num_splits;
+  rest /= schedule.num_splits;
+  const int member = rest % members;
+  rest /= members;
+  const int key_head = first + rest % count, head_k = key_head % shape.num_heads_k;
+  return {m_blocks - 1 - rest / count, (head_k * members + member) * schedule.packed_heads, head_k,
+          key_head / shape.num_heads_k, split};
+}

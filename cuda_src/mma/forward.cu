@@ -1,0 +1,232 @@
+// Forward attention on tensor cores (FlashAttention-2, Dao 2023, Algorithm 1 and section 3.3):
+//
+//   S = Q K^T,  P = softmax(score(S)),  O = P V,  lse = logsumexp(score(S))
+//
+// Grid: attention/schedule.cuh; a block has kBlockM query rows of one head, or of a packed group, and all their keys or
+// one split of them (Flash-Decoding). A warp owns kBlockM / kNWarps whole rows, so that a row's statistics need only
+// shuffles within a quad and P goes from S's registers to the next product without leaving them. K and V stream
+// through a ring of kStages tiles, K and V of a block in turn, the last block first: only the first ones can be cut
+// by the mask.
+#include "attention/mask.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/schedule.cuh"
+#include "attention/score.cuh"
+#include "mma/fragment.cuh"
+#include "mma/packed.cuh"
+#include "numeric.cuh"
+#include "params.cuh"
+#include "platform.cuh"
+#include "specialization.cuh"
+
+constexpr int kWarpRows = kBlockM / kNWarps;
+constexpr int kRows = kWarpRows / 8;      // rows of S and O a lane
+constexpr int kCols = kBlockN / 4;        // columns of S a lane
+constexpr int kOutCols = kHeadDimV / 4;   // columns of O a lane
+static_assert(kWarpRows % kPiece == 0 && kBlockN % kPiece == 0, "warps own whole pieces");
+static_assert(kStages >= 2, "one tile is read while the next arrives");
+
+using QueryTile = Tile<kBlockM, kHeadDim>;
+using KeyTile = Tile<kBlockN, kHeadDim>;
+using ValueTile = Tile<kBlockN, kHeadDimV>;
+using OutTile = Tile<kBlockM, kHeadDimV>;
+
+struct SharedStorage {
+  union {
+    QueryTile query;
+    OutTile out;
+  };
+  union {
+    KeyTile key;
+    ValueTile value;
+  } ring[kStages];
+};
+static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+
+// K and V of blocks [begin, end), last first, through the ring. Tile t is K of a block for even t, V for odd t.
+struct Stream {
+  SharedStorage& shared;
+  const Matrix<Element>&gK, &gV;
+  int begin, end, tile;
+
+  // Start copying tile t. Every call closes a group of copies, so that counting groups counts tiles.
+  __device__ __forceinline__ void issue(int t) {
+    const int block = end - 1 - t / 2;
+    if (block >= begin) {
+      if (t % 2 == 0) {
+        load_tile(shared.ring[t % kStages].key, gK, block * kBlockN);
+      } else {
+        load_tile(shared.ring[t % kStages].value, gV, block * kBlockN);
+      }
+    }
+    if (kAsyncCopy) ptx::cp_async_commit();
+  }
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int t = 0; t < kStages - 1; ++t) issue(t);
+  }
+
+  // Wait for the current tile; its predecessor's readers are then done, and the copy that replaces it starts.
+  __device__ __forceinline__ void arrive() {
+    if (kAsyncCopy) ptx::cp_async_wait<kStages - 2>();
+    __syncthreads();
+    issue(tile + kStages - 1);
+  }
+};
+
+// The score of every element, -inf where the mask hides the key.
+__device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const Score<float>& score, const Mask& mask,
+                                           int first_query, const int (&query)[kRows], int n0) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) acc_s[i][j] = score.forward(acc_s[i][j], query[i], n0 + col_of(j));
+  }
+  if (mask.covers(first_query, n0, kBlockN)) return;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) {
+      if (!mask.sees(query[i], n0 + col_of(j))) acc_s[i][j] = -infinity<float>();
+    }
+  }
+}
+
+// O of this warp's rows to global memory through its rows of the tile, 16 bytes a lane.
+__device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Element>& gO, int m0,
+                                          const float (&acc_o)[kRows][kOutCols]) {
+  const int warp_row = threadIdx.x / 32 * kWarpRows, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kOutCols; j += 2) {
+      const uint32_t pair = pack(acc_o[i][j], acc_o[i][j + 1], Element());
+      Element* dst = tile.at(warp_row + row_of(i), col_of(j));
+      ptx::store_shared(reinterpret_cast<uint32_t*>(dst), ptx::Vec<uint32_t, 1>{{pair}});
+    }
+  }
+  __syncwarp();
+  constexpr int kRowChunks = kHeadDimV / kChunk;
+#pragma unroll 4
+  for (int chunk = lane; chunk < kWarpRows * kRowChunks; chunk += 32) {
+    const int row = warp_row + chunk / kRowChunks, col = chunk % kRowChunks * kChunk;
+    const auto x = ptx::load_shared<kChunk>(tile.at(row, col));
+    if (gO.vectorized) {
+      if (gO.holds(m0 + row, col)) ptx::store_global(gO.at(m0 + row, col), x);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) {
+        if (gO.holds(m0 + row, col + e)) *gO.at(m0 + row, col + e) = x.data[e];
+      }
+    }
+  }
+}
+
+// The float32 result of one split, for attention_combine.
+__device__ __forceinline__ void store_partial(const PackedMatrix<float>& gO, int m0,
+                                              const float (&acc_o)[kRows][kOutCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
+#pragma unroll
+    for (int j = 0; j < kOutCols; ++j) {
+      if (gO.holds(row, col_of(j))) *gO.at(row, col_of(j)) = acc_o[i][j];
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
+    attention_forward(const __grid_constant__ ForwardParams params) {
+  SharedStorage& shared = shared_storage<SharedStorage>();
+  const Shape& shape = params.shape;
+  const Schedule& schedule = params.schedule;
+  const int packed = schedule.packed_heads, total_rows = shape.seqlen_q * packed;
+  const Work work = work_of_block(shape, schedule, ceil_div(total_rows, kBlockM));
+  const int m0 = work.m_block * kBlockM;
+
+  // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
+  const Mask mask(shape);
+  const int key_end = mask.key_end((min(m0 + kBlockM, total_rows) - 1) / packed);
+  const auto gQ = packed_matrix<Element>(params.q, shape, work.batch, work.head, packed, shape.head_dim);
+  const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim);
+  const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v);
+
+  // This split's share of the key blocks.
+  const int n_blocks = ceil_div(key_end, kBlockN), per_split = ceil_div(n_blocks, schedule.num_splits);
+  const int n_begin = min(work.split * per_split, n_blocks), n_end = min(n_begin + per_split, n_blocks);
+
+  // What this warp's rows see of them. A warp beyond the last row, or past its keys, only helps to copy.
+  const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = m0 + warp_row;
+  const int last_row = min(first_row + kWarpRows, total_rows) - 1;
+  const int warp_key_end = first_row < total_rows ? mask.key_end(last_row / packed) : 0;
+  int query[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) query[i] = (first_row + row_of(i)) / packed;
+
+  const Score<float> score(shape);
+  OnlineSoftmax<float, kRows, kQuad> softmax;
+  float acc_o[kRows][kOutCols];
+  set_zero(acc_o);
+
+  load_tile(shared.query, gQ, m0);  // in the group of the first K tile
+  Stream stream{shared, gK, gV, n_begin, n_end, 0};
+  stream.start();
+  const Pieces<QueryTile, kRowsFirst> sQ(shared.query, warp_row);
+
+  for (int block = n_end - 1; block >= n_begin; --block) {
+    const int n0 = block * kBlockN;
+    const bool visible = n0 < warp_key_end;
+    float acc_s[kRows][kCols];
+
+    // S = Q K^T  [kWarpRows, kBlockN]
+    stream.arrive();
+    if (visible) {
+      set_zero(acc_s);
+      matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(shared.ring[stream.tile % kStages].key));
+    }
+    ++stream.tile;
+
+    if (visible) {
+      score_tile(acc_s, score, mask, first_row / packed, query, n0);
+
+      // P = exp(S - m); O is owed the same change of reference.
+      float rescale[kRows];
+      softmax.update(acc_s, rescale, score.multiplier);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= rescale[i];
+      }
+    }
+
+    // O += P V  [kWarpRows, kHeadDimV]
+    stream.arrive();
+    if (visible) {
+      matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(shared.ring[stream.tile % kStages].value));
+    }
+    ++stream.tile;
+  }
+  if (kAsyncCopy) ptx::cp_async_wait_all();
+  __syncthreads();  // O's tile lies where Q was
+
+  float inverse[kRows], lse[kRows];
+  softmax.finish(inverse, lse, score.multiplier);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= inverse[i];
+  }
+  const bool partial = schedule.num_splits > 1;
+  if (partial) {
+    store_partial(split_matrix(params.partial_out, shape, work, packed, shape.head_dim_v), m0, acc_o);
+  } else {
+    store_out(shared.out, packed_matrix<Element>(params.out, shape, work.batch, work.head, packed, shape.head_dim_v),
+              m0, acc_o);
+  }
+  const auto gLse = partial ? split_matrix(params.partial_lse, shape, work, packed, 1)
+                            : packed_matrix<float>(params.lse, shape, work.batch, work.head, packed, 1);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    if (threadIdx.x % kQuad == 0 && gLse.holds(first_row + row_of(i), 0)) *gLse.at(first_row + row_of(i), 0) = lse[i];
+  }
+}

@@ -1,0 +1,153 @@
+// Tensor-core fragments: products of 16 x 16 pieces, and which lane owns what.
+//
+// An accumulator of a warp is float acc[kRows][kCols] a lane, two rows and two columns for each 16 x 8 piece; with
+// lane = 4 g + t it holds the element at
+//   row_of(i) = 16 (i / 2) + 8 (i % 2) + g,   col_of(j) = 8 (j / 2) + 2 t + j % 2
+// of the warp's part. The four lanes of a quad share a row.
+#pragma once
+#include "mma/tile.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mma.cuh"
+#include "ptx/shared.cuh"
+
+constexpr int kQuad = 4;
+constexpr int kPiece = 16;  // rows and columns of an operand's piece
+
+__device__ __forceinline__ int row_of(int i) { return i / 2 * kPiece + i % 2 * 8 + threadIdx.x % 32 / kQuad; }
+__device__ __forceinline__ int col_of(int j) { return j / 2 * 8 + threadIdx.x % kQuad * 2 + j % 2; }
+
+template <int kRows, int kCols>
+__device__ __forceinline__ void set_zero(float (&acc)[kRows][kCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) acc[i][j] = 0;
+  }
+}
+
+// The four 8 x 8 matrices of a 16 x 16 piece in the order in which ldmatrix.x4 returns them. With each, what a
+// piece of a tile yields:
+//   kRowsFirst (0,0) (8,0) (0,8) (8,8)   plain: A = piece;    transposed: two pieces of B, B[k][n] = piece[k][n]
+//   kColsFirst (0,0) (0,8) (8,0) (8,8)   transposed: A = piece^T;  plain: two pieces of B, B[k][n] = piece[n][k]
+enum PieceOrder { kRowsFirst, kColsFirst };
+
+// The address that this lane gives to ldmatrix for the pieces of a tile. Pieces start at multiples of 16, rows and
+// columns known at compile time: the swizzle then costs one xor for each, shared by all rows.
+template <class TileT, PieceOrder kOrder>
+struct Pieces {
+  uint32_t base;
+
+  // Pieces counted from (row0, col0) of the tile, multiples of 16 and of the swizzle's group.
+  __device__ explicit Pieces(TileT& tile, int row0 = 0, int col0 = 0) {
+    const int lane = threadIdx.x % 32, low = lane % 16, high = lane / 16 * 8;
+    const int row = kOrder == kRowsFirst ? low : low % 8 + high;
+    const int col = kOrder == kRowsFirst ? high : low / 8 * 8;
+    base = ptx::shared_address(tile.at(row0 + row, col0 + col));
+  }
+
+  __device__ uint32_t at(int row, int col) const {
+    constexpr int kGroup = TileT::kGroup;
+    const uint32_t within = col % kGroup * sizeof(Element), group = col / kGroup * kGroup * sizeof(Element);
+    return (base ^ within) + group + row * (TileT::kCols * sizeof(Element));
+  }
+
+  // A fragment of the piece at (row, col), or of its transpose.
+  __device__ void load_a(uint32_t (&a)[4], int row, int col) const {
+    if (kOrder == kRowsFirst) {
+      ptx::ldmatrix_x4(a, at(row, col));
+    } else {
+      ptx::ldmatrix_x4_trans(a, at(row, col));
+    }
+  }
+
+  // B fragments of 16 columns n: b[0..1] of the first eight, b[2..3] of the others.
+  __device__ void load_b(uint32_t (&b)[4], int row, int col) const {
+    if (kOrder == kRowsFirst) {
+      ptx::ldmatrix_x4_trans(b, at(row, col));
+    } else {
+      ptx::ldmatrix_x4(b, at(row, col));
+    }
+  }
+};
+
+__device__ __forceinline__ uint32_t pack(float lo, float hi, Float16) { return ptx::f16x2_from_f32(lo, hi); }
+__device__ __forceinline__ uint32_t pack(float lo, float hi, BFloat16) { return ptx::bf16x2_from_f32(lo, hi); }
+
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16) {
+  if (kMmaDepth == 16) {
+    ptx::mma_m16n8k16_f16(d, a, b, d);
+  } else {  // Turing's instruction has half the depth
+    const uint32_t a_low[2] = {a[0], a[1]}, a_high[2] = {a[2], a[3]}, b_low[1] = {b[0]}, b_high[1] = {b[1]};
+    ptx::mma_m16n8k8_f16(d, a_low, b_low, d);
+    ptx::mma_m16n8k8_f16(d, a_high, b_high, d);
+  }
+}
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
+  ptx::mma_m16n8k16_bf16(d, a, b, d);
+}
+
+// acc += A B for the piece of acc at rows 2 i.., columns 4 j..: 16 x 16 outputs, depth 16.
+template <int kRows, int kCols>
+__device__ __forceinline__ void mma_piece(float (&acc)[kRows][kCols], int i, int j, const uint32_t (&a)[4],
+                                          const uint32_t (&b)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = 2 * i, col = 4 * j + 2 * half;
+    const uint32_t b_half[2] = {b[2 * half], b[2 * half + 1]};
+    float d[4] = {acc[row][col], acc[row][col + 1], acc[row + 1][col], acc[row + 1][col + 1]};
+    mma_16x8x16(d, a, b_half, Element());
+    acc[row][col] = d[0];
+    acc[row][col + 1] = d[1];
+    acc[row + 1][col] = d[2];
+    acc[row + 1][col + 1] = d[3];
+  }
+}
+
+// acc += A B with both operands in shared memory, depth kDepth. A runs over pieces (i, k), or (k, i) where the tile
+// holds its transpose; B over (k, j), or (j, k).
+template <int kDepth, int kRows, int kCols, class TileA, PieceOrder kOrderA, class TileB, PieceOrder kOrderB>
+__device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const Pieces<TileA, kOrderA>& sA,
+                                       const Pieces<TileB, kOrderB>& sB) {
+#pragma unroll
+  for (int k = 0; k < kDepth; k += kPiece) {
+    uint32_t a[kRows / 2][4];
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+      const int row = i * kPiece;
+      sA.load_a(a[i], kOrderA == kRowsFirst ? row : k, kOrderA == kRowsFirst ? k : row);
+    }
+#pragma unroll
+    for (int j = 0; j < kCols / 4; ++j) {
+      const int col = j * kPiece;
+      uint32_t b[4];
+      sB.load_b(b, kOrderB == kRowsFirst ? k : col, kOrderB == kRowsFirst ? col : k);
+#pragma unroll
+      for (int i = 0; i < kRows / 2; ++i) mma_piece(acc, i, j, a[i], b);
+    }
+  }
+}
+
+// acc += P B with P, an accumulator, rounded to the storage type and used as A from registers.
+template <int kRows, int kCols, int kDepth, class TileB>
+__device__ __forceinline__ void matmul_from_registers(float (&acc)[kRows][kCols], const float (&p)[kRows][kDepth],
+                                                      const Pieces<TileB, kRowsFirst>& sB) {
+#pragma unroll
+  for (int k = 0; k < kDepth / 4; ++k) {
+    uint32_t a[kRows / 2][4];
+#pragma unroll
+    for (int i = 0; i < kRows / 2; ++i) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int row = 2 * i + r % 2, col = 4 * k + r / 2 * 2;
+        a[i][r] = pack(p[row][col], p[row][col + 1], Element());
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kCols / 4; ++j) {
+      uint32_t b[4];
+      sB.load_b(b, k * kPiece, j * kPiece);
+#pragma unroll
+      for (int i = 0; i < kRows / 2; ++i) mma_piece(acc, i, j, a[i], b);
+    }
+  }
+}

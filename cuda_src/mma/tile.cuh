@@ -1,0 +1,68 @@
+// Tiles of half-type elements in shared memory: swizzled, filled from global memory in 16-byte chunks.
+//
+// A row is kCols / 8 chunks. Chunk c of row r stands at c ^ f(r), f below, so that eight rows of one chunk column
+// (what a phase of ldmatrix reads) and eight chunks of one row (what a quarter-warp copies) each touch all 32 banks
+// once, without padding.
+#pragma once
+#include "attention/matrix.cuh"
+#include "numeric.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/memory.cuh"
+#include "specialization.cuh"
+
+constexpr int kThreads = 32 * kNWarps;
+constexpr int kChunk = 8;  // elements of 16 bytes
+
+template <int kRows_, int kCols_>
+struct __align__(128) Tile {
+  static constexpr int kRows = kRows_, kCols = kCols_;
+  static_assert(kCols % 32 == 0, "the swizzle permutes chunks within 32 or 64 columns");
+  // Columns whose chunks the swizzle permutes: 64 (128 bytes, all banks) where rows are whole multiples of them.
+  static constexpr int kGroup = kCols % 64 == 0 ? 64 : 32;
+
+  Element data[kRows * kCols];
+
+  // What row r adds (by xor) to a column. With 32-column groups, even and odd rows lie 64 bytes apart modulo 128.
+  __device__ static int swizzle(int row) { return kGroup == 64 ? row % 8 * kChunk : row / 2 % 4 * kChunk; }
+
+  __device__ Element* at(int row, int col) { return data + row * kCols + (col ^ swizzle(row)); }
+};
+
+// Copy eight elements of a row, zeros where they lie outside g.
+template <class Source>
+__device__ __forceinline__ void load_chunk(Element* dst, const Source& g, int row, int col) {
+  const bool inside = g.holds(row, col);
+  if (g.vectorized && kAsyncCopy) {
+    ptx::cp_async_16(ptx::shared_address(dst), g.at(inside ? row : g.row_begin, inside ? col : 0), inside ? 16 : 0);
+    return;
+  }
+  ptx::Vec<Element, kChunk> x = {};
+  if (g.vectorized) {
+    if (inside) x = ptx::load_global<kChunk>(g.at(row, col));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if (g.holds(row, col + i)) x.data[i] = *g.at(row, col + i);
+    }
+  }
+  ptx::store_shared(dst, x);
+}
+
+// Copy rows [row0, row0 + kRows) of g to the tile, from column 0 on; what lies outside g becomes 0. The copy is
+// complete after the thread's cp_async_wait, and seen by others after a barrier.
+template <int kRows, int kCols, class Source>
+__device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source& g, int row0) {
+  constexpr int kAcross = Tile<kRows, kCols>::kGroup / kChunk;  // neighbouring threads that share a row
+  constexpr int kDown = kThreads / kAcross;
+  static_assert(kRows % kDown == 0 || kRows < kDown, "threads share the rows evenly");
+  const int col_in_group = threadIdx.x % kAcross * kChunk;
+#pragma unroll
+  for (int pass = 0; pass < (kRows + kDown - 1) / kDown; ++pass) {
+    const int row = pass * kDown + static_cast<int>(threadIdx.x) / kAcross;
+    if (kRows < kDown && row >= kRows) break;
+#pragma unroll
+    for (int col0 = 0; col0 < kCols; col0 += kAcross * kChunk) {
+      load_chunk(tile.at(row, col0 + col_in_group), g, row0 + row, col0 + col_in_group);
+    }
+  }
+}

@@ -1,0 +1,159 @@
+"""Which kernel family and which tile serve a variant on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cupy_flash.device import Device
+from cupy_flash.problem import DTYPES
+from cupy_flash.specialization import Specialization, Variant
+from cupy_flash.tiles import (
+    HEAD_DIM_BUCKETS,
+    MMA_HEAD_DIM_BUCKETS,
+    MmaTile,
+    SimtTile,
+    bucket,
+    mma_forward_candidates,
+    simt_candidates,
+)
+
+Tile = SimtTile | MmaTile
+_T = TypeVar("_T", SimtTile, MmaTile)
+_HALF = ("float16", "bfloat16")
+ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
+
+
+def head_dim_buckets(dtype: str, device: Device) -> list[tuple[str, int]]:
+    """(family, compiled head dimension) of every kernel that `device` may need for `dtype`."""
+    if not _has_mma(dtype, device):
+        return [("simt", n) for n in HEAD_DIM_BUCKETS]
+    largest = MMA_HEAD_DIM_BUCKETS[-1]
+    return [("mma", n) for n in MMA_HEAD_DIM_BUCKETS] + [("simt", n) for n in HEAD_DIM_BUCKETS if n > largest]
+
+
+def forward(variant: Variant, device: Device, *, decode: bool = False, tile: Tile | None = None) -> Specialization:
+    """The forward kernel; `decode` prefers tiles for few query rows a key head.
+
+    Raises
+    ------
+    ValueError
+        If `tile` is illegal for the variant or does not fit the device.
+    """
+    if _uses_mma(variant, device, tile):
+        return _mma_forward(variant, device, decode, tile)
+    return Specialization(
+        "simt/forward.cu", "attention_forward", variant.types(), _simt_constants(variant, device, tile, backward=False)
+    )
+
+
+def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
+    """The kernel of dK and dV, with `atomic_dq` of dQ too; errors as `forward`."""
+    constants = _simt_constants(variant, device, tile, backward=True)
+    return Specialization(
+        "simt/backward_dkdv.cu", "attention_dkdv", variant.types(), (*constants, ("kAtomicDq", int(atomic_dq)))
+    )
+
+
+def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Specialization:
+    """The kernel of dQ in a pass of its own; errors as `forward`."""
+    constants = _simt_constants(variant, device, tile, backward=True)
+    return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
+
+
+def row_wise(source: str, entry: str, dtype: str) -> Specialization:
+    """A kernel that gives each row of the output a warp."""
+    variant = Variant(dtype, False, 0, 0)
+    return Specialization(f"attention/{source}", entry, variant.types(), (("kNWarps", ROWS_PER_BLOCK),))
+
+
+def _has_mma(dtype: str, device: Device) -> bool:
+    """Tensor cores take float16 from Turing on, bfloat16 from Ampere on."""
+    return device.compute_capability >= {"float16": 75, "bfloat16": 80}.get(dtype, 1000)
+
+
+def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
+    fits = _has_mma(variant.dtype, device) and max(variant.head_dim, variant.head_dim_v) <= MMA_HEAD_DIM_BUCKETS[-1]
+    if isinstance(tile, MmaTile) and not fits:
+        raise ValueError(f"{tile} needs float16 or bfloat16 on tensor cores and head dimensions up to 256: {variant}")
+    return fits and not isinstance(tile, SimtTile)
+
+
+def _mma_forward(variant: Variant, device: Device, decode: bool, tile: Tile | None) -> Specialization:
+    head_dim, head_dim_v = (bucket(n, MMA_HEAD_DIM_BUCKETS) for n in (variant.head_dim, variant.head_dim_v))
+    candidates = mma_forward_candidates(max(head_dim, head_dim_v), decode=decode)
+    chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
+    if not chosen.is_legal_forward():
+        raise ValueError(f"{chosen} is not legal: warps own whole pieces of 16 rows, and there are two stages or more")
+    constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+    return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
+
+
+def _mma_constants(
+    tile: MmaTile, shared_bytes: int, head_dim: int, head_dim_v: int, device: Device
+) -> tuple[tuple[str, int], ...]:
+    ampere = device.compute_capability >= 80
+    return (
+        ("kHeadDim", head_dim),
+        ("kHeadDimV", head_dim_v),
+        ("kBlockM", tile.block_m),
+        ("kBlockN", tile.block_n),
+        ("kNWarps", tile.num_warps),
+        ("kStages", tile.stages),
+        ("kMinBlocks", tile.min_blocks),
+        ("kMmaDepth", 16 if ampere else 8),
+        ("kAsyncCopy", int(ampere)),
+        ("kSharedBytes", shared_bytes),
+    )
+
+
+def _simt_constants(
+    variant: Variant, device: Device, tile: Tile | None, *, backward: bool
+) -> tuple[tuple[str, int], ...]:
+    itemsize = max(4, DTYPES[variant.dtype].itemsize)
+    head_dim = bucket(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_BUCKETS)
+
+    def shared_bytes(tile: SimtTile) -> int:
+        count = tile.backward_shared_bytes if backward else tile.forward_shared_bytes
+        return count(head_dim, itemsize)
+
+    chosen, size = _choose(tile, simt_candidates(head_dim, itemsize, backward=backward), shared_bytes, device)
+    if not chosen.is_legal(head_dim, itemsize, backward=backward):
+        raise ValueError(f"{chosen} is not legal for head dimension {head_dim} and {variant.dtype}")
+    constants = {
+        "kHeadDim": head_dim,
+        "kBlockM": chosen.block_m,
+        "kBlockN": chosen.block_n,
+        "kSliceD": chosen.slice_d,
+        "kNWarps": chosen.num_warps,
+        "kLanes": chosen.lanes,
+        "kMinBlocks": chosen.min_blocks,
+        "kSharedBytes": size,
+    }
+    if not backward:
+        constants["kQueryResident"] = int(chosen.query_resident)
+    return tuple(constants.items())
+
+
+def _choose(
+    tile: Tile | None, candidates: Sequence[_T], shared_bytes: Callable[[_T], int], device: Device
+) -> tuple[_T, int]:
+    """The tile asked for, or the first of which `min_blocks` blocks fit a multiprocessor; with its shared memory."""
+
+    def fits(tile: _T) -> bool:
+        size = shared_bytes(tile)
+        return size <= device.shared_per_block and tile.min_blocks * device.shared_of_block(size) <= device.shared_per_sm
+
+    if tile is None:
+        chosen = next((t for t in candidates if fits(t)), candidates[-1])
+    elif isinstance(tile, type(candidates[0])):
+        chosen = tile
+    else:
+        raise ValueError(f"{tile} is of another kernel family: expected a {type(candidates[0]).__name__}")
+    size = shared_bytes(chosen)
+    if size > device.shared_per_block:
+        raise ValueError(
+            f"{chosen} needs {size} bytes of shared memory: {device.arch} gives a block at most "
+            f"{device.shared_per_block}"
+        )
+    return chosen, size
