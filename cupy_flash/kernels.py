@@ -32,8 +32,8 @@ def head_dim_buckets(dtype: str, device: Device) -> list[tuple[str, int]]:
     return [("mma", n) for n in MMA_HEAD_DIM_BUCKETS] + [("simt", n) for n in HEAD_DIM_BUCKETS if n > largest]
 
 
-def forward(variant: Variant, device: Device, *, decode: bool = False, tile: Tile | None = None) -> Specialization:
-    """The forward kernel; `decode` prefers tiles for few query rows a key head.
+def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Tile | None = None) -> Specialization:
+    """The forward kernel; `packed` puts the rows of a group's heads in one tile, where rows are few.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def forward(variant: Variant, device: Device, *, decode: bool = False, tile: Til
         If `tile` is illegal for the variant or does not fit the device.
     """
     if _uses_mma(variant, device, tile):
-        return _mma_forward(variant, device, decode, tile)
+        return _mma_forward(variant, device, packed, tile)
     return Specialization(
         "simt/forward.cu", "attention_forward", variant.types(), _simt_constants(variant, device, tile, backward=False)
     )
@@ -79,13 +79,13 @@ def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
     return fits and not isinstance(tile, SimtTile)
 
 
-def _mma_forward(variant: Variant, device: Device, decode: bool, tile: Tile | None) -> Specialization:
+def _mma_forward(variant: Variant, device: Device, packed: bool, tile: Tile | None) -> Specialization:
     head_dim, head_dim_v = (bucket(n, MMA_HEAD_DIM_BUCKETS) for n in (variant.head_dim, variant.head_dim_v))
-    candidates = mma_forward_candidates(max(head_dim, head_dim_v), decode=decode)
+    candidates = mma_forward_candidates(max(head_dim, head_dim_v), packed=packed)
     chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
     if not chosen.is_legal_forward():
         raise ValueError(f"{chosen} is not legal: warps own whole pieces of 16 rows, and there are two stages or more")
-    constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+    constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
     return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
 
 

@@ -94,21 +94,24 @@ def plan_forward(
 
     Notes
     -----
-    The heads of a group are packed into one tile for decoding and where that fills tiles better (FlashAttention-3's
-    rule). Keys are split where the blocks cannot fill the device: into the least number that comes within 85% of the
+    The heads of a group are packed into one tile, or a smaller tile is taken, where that fills tiles better: the rule
+    of FlashAttention-3. Keys are split where the blocks cannot fill the device: into the least number that comes within 85% of the
     best wave efficiency (Flash-Decoding as in FlashAttention-2).
     """
     variant, group = _variant(problem), problem.group_size
-    smallest = kernels.forward(variant, device, decode=True, tile=tile)
-    if smallest.family == "simt":
-        blocks = _ceil_div(problem.seqlen_q, smallest.constant("kBlockM")) * problem.num_heads_q
-        return ForwardPlan(_launch(smallest, blocks * prod(problem.batch)))
+    kernel = kernels.forward(variant, device, tile=tile)
+    if kernel.family == "simt":
+        blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
+        return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)))
 
-    decode = problem.seqlen_q * group <= smallest.constant("kBlockM")
-    kernel = smallest if decode else kernels.forward(variant, device, tile=tile)
+    packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tile), 1
+    alone, together = (
+        _fill(rows, k.constant("kBlockM"))
+        for rows, k in ((problem.seqlen_q, kernel), (problem.seqlen_q * group, packed_kernel))
+    )
+    if alone < 0.9 * together:
+        kernel, packed_heads = packed_kernel, group
     block_m, block_n = kernel.constant("kBlockM"), kernel.constant("kBlockN")
-    pack = decode or _fill(problem.seqlen_q, block_m) < 0.9 * _fill(problem.seqlen_q * group, block_m)
-    packed_heads = group if pack else 1
     key_heads = problem.num_heads_k * prod(problem.batch)
     blocks = _ceil_div(problem.seqlen_q * packed_heads, block_m) * (group // packed_heads) * key_heads
     if num_splits is None:
@@ -160,7 +163,7 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
             variant = Variant(dtype, causal, head_dim, head_dim)
             yield kernels.forward(variant, device)
             if family == "mma":
-                yield kernels.forward(variant, device, decode=True)
+                yield kernels.forward(variant, device, packed=True)
             for atomic_dq in (True, False):
                 yield kernels.dkdv(variant, device, atomic_dq=atomic_dq)
             yield kernels.dq(variant, device)

@@ -163,15 +163,15 @@ _HALF_BYTES = 2
 # rows the plan takes the first whose shared memory lets min_blocks blocks share a multiprocessor. A lane's
 # accumulators, rows x (head dimension + keys) / 32 / warps registers, stay near 192.
 _MMA_FORWARD = {
-    32: [MmaTile(128, 128, 4, 3, 2), MmaTile(128, 64, 4, 2, 2)],
-    64: [MmaTile(128, 128, 4, 2, 2), MmaTile(128, 64, 4, 2, 2)],
+    32: [MmaTile(128, 64, 4, 4, 2), MmaTile(128, 64, 4, 2, 2)],
+    64: [MmaTile(128, 64, 4, 4, 2), MmaTile(128, 64, 4, 2, 2)],
     96: [MmaTile(128, 64, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
-    128: [MmaTile(128, 64, 4, 2, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
+    128: [MmaTile(128, 64, 4, 3, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
     192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
     256: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1), MmaTile(64, 32, 4, 2, 1)],
 }
-# Few query rows: time goes into reading K and V, so more of them are in flight.
-_MMA_DECODE = {
+# Packed groups, few query rows: time goes into reading K and V, so more of them are in flight.
+_MMA_PACKED = {
     32: [MmaTile(64, 128, 4, 4, 2), MmaTile(64, 64, 4, 2, 2)],
     64: [MmaTile(64, 64, 4, 5, 2), MmaTile(64, 64, 4, 2, 2)],
     96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
@@ -181,6 +181,6 @@ _MMA_DECODE = {
 }
 
 
-def mma_forward_candidates(wide: int, *, decode: bool) -> list[MmaTile]:
+def mma_forward_candidates(wide: int, *, packed: bool) -> list[MmaTile]:
     """Tiles where the larger compiled head dimension is `wide`, best first; the last fits every GPU."""
-    return (_MMA_DECODE if decode else _MMA_FORWARD)[wide]
+    return (_MMA_PACKED if packed else _MMA_FORWARD)[wide]

@@ -13,6 +13,9 @@ struct Matrix {
 
   // 64-bit throughout: a view may span more than 2^31 elements.
   __device__ Element* at(int row, int col) const { return data + row * row_stride + col * col_stride; }
+
+  // Of a vectorized matrix: its columns are contiguous.
+  __device__ Element* vector_at(int row, int col) const { return data + row * row_stride + col; }
 };
 
 // Offset of batch element `batch` (a linear index over shape.batch).

@@ -10,13 +10,14 @@ struct Work {
   int m_block, head, head_k, batch, split;  // head: the first of the packed heads
 };
 
-__device__ __forceinline__ Work work_of_block(const Shape& shape, const Schedule& schedule, int m_blocks) {
+__device__ __forceinline__ Work work_of_block(const Shape& shape, const Schedule& schedule, int m_blocks,
+                                             int block) {
   const int members = shape.num_heads_q / shape.num_heads_k / schedule.packed_heads;
   const int per_head = m_blocks * members * schedule.num_splits;
   const int key_heads = static_cast<int>(gridDim.x) / per_head;  // of the whole batch
-  const int section = blockIdx.x / (per_head * schedule.section_heads);
+  const int section = block / (per_head * schedule.section_heads);
   const int first = section * schedule.section_heads, count = min(schedule.section_heads, key_heads - first);
-  int rest = blockIdx.x - first * per_head;
+  int rest = block - first * per_head;
 
   const int split = rest % schedule.num_splits;
   rest /= schedule.num_splits;

@@ -16,6 +16,8 @@
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
+#include "ptx/opaque.cuh"
+#include "ptx/warp.cuh"
 #include "specialization.cuh"
 
 constexpr int kWarpRows = kBlockM / kNWarps;
@@ -30,15 +32,17 @@ using KeyTile = Tile<kBlockN, kHeadDim>;
 using ValueTile = Tile<kBlockN, kHeadDimV>;
 using OutTile = Tile<kBlockM, kHeadDimV>;
 
+union RingTile {
+  KeyTile key;
+  ValueTile value;
+};
+
 struct SharedStorage {
   union {
     QueryTile query;
     OutTile out;
   };
-  union {
-    KeyTile key;
-    ValueTile value;
-  } ring[kStages];
+  RingTile ring[kStages];
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
@@ -46,13 +50,14 @@ static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel dis
 struct Stream {
   SharedStorage& shared;
   const Matrix<Element>&gK, &gV;
-  int begin, end, tile;
+  int begin, end;
 
   // Start copying tile t. Every call closes a group of copies, so that counting groups counts tiles.
+  template <bool kIsKey>
   __device__ __forceinline__ void issue(int t) {
     const int block = end - 1 - t / 2;
     if (block >= begin) {
-      if (t % 2 == 0) {
+      if (kIsKey) {
         load_tile(shared.ring[t % kStages].key, gK, block * kBlockN);
       } else {
         load_tile(shared.ring[t % kStages].value, gV, block * kBlockN);
@@ -63,31 +68,42 @@ struct Stream {
 
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int t = 0; t < kStages - 1; ++t) issue(t);
+    for (int t = 0; t < kStages - 1; ++t) {
+      if (t % 2 == 0) {
+        issue<true>(t);
+      } else {
+        issue<false>(t);
+      }
+    }
   }
 
-  // Wait for the current tile; its predecessor's readers are then done, and the copy that replaces it starts.
-  __device__ __forceinline__ void arrive() {
+  // Wait for the tile of K or V of a block; its predecessor's readers are then done, and the copy that replaces it starts.
+  template <bool kIsKey>
+  __device__ __forceinline__ RingTile& arrive(int block) {
+    const int tile = 2 * (end - 1 - block) + (kIsKey ? 0 : 1);
     if (kAsyncCopy) ptx::cp_async_wait<kStages - 2>();
     __syncthreads();
-    issue(tile + kStages - 1);
+    issue<kIsKey == (kStages % 2 == 1)>(tile + kStages - 1);
+    return shared.ring[tile % kStages];
   }
 };
 
 // The score of every element, -inf where the mask hides the key.
 __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const Score<float>& score, const Mask& mask,
-                                           int first_query, const int (&query)[kRows], int n0) {
+                                           Packing packing, int first_row, int n0) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
+    const int query = packing.query(first_row + row_of(i));
 #pragma unroll
-    for (int j = 0; j < kCols; ++j) acc_s[i][j] = score.forward(acc_s[i][j], query[i], n0 + col_of(j));
+    for (int j = 0; j < kCols; ++j) acc_s[i][j] = score.forward(acc_s[i][j], query, n0 + col_of(j));
   }
-  if (mask.covers(first_query, n0, kBlockN)) return;
+  if (mask.covers(packing.query(first_row), n0, kBlockN)) return;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
+    const int query = packing.query(first_row + row_of(i));
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
-      if (!mask.sees(query[i], n0 + col_of(j))) acc_s[i][j] = -infinity<float>();
+      if (!mask.sees(query, n0 + col_of(j))) acc_s[i][j] = -infinity<float>();
     }
   }
 }
@@ -112,7 +128,7 @@ __device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Elem
     const int row = warp_row + chunk / kRowChunks, col = chunk % kRowChunks * kChunk;
     const auto x = ptx::load_shared<kChunk>(tile.at(row, col));
     if (gO.vectorized) {
-      if (gO.holds(m0 + row, col)) ptx::store_global(gO.at(m0 + row, col), x);
+      if (gO.holds(m0 + row, col)) ptx::store_global(gO.vector_at(m0 + row, col), x);
     } else {
 #pragma unroll
       for (int e = 0; e < kChunk; ++e) {
@@ -128,10 +144,35 @@ __device__ __forceinline__ void store_partial(const PackedMatrix<float>& gO, int
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
+    if (row >= gO.rows) continue;
+    float* dst = gO.vector_at(row, 0);
 #pragma unroll
     for (int j = 0; j < kOutCols; ++j) {
-      if (gO.holds(row, col_of(j))) *gO.at(row, col_of(j)) = acc_o[i][j];
+      if (col_of(j) < gO.first.cols) dst[col_of(j)] = acc_o[i][j];
     }
+  }
+}
+
+__device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams& params,
+                                             const float (&acc_o)[kRows][kOutCols], const float (&lse)[kRows]) {
+  const Shape& shape = params.shape;
+  const Packing packing(params.schedule);
+  // Found again: kept through the main loop, it would spill.
+  const Work work = work_of_block(shape, params.schedule, ceil_div(shape.seqlen_q * packing.heads, kBlockM),
+                                  ptx::opaque(blockIdx.x));
+  const int m0 = work.m_block * kBlockM;
+  const bool partial = params.schedule.num_splits > 1;
+  if (partial) {
+    store_partial(split_matrix(params.partial_out, shape, work, packing, shape.head_dim_v), m0, acc_o);
+  } else {
+    store_out(tile, packed_matrix<Element>(params.out, shape, work, packing, shape.head_dim_v), m0, acc_o);
+  }
+  const auto gLse = partial ? split_matrix(params.partial_lse, shape, work, packing, 1)
+                            : packed_matrix<float>(params.lse, shape, work, packing, 1);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
+    if (threadIdx.x % kQuad == 0 && gLse.holds(row, 0)) *gLse.at(row, 0) = lse[i];
   }
 }
 
@@ -140,14 +181,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
   const Schedule& schedule = params.schedule;
-  const int packed = schedule.packed_heads, total_rows = shape.seqlen_q * packed;
-  const Work work = work_of_block(shape, schedule, ceil_div(total_rows, kBlockM));
+  const Packing packing(schedule);
+  const int total_rows = shape.seqlen_q * packing.heads;
+  const Work work = work_of_block(shape, schedule, ceil_div(total_rows, kBlockM), blockIdx.x);
   const int m0 = work.m_block * kBlockM;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Mask mask(shape);
-  const int key_end = mask.key_end((min(m0 + kBlockM, total_rows) - 1) / packed);
-  const auto gQ = packed_matrix<Element>(params.q, shape, work.batch, work.head, packed, shape.head_dim);
+  const int key_end = mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1));
+  const auto gQ = packed_matrix<Element>(params.q, shape, work, packing, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v);
 
@@ -158,10 +200,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   // What this warp's rows see of them. A warp beyond the last row, or past its keys, only helps to copy.
   const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = m0 + warp_row;
   const int last_row = min(first_row + kWarpRows, total_rows) - 1;
-  const int warp_key_end = first_row < total_rows ? mask.key_end(last_row / packed) : 0;
-  int query[kRows];
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) query[i] = (first_row + row_of(i)) / packed;
+  const int warp_key_end = first_row < total_rows ? mask.key_end(packing.query(last_row)) : 0;
 
   const Score<float> score(shape);
   OnlineSoftmax<float, kRows, kQuad> softmax;
@@ -169,42 +208,35 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_o);
 
   load_tile(shared.query, gQ, m0);  // in the group of the first K tile
-  Stream stream{shared, gK, gV, n_begin, n_end, 0};
+  Stream stream{shared, gK, gV, n_begin, n_end};
   stream.start();
   const Pieces<QueryTile, kRowsFirst> sQ(shared.query, warp_row);
 
-  for (int block = n_end - 1; block >= n_begin; --block) {
-    const int n0 = block * kBlockN;
-    const bool visible = n0 < warp_key_end;
-    float acc_s[kRows][kCols];
+  // Blocks that the mask hides from all of the warp's rows come first.
+  int block = n_end - 1;
+  for (; block >= n_begin && ptx::any(block * kBlockN >= warp_key_end); --block) {
+    stream.arrive<true>(block);
+    stream.arrive<false>(block);
+  }
 
+  for (; block >= n_begin; --block) {
     // S = Q K^T  [kWarpRows, kBlockN]
-    stream.arrive();
-    if (visible) {
-      set_zero(acc_s);
-      matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(shared.ring[stream.tile % kStages].key));
-    }
-    ++stream.tile;
+    float acc_s[kRows][kCols];
+    set_zero(acc_s);
+    matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(stream.arrive<true>(block).key));
 
-    if (visible) {
-      score_tile(acc_s, score, mask, first_row / packed, query, n0);
-
-      // P = exp(S - m); O is owed the same change of reference.
-      float rescale[kRows];
-      softmax.update(acc_s, rescale, score.multiplier);
+    // P = exp(S - m); O is owed the same change of reference.
+    score_tile(acc_s, score, mask, packing, first_row, block * kBlockN);
+    float rescale[kRows];
+    softmax.update(acc_s, rescale, score.multiplier);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= rescale[i];
-      }
+      for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= rescale[i];
     }
 
     // O += P V  [kWarpRows, kHeadDimV]
-    stream.arrive();
-    if (visible) {
-      matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(shared.ring[stream.tile % kStages].value));
-    }
-    ++stream.tile;
+    matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // O's tile lies where Q was
@@ -216,17 +248,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
     for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= inverse[i];
   }
-  const bool partial = schedule.num_splits > 1;
-  if (partial) {
-    store_partial(split_matrix(params.partial_out, shape, work, packed, shape.head_dim_v), m0, acc_o);
-  } else {
-    store_out(shared.out, packed_matrix<Element>(params.out, shape, work.batch, work.head, packed, shape.head_dim_v),
-              m0, acc_o);
-  }
-  const auto gLse = partial ? split_matrix(params.partial_lse, shape, work, packed, 1)
-                            : packed_matrix<float>(params.lse, shape, work.batch, work.head, packed, 1);
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    if (threadIdx.x % kQuad == 0 && gLse.holds(first_row + row_of(i), 0)) *gLse.at(first_row + row_of(i), 0) = lse[i];
-  }
+  store_result(shared.out, params, acc_o, lse);
 }

@@ -28,22 +28,26 @@ struct __align__(128) Tile {
   __device__ Element* at(int row, int col) { return data + row * kCols + (col ^ swizzle(row)); }
 };
 
-// Copy eight elements of a row, zeros where they lie outside g.
+// Eight elements of a row as one vector.
 template <class Source>
 __device__ __forceinline__ void load_chunk(Element* dst, const Source& g, int row, int col) {
   const bool inside = g.holds(row, col);
-  if (g.vectorized && kAsyncCopy) {
-    ptx::cp_async_16(ptx::shared_address(dst), g.at(inside ? row : g.row_begin, inside ? col : 0), inside ? 16 : 0);
-    return;
-  }
-  ptx::Vec<Element, kChunk> x = {};
-  if (g.vectorized) {
-    if (inside) x = ptx::load_global<kChunk>(g.at(row, col));
+  if (kAsyncCopy) {
+    ptx::cp_async_16(ptx::shared_address(dst), g.vector_at(inside ? row : g.row_begin, inside ? col : 0), inside ? 16 : 0);
   } else {
+    ptx::Vec<Element, kChunk> x = {};
+    if (inside) x = ptx::load_global<kChunk>(g.vector_at(row, col));
+    ptx::store_shared(dst, x);
+  }
+}
+
+// The same one by one, for strides and sizes that vectors do not fit.
+template <class Source>
+__device__ __forceinline__ void gather_chunk(Element* dst, const Source& g, int row, int col) {
+  ptx::Vec<Element, kChunk> x = {};
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      if (g.holds(row, col + i)) x.data[i] = *g.at(row, col + i);
-    }
+  for (int i = 0; i < kChunk; ++i) {
+    if (g.holds(row, col + i)) x.data[i] = *g.at(row, col + i);
   }
   ptx::store_shared(dst, x);
 }
@@ -54,15 +58,22 @@ template <int kRows, int kCols, class Source>
 __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source& g, int row0) {
   constexpr int kAcross = Tile<kRows, kCols>::kGroup / kChunk;  // neighbouring threads that share a row
   constexpr int kDown = kThreads / kAcross;
-  static_assert(kRows % kDown == 0 || kRows < kDown, "threads share the rows evenly");
-  const int col_in_group = threadIdx.x % kAcross * kChunk;
+  const int first_row = threadIdx.x / kAcross, first_col = threadIdx.x % kAcross * kChunk;
+  if (g.vectorized) {
 #pragma unroll
-  for (int pass = 0; pass < (kRows + kDown - 1) / kDown; ++pass) {
-    const int row = pass * kDown + static_cast<int>(threadIdx.x) / kAcross;
-    if (kRows < kDown && row >= kRows) break;
+    for (int row = first_row; row < kRows; row += kDown) {
 #pragma unroll
-    for (int col0 = 0; col0 < kCols; col0 += kAcross * kChunk) {
-      load_chunk(tile.at(row, col0 + col_in_group), g, row0 + row, col0 + col_in_group);
+      for (int col = first_col; col < kCols; col += kAcross * kChunk) {
+        load_chunk(tile.at(row, col), g, row0 + row, col);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int row = first_row; row < kRows; row += kDown) {
+#pragma unroll 1
+      for (int col = first_col; col < kCols; col += kAcross * kChunk) {
+        gather_chunk(tile.at(row, col), g, row0 + row, col);
+      }
     }
   }
 }
