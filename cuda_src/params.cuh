@@ -27,9 +27,11 @@ struct Shape {
   double scale;
 };
 
-// How the plan lays the forward's work out over blocks.
+// How the plan lays work out over blocks.
 struct Schedule {
-  int num_splits;     // blocks that share the keys of one tile; each writes a partial result if there are several
+  // Forward: blocks that share the keys of one tile of queries; each writes a partial result if there are several.
+  // Backward: blocks that share the query heads of one tile of keys; if there are several, dK and dV are added up.
+  int num_splits;
   int packed_heads;   // query heads of a group whose rows stand in one tile: the whole group or 1
   int section_heads;  // key heads whose keys and values fit the L2 cache together
   int padding;
@@ -50,6 +52,7 @@ struct ForwardParams {
 
 struct BackwardParams {
   Shape shape;
+  Schedule schedule;
   Tensor q;       // [batch..., Hq, Sq, D]
   Tensor k;       // [batch..., Hk, Sk, D]
   Tensor v;       // [batch..., Hk, Sk, Dv]
@@ -62,4 +65,6 @@ struct BackwardParams {
   Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add
   Tensor dk;      // [batch..., Hk, Sk, D]
   Tensor dv;      // [batch..., Hk, Sk, Dv]
+  Tensor dk_acc;  // [batch..., Hk, Sk, D], accumulator type; used with several splits
+  Tensor dv_acc;  // [batch..., Hk, Sk, Dv], accumulator type; used with several splits
 };

@@ -14,6 +14,8 @@ from cupy_flash.tiles import (
     MmaTile,
     SimtTile,
     bucket,
+    mma_dkdv_candidates,
+    mma_dq_candidates,
     mma_forward_candidates,
     simt_candidates,
 )
@@ -41,22 +43,44 @@ def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Til
         If `tile` is illegal for the variant or does not fit the device.
     """
     if _uses_mma(variant, device, tile):
-        return _mma_forward(variant, device, packed, tile)
-    return Specialization(
-        "simt/forward.cu", "attention_forward", variant.types(), _simt_constants(variant, device, tile, backward=False)
-    )
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        candidates = mma_forward_candidates(max(head_dim, head_dim_v), packed=packed)
+        chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
+        _check_legal(chosen, chosen.is_legal(min_stages=2))
+        constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
+        return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
+    constants = _simt_constants(variant, device, tile, backward=False)
+    return Specialization("simt/forward.cu", "attention_forward", variant.types(), constants)
 
 
 def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
     """The kernel of dK and dV, with `atomic_dq` of dQ too; errors as `forward`."""
-    constants = _simt_constants(variant, device, tile, backward=True)
-    return Specialization(
-        "simt/backward_dkdv.cu", "attention_dkdv", variant.types(), (*constants, ("kAtomicDq", int(atomic_dq)))
-    )
+    atomic = ("kAtomicDq", int(atomic_dq))
+    if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        wide = max(head_dim, head_dim_v)
+        candidates = mma_dkdv_candidates(wide)
+        if not all(t.is_legal_dkdv(head_dim, head_dim_v) for t in candidates):
+            head_dim = head_dim_v = wide  # warps share the columns of both evenly
+        chosen, size = _choose(tile, candidates, lambda t: t.dkdv_shared_bytes(head_dim, head_dim_v), device)
+        _check_legal(chosen, chosen.is_legal_dkdv(head_dim, head_dim_v))
+        constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+        constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), atomic)
+        return Specialization("mma/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
+    constants = (*_simt_constants(variant, device, tile, backward=True), atomic)
+    return Specialization("simt/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
 
 
 def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Specialization:
     """The kernel of dQ in a pass of its own; errors as `forward`."""
+    if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        candidates = mma_dq_candidates(max(head_dim, head_dim_v))
+        chosen, size = _choose(tile, candidates, lambda t: t.dq_shared_bytes(head_dim, head_dim_v), device)
+        _check_legal(chosen, chosen.is_legal(min_stages=1))
+        constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+        constants = (*constants, ("kWarpsM", chosen.num_warps))
+        return Specialization("mma/backward_dq.cu", "attention_dq", variant.types(), constants)
     constants = _simt_constants(variant, device, tile, backward=True)
     return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
 
@@ -79,14 +103,19 @@ def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
     return fits and not isinstance(tile, SimtTile)
 
 
-def _mma_forward(variant: Variant, device: Device, packed: bool, tile: Tile | None) -> Specialization:
-    head_dim, head_dim_v = (bucket(n, MMA_HEAD_DIM_BUCKETS) for n in (variant.head_dim, variant.head_dim_v))
-    candidates = mma_forward_candidates(max(head_dim, head_dim_v), packed=packed)
-    chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
-    if not chosen.is_legal_forward():
-        raise ValueError(f"{chosen} is not legal: warps own whole pieces of 16 rows, and there are two stages or more")
-    constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
-    return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
+def _backward_fits(variant: Variant, device: Device) -> bool:
+    """Whether a tile of the tensor-core backward fits the shared memory: on Turing, none does for 256 columns."""
+    wide = max(_mma_head_dims(variant))
+    return any(t.dkdv_shared_bytes(wide, wide) <= device.shared_per_block for t in mma_dkdv_candidates(wide))
+
+
+def _mma_head_dims(variant: Variant) -> tuple[int, int]:
+    return bucket(variant.head_dim, MMA_HEAD_DIM_BUCKETS), bucket(variant.head_dim_v, MMA_HEAD_DIM_BUCKETS)
+
+
+def _check_legal(tile: Tile, legal: bool) -> None:
+    if not legal:
+        raise ValueError(f"{tile} is not legal: the kernel's warps must own whole pieces of 16 rows and columns")
 
 
 def _mma_constants(

@@ -70,15 +70,14 @@ def backward(
 ) -> tuple[Any, Any, Any]:
     """Return dq, dk, dv of shapes q_shape, k_shape, v_shape.
 
-    Beyond the results this allocates delta (one accumulator a query row) and, unless deterministic, for the half
-    types a float32 accumulator of the size of q.
+    What this allocates beyond the results is in the notes of `cupy_flash.flash_attention_backward`.
     """
     xp = runtime.namespace
     if q.size == 0 or k.size == 0:
         dq, dk, dv = (xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape))
         return dq, dk, dv
-    atomic_dq = plan_backward(problem, runtime.device, deterministic).atomic_dq
-    dq = (xp.zeros if atomic_dq else xp.empty)(problem.q_shape, problem.storage)
+    half = problem.storage != problem.accumulator
+    dq = (xp.empty if half or deterministic else xp.zeros)(problem.q_shape, problem.storage)
     dk, dv = xp.empty(problem.k_shape, problem.storage), xp.empty(problem.v_shape, problem.storage)
     tensors = {
         "q": q,
@@ -94,11 +93,16 @@ def backward(
     }
     if dlse is not None:
         tensors["dlse"] = dlse[..., None]
-    if atomic_dq:
-        tensors["dq_acc"] = dq if problem.storage == problem.accumulator else xp.zeros(dq.shape, problem.accumulator)
     for part, views in _parts(problem, tensors):
+        plan = plan_backward(part, runtime.device, deterministic)
+        if plan.atomic_dq:
+            views["dq_acc"] = xp.zeros(part.q_shape, part.accumulator) if half else views["dq"]
+        if plan.num_splits > 1:
+            views["dk_acc"] = xp.zeros(part.k_shape, part.accumulator)
+            views["dv_acc"] = xp.zeros(part.v_shape, part.accumulator)
         params = _pack(runtime, BACKWARD_PARAMS, part, views)
-        for launch in plan_backward(part, runtime.device, deterministic).launches:
+        params["schedule"] = (plan.num_splits, 1, 1, 0)
+        for launch in plan.launches:
             runtime.run(launch, params, views)
     return dq, dk, dv
 

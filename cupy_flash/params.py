@@ -32,6 +32,6 @@ SHAPE = np.dtype(
 )
 SCHEDULE = np.dtype([(name, np.int32) for name in ("num_splits", "packed_heads", "section_heads", "padding")])
 FORWARD_TENSORS = ("q", "k", "v", "out", "lse", "partial_out", "partial_lse")
-BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", "dq", "dq_acc", "dk", "dv")
+BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", "dq", "dq_acc", "dk", "dv", "dk_acc", "dv_acc")
 FORWARD_PARAMS = np.dtype([("shape", SHAPE), ("schedule", SCHEDULE), *((name, TENSOR) for name in FORWARD_TENSORS)])
-BACKWARD_PARAMS = np.dtype([("shape", SHAPE), *((name, TENSOR) for name in BACKWARD_TENSORS)])
+BACKWARD_PARAMS = np.dtype([("shape", SHAPE), ("schedule", SCHEDULE), *((name, TENSOR) for name in BACKWARD_TENSORS)])

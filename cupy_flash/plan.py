@@ -12,6 +12,7 @@ from cupy_flash import kernels
 from cupy_flash.device import Device
 from cupy_flash.problem import DTYPES, AttentionProblem
 from cupy_flash.specialization import Specialization, Variant
+from cupy_flash.tiles import MmaKeyTile
 
 MAX_GRID = 2**31 - 1
 MAX_SPLITS = 128
@@ -47,15 +48,19 @@ class ForwardPlan:
 
 @dataclass(frozen=True)
 class BackwardPlan:
-    """Launches of one backward, in order; `dq` of the deterministic mode or `convert_dq` may be absent.
+    """Launches of one backward, in order; those that a schedule does without are None.
 
-    `atomic_dq` tells that dkdv adds dQ by atomics, into dQ itself when there is no `convert_dq`.
+    One pass: dkdv adds dQ up by atomics, into dQ itself when there is no `convert_dq`. Two passes: `dq` computes it.
+    With `num_splits` above 1 the query heads of a group are shared by as many blocks, which add dK and dV up by
+    atomics.
     """
 
     delta: Launch
     dkdv: Launch
     dq: Launch | None
     convert_dq: Launch | None
+    convert_dkdv: Launch | None = None
+    num_splits: int = 1
 
     @property
     def atomic_dq(self) -> bool:
@@ -63,7 +68,8 @@ class BackwardPlan:
 
     @property
     def launches(self) -> list[Launch]:
-        return [x for x in (self.delta, self.dkdv, self.dq, self.convert_dq) if x is not None]
+        steps = (self.delta, self.dkdv, self.dq, self.convert_dq, self.convert_dkdv)
+        return [step for step in steps if step is not None]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -132,21 +138,38 @@ def plan_forward(
 def plan_backward(
     problem: AttentionProblem, device: Device, deterministic: bool = False, tile: kernels.Tile | None = None
 ) -> BackwardPlan:
-    """Choose the backward kernels; parameters and errors as in `plan_forward`."""
-    variant, batches = _variant(problem), prod(problem.batch)
+    """Choose the backward kernels; parameters and errors as in `plan_forward`.
+
+    Notes
+    -----
+    One pass takes five matrix products and atomic additions to dQ; two passes take seven, four for dK and dV and three
+    for dQ, and repeat bit for bit. Where determinism is not asked for, two passes are still taken if few keys meet
+    many queries: with e the share of the device that the blocks of a pass fill, 5 / e_dkdv against
+    4 / e_dkdv + 3 / e_dq. Before that, heads of a group that share keys are spread over blocks where this fills the
+    device better.
+    """
+    variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
     dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tile)
-    key_blocks = _ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k
+    key_blocks = _ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
+    slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
+    if not deterministic and dkdv.family == "mma":
+        splits = _num_splits(key_blocks, slots, group)
     dq = None
-    if deterministic:
-        kernel = kernels.dq(variant, device, tile=tile)
-        blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
-        dq = _launch(kernel, blocks * batches)
+    if deterministic or dkdv.family == "mma":
+        kernel = kernels.dq(variant, device, tile=None if isinstance(tile, MmaKeyTile) else tile)
+        query_blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
+        filled, filled_dq = min(1, key_blocks * splits / slots), min(1, query_blocks / device.num_sms)
+        if deterministic or 1 / filled > 3 / filled_dq:
+            dq = _launch(kernel, query_blocks)
+            dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tile)
     half = problem.storage != problem.accumulator
     return BackwardPlan(
         delta=_row_wise("backward_rows.cu", "attention_delta", problem),
-        dkdv=_launch(dkdv, key_blocks * batches),
+        dkdv=_launch(dkdv, key_blocks * splits),
         dq=dq,
         convert_dq=_row_wise("backward_rows.cu", "attention_convert_dq", problem) if half and dq is None else None,
+        convert_dkdv=_row_wise("backward_rows.cu", "attention_convert_dkdv", problem, keys=True) if splits > 1 else None,
+        num_splits=splits,
     )
 
 
@@ -156,6 +179,7 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
         yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         if dtype in ("float16", "bfloat16"):
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
+            yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)
         sizes = kernels.head_dim_buckets(dtype, device)
         if any(family == "mma" for family, _ in sizes):
             yield kernels.row_wise("combine.cu", "attention_combine", dtype)
@@ -189,18 +213,18 @@ def _fill(rows: int, block: int) -> float:
     return rows / (_ceil_div(rows, block) * block)
 
 
-def _num_splits(blocks: int, slots: int, n_blocks: int) -> int:
-    """Blocks that share one tile's keys, given how many blocks run at a time."""
+def _num_splits(blocks: int, slots: int, parts: int) -> int:
+    """How many blocks share the parts (key blocks, heads) of one tile's work, where `slots` blocks run at a time."""
     if blocks >= 0.8 * slots:
         return 1
-    # Several numbers give every block as many key blocks at most: the least of them wastes nothing.
-    counts = [n for n in range(1, min(MAX_SPLITS, slots, max(1, n_blocks)) + 1) if n == 1 or _shrinks(n_blocks, n)]
+    # Several numbers give every block as many parts at most: the least of them wastes nothing.
+    counts = [n for n in range(1, min(MAX_SPLITS, slots, max(1, parts)) + 1) if n == 1 or _shrinks(parts, n)]
     efficiency = {n: blocks * n / slots / ceil(blocks * n / slots) for n in counts}
     return next(n for n in counts if efficiency[n] >= 0.85 * max(efficiency.values()))
 
 
-def _shrinks(n_blocks: int, splits: int) -> bool:
-    return _ceil_div(n_blocks, splits) < _ceil_div(n_blocks, splits - 1)
+def _shrinks(parts: int, splits: int) -> bool:
+    return _ceil_div(parts, splits) < _ceil_div(parts, splits - 1)
 
 
 def _launch(kernel: Specialization, grid: int) -> Launch:
@@ -210,9 +234,10 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
     return Launch(kernel, grid, 32 * constants["kNWarps"], constants.get("kSharedBytes", 0))
 
 
-def _row_wise(source: str, entry: str, problem: AttentionProblem) -> Launch:
-    rows = prod(problem.batch) * problem.num_heads_q * problem.seqlen_q
-    return _launch(kernels.row_wise(source, entry, problem.dtype), _ceil_div(rows, kernels.ROWS_PER_BLOCK))
+def _row_wise(source: str, entry: str, problem: AttentionProblem, *, keys: bool = False) -> Launch:
+    heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
+    grid = _ceil_div(prod(problem.batch) * heads * rows, kernels.ROWS_PER_BLOCK)
+    return _launch(kernels.row_wise(source, entry, problem.dtype), grid)
 
 
 def _ceil_div(a: int, b: int) -> int:

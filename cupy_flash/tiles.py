@@ -136,7 +136,8 @@ class MmaTile:
     num_warps : int
         Warps of a thread block.
     stages : int
-        Forward: tiles of K and V in shared memory at a time. Backward: tiles of Q.
+        Forward: tiles of K and V in shared memory at a time. Backward: pairs of the tiles that stream, Q and dO or
+        K and V.
     min_blocks : int
         Blocks that should fit a multiprocessor together: bounds registers and shared memory.
     """
@@ -152,12 +153,57 @@ class MmaTile:
         wide = max(head_dim, head_dim_v)
         return _HALF_BYTES * wide * (self.block_m + self.stages * self.block_n)
 
-    def is_legal_forward(self) -> bool:
-        """Whether the static assertions of mma/forward.cu hold."""
-        return self.block_m % (16 * self.num_warps) == 0 and self.block_n % 16 == 0 and self.stages >= 2
+    def dq_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
+        """``sizeof(SharedStorage)`` of mma/backward_dq.cu."""
+        return _HALF_BYTES * (head_dim + head_dim_v) * (self.block_m + self.stages * self.block_n)
+
+    def is_legal(self, *, min_stages: int) -> bool:
+        """Whether the static assertions of the kernels whose warps own whole rows hold."""
+        return self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % 32 == 0 and self.stages >= min_stages
+
+
+@dataclass(frozen=True)
+class MmaKeyTile(MmaTile):
+    """As `MmaTile`, for the kernel of dK and dV, whose warps split each product in their own way.
+
+    Attributes
+    ----------
+    warps_m : int
+        Warps along the query rows of S, dP and dQ.
+    warps_n : int
+        Warps along the key rows of dK and dV.
+    """
+
+    warps_m: int = 1
+    warps_n: int = 1
+
+    def dkdv_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
+        """``sizeof(SharedStorage)`` of mma/backward_dkdv.cu."""
+        streamed = self.stages * self.block_m
+        return _HALF_BYTES * (
+            (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
+        )
+
+    def is_legal_dkdv(self, head_dim: int, head_dim_v: int) -> bool:
+        """Whether the static assertions of mma/backward_dkdv.cu hold."""
+        if self.num_warps % self.warps_m or self.num_warps % self.warps_n:
+            return False
+        across_scores, across_keys = self.num_warps // self.warps_m, self.num_warps // self.warps_n
+        key_part = self.block_n // self.warps_n
+        return (
+            self.block_m % (_PIECE * self.warps_m) == 0
+            and self.block_n % (_PIECE * across_scores) == 0
+            and self.block_n % 32 == 0
+            and key_part in (16, 32, 64)
+            and head_dim % (_PIECE * across_scores) == 0
+            and head_dim % (_PIECE * across_keys) == 0
+            and head_dim_v % (_PIECE * across_keys) == 0
+            and self.stages >= 1
+        )
 
 
 _HALF_BYTES = 2
+_PIECE = 16  # rows and columns of an operand's fragment
 
 # As above, nothing here is measured yet. The shapes are FlashAttention-2's (Dao 2023; its public tables); of several
 # rows the plan takes the first whose shared memory lets min_blocks blocks share a multiprocessor. A lane's
@@ -184,3 +230,34 @@ _MMA_PACKED = {
 def mma_forward_candidates(wide: int, *, packed: bool) -> list[MmaTile]:
     """Tiles where the larger compiled head dimension is `wide`, best first; the last fits every GPU."""
     return (_MMA_PACKED if packed else _MMA_FORWARD)[wide]
+
+
+# FlashAttention-2's shapes again where their shared memory fits: a warp's parts are 32 rows high where registers
+# allow, since with 16 the fragments of B would be read from shared memory for half the work. Turing's 64 KiB cannot
+# hold the tiles of 256 columns in any legal shape: the planner takes the CUDA-core kernels there.
+_MMA_DKDV = {
+    32: [MmaKeyTile(128, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
+    64: [MmaKeyTile(128, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
+    96: [MmaKeyTile(64, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 64, 4, 1, 1, 2, 4)],
+    128: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 8, 1, 1, 2, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
+    192: [MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
+    256: [MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
+}
+_MMA_DQ = {
+    32: [MmaTile(128, 64, 8, 2, 1)],
+    64: [MmaTile(128, 64, 8, 2, 1)],
+    96: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 1, 1)],
+    128: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+    192: [MmaTile(64, 64, 4, 2, 1), MmaTile(64, 32, 4, 1, 1), MmaTile(32, 32, 2, 1, 1)],
+    256: [MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
+}
+
+
+def mma_dkdv_candidates(wide: int) -> list[MmaKeyTile]:
+    """As `mma_forward_candidates`, for dK and dV; on Turing none fits for 256."""
+    return _MMA_DKDV[wide]
+
+
+def mma_dq_candidates(wide: int) -> list[MmaTile]:
+    """As `mma_forward_candidates`, for dQ in a pass of its own; on Turing none fits for 256."""
+    return _MMA_DQ[wide]

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "tiles": {"device", "problem"},
     "specialization": set(),
     "kernels": {"device", "problem", "specialization", "tiles"},
-    "plan": {"device", "kernels", "problem", "specialization"},
+    "plan": {"device", "kernels", "problem", "specialization", "tiles"},
     "compile": {"cache", "device", "source", "specialization"},
     "launch": {"device", "params", "plan", "problem", "tiles"},
     "broadcast": set(),

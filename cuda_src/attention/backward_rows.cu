@@ -1,7 +1,8 @@
 // The row-wise kernels around the backward's main pass, one warp a row, shared by all kernel families:
 //
-//   attention_delta       delta = rowsum(dO * O) - dlse   (FlashAttention-2, Dao 2023, Algorithm 2, line 4)
-//   attention_convert_dq  dq = dq_acc, rounded to the storage type
+//   attention_delta         delta = rowsum(dO * O) - dlse   (FlashAttention-2, Dao 2023, Algorithm 2, line 4)
+//   attention_convert_dq    dq = dq_acc, rounded to the storage type
+//   attention_convert_dkdv  dk = dk_acc and dv = dv_acc, likewise
 #include "attention/matrix.cuh"
 #include "attention/row.cuh"
 #include "numeric.cuh"
@@ -13,7 +14,7 @@
 using Accumulator = AccumulatorOf<Element>::Type;
 extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __grid_constant__ BackwardParams params) {
   const Shape& shape = params.shape;
-  const Row r = row_of_warp(shape);
+  const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
   const auto gO = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gDout = head_matrix<Element>(params.dout, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
@@ -33,12 +34,24 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __g
   }
 }
 
+// One row of `to`, rounded from `from`.
+__device__ __forceinline__ void convert_row(const Tensor& to, const Tensor& from, const Shape& shape, const Row& r,
+                                            int cols) {
+  const auto gFrom = head_matrix<Accumulator>(from, shape, r.batch, r.head, r.row + 1, cols);
+  const auto gTo = head_matrix<Element>(to, shape, r.batch, r.head, r.row + 1, cols);
+  for (int col = r.lane; col < cols; col += 32) from_accumulator(*gTo.at(r.row, col), *gFrom.at(r.row, col));
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads)
     attention_convert_dq(const __grid_constant__ BackwardParams params) {
-  const Shape& shape = params.shape;
-  const Row r = row_of_warp(shape);
+  const Row r = query_row_of_warp(params.shape);
+  if (r.inside) convert_row(params.dq, params.dq_acc, params.shape, r, params.shape.head_dim);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    attention_convert_dkdv(const __grid_constant__ BackwardParams params) {
+  const Row r = key_row_of_warp(params.shape);
   if (!r.inside) return;
-  const auto gAcc = head_matrix<Accumulator>(params.dq_acc, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim);
-  const auto gDq = head_matrix<Element>(params.dq, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim);
-  for (int col = r.lane; col < shape.head_dim; col += 32) from_accumulator(*gDq.at(r.row, col), *gAcc.at(r.row, col));
+  convert_row(params.dk, params.dk_acc, params.shape, r, params.shape.head_dim);
+  convert_row(params.dv, params.dv_acc, params.shape, r, params.shape.head_dim_v);
 }

@@ -11,7 +11,7 @@
 
 extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const __grid_constant__ ForwardParams params) {
   const Shape& shape = params.shape;
-  const Row r = row_of_warp(shape);
+  const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
   const auto gPartialOut = head_matrix<float>(params.partial_out, shape, r.batch, r.head, shape.seqlen_q,
                                               shape.head_dim_v);

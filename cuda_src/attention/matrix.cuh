@@ -29,12 +29,16 @@ __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shap
   return offset;
 }
 
+__device__ __forceinline__ int64_t num_batches(const Shape& shape) {
+  int64_t size = 1;
+#pragma unroll
+  for (int dim = 0; dim < kBatchDims; ++dim) size *= shape.batch[dim];
+  return size;
+}
+
 // Query rows of all heads of the whole batch.
 __device__ __forceinline__ int64_t query_rows(const Shape& shape) {
-  int64_t rows = static_cast<int64_t>(shape.num_heads_q) * shape.seqlen_q;
-#pragma unroll
-  for (int dim = 0; dim < kBatchDims; ++dim) rows *= shape.batch[dim];
-  return rows;
+  return num_batches(shape) * shape.num_heads_q * shape.seqlen_q;
 }
 
 template <class Element>

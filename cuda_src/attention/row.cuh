@@ -1,4 +1,4 @@
-// Row-wise kernels: one warp for each row of a tensor with the shape of the output.
+// Row-wise kernels: one warp for each query row, or each key row, of the whole batch.
 #pragma once
 #include "attention/matrix.cuh"
 #include "params.cuh"
@@ -11,9 +11,15 @@ struct Row {
   bool inside;
 };
 
-__device__ __forceinline__ Row row_of_warp(const Shape& shape) {
+__device__ __forceinline__ Row row_of_warp(const Shape& shape, int num_heads, int seqlen) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kNWarps + threadIdx.x / 32;
-  const int64_t head_index = index / shape.seqlen_q;
-  return {static_cast<int>(head_index / shape.num_heads_q), static_cast<int>(head_index % shape.num_heads_q),
-          static_cast<int>(index % shape.seqlen_q), static_cast<int>(threadIdx.x % 32), index < query_rows(shape)};
+  const int64_t head_index = index / seqlen, batch = head_index / num_heads;
+  return {static_cast<int>(batch), static_cast<int>(head_index % num_heads), static_cast<int>(index % seqlen),
+          static_cast<int>(threadIdx.x % 32), batch < num_batches(shape)};
+}
+__device__ __forceinline__ Row query_row_of_warp(const Shape& shape) {
+  return row_of_warp(shape, shape.num_heads_q, shape.seqlen_q);
+}
+__device__ __forceinline__ Row key_row_of_warp(const Shape& shape) {
+  return row_of_warp(shape, shape.num_heads_k, shape.seqlen_k);
 }

@@ -111,31 +111,10 @@ __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const S
 // O of this warp's rows to global memory through its rows of the tile, 16 bytes a lane.
 __device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Element>& gO, int m0,
                                           const float (&acc_o)[kRows][kOutCols]) {
-  const int warp_row = threadIdx.x / 32 * kWarpRows, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < kOutCols; j += 2) {
-      const uint32_t pair = pack(acc_o[i][j], acc_o[i][j + 1], Element());
-      Element* dst = tile.at(warp_row + row_of(i), col_of(j));
-      ptx::store_shared(reinterpret_cast<uint32_t*>(dst), ptx::Vec<uint32_t, 1>{{pair}});
-    }
-  }
+  const int warp_row = threadIdx.x / 32 * kWarpRows;
+  store_fragment<1>(tile, warp_row, 0, acc_o);
   __syncwarp();
-  constexpr int kRowChunks = kHeadDimV / kChunk;
-#pragma unroll 4
-  for (int chunk = lane; chunk < kWarpRows * kRowChunks; chunk += 32) {
-    const int row = warp_row + chunk / kRowChunks, col = chunk % kRowChunks * kChunk;
-    const auto x = ptx::load_shared<kChunk>(tile.at(row, col));
-    if (gO.vectorized) {
-      if (gO.holds(m0 + row, col)) ptx::store_global(gO.vector_at(m0 + row, col), x);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        if (gO.holds(m0 + row, col + e)) *gO.at(m0 + row, col + e) = x.data[e];
-      }
-    }
-  }
+  store_rows<kWarpRows, 32>(tile, warp_row, threadIdx.x % 32, gO, m0);
 }
 
 // The float32 result of one split, for attention_combine.

@@ -2,8 +2,9 @@
 //
 // An accumulator of a warp is float acc[kRows][kCols] a lane, two rows and two columns for each 16 x 8 piece; with
 // lane = 4 g + t it holds the element at
-//   row_of(i) = 16 (i / 2) + 8 (i % 2) + g,   col_of(j) = 8 (j / 2) + 2 t + j % 2
-// of the warp's part. The four lanes of a quad share a row.
+//   row_of(i) = 16 (i / 2) + 8 (i % 2) + g,   col_of(j) = 16 (j / 4) + 8 (j % 4 / 2) + 2 t + j % 2
+// of the warp's part. The four lanes of a quad share a row. Where kAcross warps share the rows, they take 16-column
+// pieces in turn: col_of<kAcross>(j, warp).
 #pragma once
 #include "mma/tile.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -14,7 +15,10 @@ constexpr int kQuad = 4;
 constexpr int kPiece = 16;  // rows and columns of an operand's piece
 
 __device__ __forceinline__ int row_of(int i) { return i / 2 * kPiece + i % 2 * 8 + threadIdx.x % 32 / kQuad; }
-__device__ __forceinline__ int col_of(int j) { return j / 2 * 8 + threadIdx.x % kQuad * 2 + j % 2; }
+template <int kAcross = 1>
+__device__ __forceinline__ int col_of(int j, int warp = 0) {
+  return (j / 4 * kAcross + warp) * kPiece + j % 4 / 2 * 8 + threadIdx.x % kQuad * 2 + j % 2;
+}
 
 template <int kRows, int kCols>
 __device__ __forceinline__ void set_zero(float (&acc)[kRows][kCols]) {
@@ -37,7 +41,8 @@ template <class TileT, PieceOrder kOrder>
 struct Pieces {
   uint32_t base;
 
-  // Pieces counted from (row0, col0) of the tile, multiples of 16 and of the swizzle's group.
+  // Pieces counted from (row0, col0) of the tile, multiples of 16. The columns asked for later may not carry into
+  // those of col0: in each group, adding them is an xor.
   __device__ explicit Pieces(TileT& tile, int row0 = 0, int col0 = 0) {
     const int lane = threadIdx.x % 32, low = lane % 16, high = lane / 16 * 8;
     const int row = kOrder == kRowsFirst ? low : low % 8 + high;
@@ -104,8 +109,8 @@ __device__ __forceinline__ void mma_piece(float (&acc)[kRows][kCols], int i, int
 }
 
 // acc += A B with both operands in shared memory, depth kDepth. A runs over pieces (i, k), or (k, i) where the tile
-// holds its transpose; B over (k, j), or (j, k).
-template <int kDepth, int kRows, int kCols, class TileA, PieceOrder kOrderA, class TileB, PieceOrder kOrderB>
+// holds its transpose; B over (k, j), or (j, k), every kAcross-th piece j.
+template <int kDepth, int kAcross = 1, int kRows, int kCols, class TileA, PieceOrder kOrderA, class TileB, PieceOrder kOrderB>
 __device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const Pieces<TileA, kOrderA>& sA,
                                        const Pieces<TileB, kOrderB>& sB) {
 #pragma unroll
@@ -118,7 +123,7 @@ __device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const Pieces<
     }
 #pragma unroll
     for (int j = 0; j < kCols / 4; ++j) {
-      const int col = j * kPiece;
+      const int col = j * kAcross * kPiece;
       uint32_t b[4];
       sB.load_b(b, kOrderB == kRowsFirst ? k : col, kOrderB == kRowsFirst ? col : k);
 #pragma unroll
@@ -148,6 +153,19 @@ __device__ __forceinline__ void matmul_from_registers(float (&acc)[kRows][kCols]
       sB.load_b(b, k * kPiece, j * kPiece);
 #pragma unroll
       for (int i = 0; i < kRows / 2; ++i) mma_piece(acc, i, j, a[i], b);
+    }
+  }
+}
+
+// Round an accumulator to the storage type into a tile: rows from row0, columns of warp `across` of kAcross.
+template <int kAcross, int kRows, int kCols, class TileT>
+__device__ __forceinline__ void store_fragment(TileT& tile, int row0, int across, const float (&acc)[kRows][kCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kCols; j += 2) {
+      const ptx::Vec<uint32_t, 1> pair = {{pack(acc[i][j], acc[i][j + 1], Element())}};
+      ptx::store_shared(reinterpret_cast<uint32_t*>(tile.at(row0 + row_of(i), col_of<kAcross>(j, across))), pair);
     }
   }
 }

@@ -77,3 +77,22 @@ __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source
     }
   }
 }
+
+// Copy kRows rows of the tile, from row `first` on, to rows row0 + first... of g by kTeam threads, `member` among them.
+template <int kRows, int kTeam, class TileT, class Destination>
+__device__ __forceinline__ void store_rows(TileT& tile, int first, int member, const Destination& g, int row0) {
+  constexpr int kRowChunks = TileT::kCols / kChunk;
+#pragma unroll 4
+  for (int chunk = member; chunk < kRows * kRowChunks; chunk += kTeam) {
+    const int row = first + chunk / kRowChunks, col = chunk % kRowChunks * kChunk;
+    const auto x = ptx::load_shared<kChunk>(tile.at(row, col));
+    if (g.vectorized) {
+      if (g.holds(row0 + row, col)) ptx::store_global(g.vector_at(row0 + row, col), x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        if (g.holds(row0 + row, col + i)) *g.at(row0 + row, col + i) = x.data[i];
+      }
+    }
+  }
+}

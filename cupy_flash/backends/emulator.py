@@ -20,9 +20,10 @@ _WRITES = {
     "attention_forward": {"out", "lse", "partial_out", "partial_lse"},
     "attention_combine": {"out", "lse"},
     "attention_delta": {"delta"},
-    "attention_dkdv": {"dk", "dv", "dq_acc"},
+    "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
     "attention_dq": {"dq"},
     "attention_convert_dq": {"dq"},
+    "attention_convert_dkdv": {"dk", "dv"},
 }
 
 

@@ -1,0 +1,80 @@
+// The recomputation that both backward kernels share: P and dS of one tile in registers.
+//
+// kWarpsM warps share the kBlockM query rows; the kAcross warps of each row part take its columns in 16-wide pieces by
+// turns.
+#pragma once
+#include "attention/mask.cuh"
+#include "attention/online_softmax.cuh"
+#include "attention/score.cuh"
+#include "mma/fragment.cuh"
+
+constexpr int kAcross = kNWarps / kWarpsM;
+constexpr int kScoreRows = kBlockM / kWarpsM / 8;     // rows of S a lane
+constexpr int kScoreCols = kBlockN / kAcross / 4;     // columns of S a lane
+static_assert(kBlockM % (kPiece * kWarpsM) == 0 && kBlockN % (kPiece * kAcross) == 0, "warps own whole pieces");
+
+// This warp's place among those that share the scores.
+__device__ __forceinline__ int score_row0() { return threadIdx.x / 32 % kWarpsM * (kBlockM / kWarpsM); }
+__device__ __forceinline__ int score_across() { return threadIdx.x / 32 / kWarpsM; }
+
+// The log-sum-exp, in log2 units, and delta of this lane's rows; rows outside see nothing.
+struct RowStatistics {
+  float lse[kScoreRows], delta[kScoreRows];
+
+  __device__ RowStatistics(const Matrix<float>& gLse, const Matrix<float>& gDelta, int row0) {
+#pragma unroll
+    for (int i = 0; i < kScoreRows; ++i) {
+      const int row = row0 + row_of(i);
+      const bool inside = gLse.holds(row, 0);
+      lse[i] = inside ? lse_to_log2(*gLse.at(row, 0)) : infinity<float>();
+      delta[i] = inside ? *gDelta.at(row, 0) : 0.0f;
+    }
+  }
+};
+
+// P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of this warp's part of the tile at (m0, n0):
+//   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
+template <class Query, class Dout, class Key, class Value>
+__device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], float (&ds)[kScoreRows][kScoreCols],
+                                          Query& query, Dout& dout, Key& key, Value& value, const RowStatistics& rows,
+                                          const Mask& mask, const Score<float>& score, int m0, int n0) {
+  const int row0 = score_row0(), across = score_across();
+  set_zero(p);
+  matmul<kHeadDim, kAcross>(p, Pieces<Query, kRowsFirst>(query, row0), Pieces<Key, kColsFirst>(key, across * kPiece));
+  set_zero(ds);
+  matmul<kHeadDimV, kAcross>(ds, Pieces<Dout, kRowsFirst>(dout, row0),
+                             Pieces<Value, kColsFirst>(value, across * kPiece));
+#pragma unroll
+  for (int i = 0; i < kScoreRows; ++i) {
+    const int row = m0 + row0 + row_of(i);
+#pragma unroll
+    for (int j = 0; j < kScoreCols; ++j) {
+      const int col = n0 + col_of<kAcross>(j, across);
+      const float s = p[i][j];
+      p[i][j] = ptx::ex2(score.forward(s, row, col) * score.multiplier - rows.lse[i]);
+      ds[i][j] = score.backward(p[i][j] * (ds[i][j] - rows.delta[i]), s, row, col);
+    }
+  }
+  if (mask.covers(m0 + row0, n0, kBlockN)) return;
+#pragma unroll
+  for (int i = 0; i < kScoreRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kScoreCols; ++j) {
+      if (!mask.sees(m0 + row0 + row_of(i), n0 + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
+    }
+  }
+}
+
+// The query side of one head, narrowed to queries from query_begin on: what earlier ones hold must not spread.
+struct QueryHead {
+  Matrix<Element> q, dout;
+  Matrix<float> lse, delta;
+
+  __device__ QueryHead(const BackwardParams& params, int batch, int head, int query_begin)
+      : q(head_matrix<Element>(params.q, params.shape, batch, head, params.shape.seqlen_q, params.shape.head_dim,
+                               query_begin)),
+        dout(head_matrix<Element>(params.dout, params.shape, batch, head, params.shape.seqlen_q,
+                                  params.shape.head_dim_v, query_begin)),
+        lse(head_matrix<float>(params.lse, params.shape, batch, head, params.shape.seqlen_q, 1, query_begin)),
+        delta(head_matrix<float>(params.delta, params.shape, batch, head, params.shape.seqlen_q, 1, query_begin)) {}
+};
