@@ -104,7 +104,7 @@ def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
 
 
 def _backward_fits(variant: Variant, device: Device) -> bool:
-    """Whether a tile of the tensor-core backward fits the shared memory: on Turing, none does for 256 columns."""
+    """Whether a tile of the tensor-core backward fits the shared memory: on Turing, none does for more than 128 columns."""
     wide = max(_mma_head_dims(variant))
     return any(t.dkdv_shared_bytes(wide, wide) <= device.shared_per_block for t in mma_dkdv_candidates(wide))
 

@@ -180,9 +180,8 @@ class MmaKeyTile(MmaTile):
     def dkdv_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
         """``sizeof(SharedStorage)`` of mma/backward_dkdv.cu."""
         streamed = self.stages * self.block_m
-        return _HALF_BYTES * (
-            (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
-        )
+        tiles = (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
+        return _HALF_BYTES * tiles + _HEAD_BYTES
 
     def is_legal_dkdv(self, head_dim: int, head_dim_v: int) -> bool:
         """Whether the static assertions of mma/backward_dkdv.cu hold."""
@@ -203,6 +202,7 @@ class MmaKeyTile(MmaTile):
 
 
 _HALF_BYTES = 2
+_HEAD_BYTES = 256  # five matrices' addresses and strides, to the next multiple of a tile's alignment
 _PIECE = 16  # rows and columns of an operand's fragment
 
 # As above, nothing here is measured yet. The shapes are FlashAttention-2's (Dao 2023; its public tables); of several
@@ -223,7 +223,7 @@ _MMA_PACKED = {
     96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
     128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
     192: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
-    256: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(64, 32, 4, 4, 1), MmaTile(64, 32, 4, 2, 1)],
 }
 
 
@@ -233,14 +233,14 @@ def mma_forward_candidates(wide: int, *, packed: bool) -> list[MmaTile]:
 
 
 # FlashAttention-2's shapes again where their shared memory fits: a warp's parts are 32 rows high where registers
-# allow, since with 16 the fragments of B would be read from shared memory for half the work. Turing's 64 KiB cannot
-# hold the tiles of 256 columns in any legal shape: the planner takes the CUDA-core kernels there.
+# allow, since with 16 the fragments of B would be read from shared memory for half the work. Over 128
+# columns, Turing's 64 KiB hold only tiles so small that they spill: the planner takes the CUDA-core kernels there.
 _MMA_DKDV = {
     32: [MmaKeyTile(128, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
-    64: [MmaKeyTile(128, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
+    64: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
     96: [MmaKeyTile(64, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 64, 4, 1, 1, 2, 4)],
     128: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 8, 1, 1, 2, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
-    192: [MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
+    192: [MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
     256: [MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
 }
 _MMA_DQ = {
@@ -248,16 +248,16 @@ _MMA_DQ = {
     64: [MmaTile(128, 64, 8, 2, 1)],
     96: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 1, 1)],
     128: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
-    192: [MmaTile(64, 64, 4, 2, 1), MmaTile(64, 32, 4, 1, 1), MmaTile(32, 32, 2, 1, 1)],
+    192: [MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
     256: [MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
 }
 
 
 def mma_dkdv_candidates(wide: int) -> list[MmaKeyTile]:
-    """As `mma_forward_candidates`, for dK and dV; on Turing none fits for 256."""
+    """As `mma_forward_candidates`, for dK and dV; above 128 none fits Turing."""
     return _MMA_DKDV[wide]
 
 
 def mma_dq_candidates(wide: int) -> list[MmaTile]:
-    """As `mma_forward_candidates`, for dQ in a pass of its own; on Turing none fits for 256."""
+    """As `mma_forward_candidates`, for dQ in a pass of its own; above 128 none fits Turing."""
     return _MMA_DQ[wide]

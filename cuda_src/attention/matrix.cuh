@@ -4,6 +4,7 @@
 
 template <class Element>
 struct Matrix {
+  static constexpr bool kAffine = true;  // rows are equally far apart
   Element* data;
   int64_t row_stride, col_stride;
   int row_begin, rows, cols;  // rows [row_begin, rows) take part; the others are never read and count as 0
@@ -27,6 +28,13 @@ __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shap
     batch /= shape.batch[dim];
   }
   return offset;
+}
+
+// The same matrix of another head, `offset` elements further.
+template <class Element>
+__device__ __forceinline__ Matrix<Element> shifted(Matrix<Element> g, int64_t offset) {
+  g.data += offset;
+  return g;
 }
 
 __device__ __forceinline__ int64_t num_batches(const Shape& shape) {

@@ -35,6 +35,8 @@ struct SharedStorage {
     Tile<kBlockM, kHeadDimV> dout;
   } ring[kStages];
   ScoreTile p, ds;
+  QueryHead first;      // of this block's first head: kept in registers, its pointers would spill
+  Matrix<float> gDq;
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
@@ -97,12 +99,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
+  if (threadIdx.x == 0) {
+    shared.first = query_head(params, batch, head_begin, query_begin);
+    shared.gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
+  }
+  __syncthreads();
   const auto fill = [&](int step) {
     if (step >= steps) return;
-    const QueryHead head(params, batch, head_begin + step / m_blocks, query_begin);
-    const int m0 = (m_begin + step % m_blocks) * kBlockM;
-    load_tile(shared.ring[step % kStages].query, head.q, m0);
-    load_tile(shared.ring[step % kStages].dout, head.dout, m0);
+    const int member = step / m_blocks, m0 = (m_begin + step % m_blocks) * kBlockM;
+    load_tile(shared.ring[step % kStages].query, shifted(shared.first.q, member * params.q.head_stride), m0);
+    load_tile(shared.ring[step % kStages].dout, shifted(shared.first.dout, member * params.dout.head_stride), m0);
   };
   load_tile(shared.key, gK, n0);  // in the group of the first queries
   load_tile(shared.value, gV, n0);
@@ -115,9 +121,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dv);
 
   for (int step = 0; step < steps; ++step) {
-    const int head = head_begin + step / m_blocks, m0 = (m_begin + step % m_blocks) * kBlockM;
-    const QueryHead gHead(params, batch, head, query_begin);
-    const RowStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
+    const int member = step / m_blocks, m0 = (m_begin + step % m_blocks) * kBlockM;
+    const RowStatistics rows(shifted(shared.first.lse, member * params.lse.head_stride),
+                             shifted(shared.first.delta, member * params.delta.head_stride), m0 + score_row0());
     arrive(step, fill);
     auto& stage = shared.ring[step % kStages];
     {
@@ -134,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0),
                                 Pieces<decltype(stage.query), kRowsFirst>(stage.query, 0, key_across * kPiece));
     if (kAtomicDq) {
-      add_to_dq(shared, head_matrix<float>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim), m0);
+      add_to_dq(shared, shifted(shared.gDq, member * params.dq_acc.head_stride), m0);
     }
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();

@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     load_tile(shared.ring[step % kStages].key, gK, step * kBlockN);
     load_tile(shared.ring[step % kStages].value, gV, step * kBlockN);
   };
-  const QueryHead gHead(params, batch, head, 0);
+  const QueryHead gHead = query_head(params, batch, head, 0);
   load_tile(shared.query, gHead.q, m0);  // in the group of the first keys
   load_tile(shared.dout, gHead.dout, m0);
   start_ring(fill);

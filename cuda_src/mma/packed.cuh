@@ -18,6 +18,7 @@ struct Packing {
 
 template <class T>
 struct PackedMatrix {
+  static constexpr bool kAffine = !kPacked;
   Matrix<T> first;  // of the first head
   int64_t head_stride;
   Packing packing;

@@ -69,12 +69,13 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
 struct QueryHead {
   Matrix<Element> q, dout;
   Matrix<float> lse, delta;
-
-  __device__ QueryHead(const BackwardParams& params, int batch, int head, int query_begin)
-      : q(head_matrix<Element>(params.q, params.shape, batch, head, params.shape.seqlen_q, params.shape.head_dim,
-                               query_begin)),
-        dout(head_matrix<Element>(params.dout, params.shape, batch, head, params.shape.seqlen_q,
-                                  params.shape.head_dim_v, query_begin)),
-        lse(head_matrix<float>(params.lse, params.shape, batch, head, params.shape.seqlen_q, 1, query_begin)),
-        delta(head_matrix<float>(params.delta, params.shape, batch, head, params.shape.seqlen_q, 1, query_begin)) {}
 };
+
+__device__ __forceinline__ QueryHead query_head(const BackwardParams& params, int batch, int head, int query_begin) {
+  const Shape& shape = params.shape;
+  const int rows = shape.seqlen_q;
+  return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim, query_begin),
+          head_matrix<Element>(params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin),
+          head_matrix<float>(params.lse, shape, batch, head, rows, 1, query_begin),
+          head_matrix<float>(params.delta, shape, batch, head, rows, 1, query_begin)};
+}

@@ -58,9 +58,11 @@ template <int kRows, int kCols, class Source>
 __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source& g, int row0) {
   constexpr int kAcross = Tile<kRows, kCols>::kGroup / kChunk;  // neighbouring threads that share a row
   constexpr int kDown = kThreads / kAcross;
+  // Asynchronous copies hold no registers; loads hold what they bring, and divisions their operands.
+  constexpr int kUnroll = kAsyncCopy && Source::kAffine ? kRows : 1;
   const int first_row = threadIdx.x / kAcross, first_col = threadIdx.x % kAcross * kChunk;
   if (g.vectorized) {
-#pragma unroll
+#pragma unroll kUnroll
     for (int row = first_row; row < kRows; row += kDown) {
 #pragma unroll
       for (int col = first_col; col < kCols; col += kAcross * kChunk) {
@@ -81,8 +83,8 @@ __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source
 // Copy kRows rows of the tile, from row `first` on, to rows row0 + first... of g by kTeam threads, `member` among them.
 template <int kRows, int kTeam, class TileT, class Destination>
 __device__ __forceinline__ void store_rows(TileT& tile, int first, int member, const Destination& g, int row0) {
-  constexpr int kRowChunks = TileT::kCols / kChunk;
-#pragma unroll 4
+  constexpr int kRowChunks = TileT::kCols / kChunk, kUnroll = Destination::kAffine ? 4 : 1;
+#pragma unroll kUnroll
   for (int chunk = member; chunk < kRows * kRowChunks; chunk += kTeam) {
     const int row = first + chunk / kRowChunks, col = chunk % kRowChunks * kChunk;
     const auto x = ptx::load_shared<kChunk>(tile.at(row, col));
