@@ -159,7 +159,7 @@ def plan_backward(
         kernel = kernels.dq(variant, device, tile=None if isinstance(tile, MmaKeyTile) else tile)
         query_blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
         filled, filled_dq = min(1, key_blocks * splits / slots), min(1, query_blocks / device.num_sms)
-        if deterministic or 1 / filled > 3 / filled_dq:
+        if deterministic or filled_dq > 3 * filled:
             dq = _launch(kernel, query_blocks)
             dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tile)
     half = problem.storage != problem.accumulator
@@ -210,7 +210,7 @@ def _variant(problem: AttentionProblem) -> Variant:
 
 def _fill(rows: int, block: int) -> float:
     """Share of the rows of whole blocks that are used."""
-    return rows / (_ceil_div(rows, block) * block)
+    return rows / max(1, _ceil_div(rows, block) * block)
 
 
 def _num_splits(blocks: int, slots: int, parts: int) -> int:
@@ -219,7 +219,7 @@ def _num_splits(blocks: int, slots: int, parts: int) -> int:
         return 1
     # Several numbers give every block as many parts at most: the least of them wastes nothing.
     counts = [n for n in range(1, min(MAX_SPLITS, slots, max(1, parts)) + 1) if n == 1 or _shrinks(parts, n)]
-    efficiency = {n: blocks * n / slots / ceil(blocks * n / slots) for n in counts}
+    efficiency = {n: blocks * n / slots / max(1, ceil(blocks * n / slots)) for n in counts}
     return next(n for n in counts if efficiency[n] >= 0.85 * max(efficiency.values()))
 
 

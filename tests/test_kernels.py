@@ -15,7 +15,7 @@ from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, SHAPE, TENSOR
 from cupy_flash.plan import plan_backward, plan_forward
-from cupy_flash.tiles import SimtTile, head_dim_bucket
+from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 
 ON = On("emulator")
 RAGGED = Case(heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
@@ -65,9 +65,9 @@ TILES = st.builds(
 @given(tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]), det=st.booleans())
 def test_results_do_not_depend_on_the_tile(monkeypatch, tile, dtype, d, det):
     itemsize = np.dtype(dtype).itemsize
-    assume(tile.is_legal(head_dim_bucket(d, d), itemsize, backward=True))
-    assume(tile.backward_shared_bytes(head_dim_bucket(d, d), itemsize) <= named("sm_90a").shared_per_block)
-    assume(tile.forward_shared_bytes(head_dim_bucket(d, d), itemsize) <= named("sm_90a").shared_per_block)
+    assume(tile.is_legal(bucket(d, HEAD_DIM_BUCKETS), itemsize, backward=True))
+    assume(tile.backward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
+    assume(tile.forward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
     with monkeypatch.context() as patch:
         patch.setattr(launch, "plan_forward", lambda problem, device: plan_forward(problem, device, tile))
         patch.setattr(launch, "plan_backward", lambda *args: plan_backward(*args, tile))

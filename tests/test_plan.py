@@ -1,7 +1,10 @@
 """Plans for every named GPU, made without one."""
 
 import dataclasses
+import math
+import re
 
+import numpy as np
 import pytest
 from cases import Case, cases
 from hypothesis import given
@@ -9,8 +12,8 @@ from hypothesis import strategies as st
 
 from cupy_flash.device import NAMED, Device, from_attributes, named
 from cupy_flash.plan import all_specializations, core_specializations, plan_backward, plan_forward
-from cupy_flash.problem import AttentionProblem
-from cupy_flash.tiles import SimtTile, head_dim_bucket
+from cupy_flash.problem import DTYPES, AttentionProblem
+from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, bucket
 
 devices = st.sampled_from(list(NAMED.values()))
 every_kernel = {arch: set(all_specializations(device)) for arch, device in NAMED.items()}
@@ -24,18 +27,27 @@ def problem_of(case):
 @given(case=cases(max_seqlen=40, head_dims=st.integers(1, 512)), device=devices, deterministic=st.booleans())
 def test_plans_keep_the_limits_of_the_device(case, device, deterministic):
     problem = problem_of(case)
-    launches = [
-        plan_forward(problem, device),
-        *plan_backward(problem, device, deterministic).launches,
-    ]
-    for launch in launches:
-        assert launch.kernel in every_kernel[device.arch]
+    forward, backward = plan_forward(problem, device), plan_backward(problem, device, deterministic)
+    assert (forward.combine is None) == (forward.num_splits == 1)
+    assert (backward.convert_dkdv is None) == (backward.num_splits == 1)
+    assert backward.dq is not None or not deterministic
+    for launch in (*forward.launches, *backward.launches):
+        if problem.scale >= 0 and one_size(problem.head_dim, problem.head_dim_v):
+            assert launch.kernel in every_kernel[device.arch]
         assert launch.shared_bytes <= device.shared_per_block
         assert launch.block <= 1024
         constants = dict(launch.kernel.constants)
         resident = constants.get("kMinBlocks", 1)
         assert resident * launch.block <= device.threads_per_sm
-        assert constants.get("kHeadDim", 512) >= max(problem.head_dim, problem.head_dim_v)
+        assert constants.get("kHeadDim", 512) >= problem.head_dim
+        assert constants.get("kHeadDimV", constants.get("kHeadDim", 512)) >= problem.head_dim_v
+
+
+def one_size(head_dim, head_dim_v):
+    """Whether both are compiled for one size, also where that is up to 256 and in finer steps."""
+    if max(head_dim, head_dim_v) > MMA_HEAD_DIM_BUCKETS[-1]:
+        return True
+    return bucket(head_dim, MMA_HEAD_DIM_BUCKETS) == bucket(head_dim_v, MMA_HEAD_DIM_BUCKETS)
 
 
 @given(case=cases(max_seqlen=300))
@@ -43,11 +55,10 @@ def test_grids_cover_every_row_once(case):
     problem = problem_of(case)
     plan = plan_backward(problem, named("sm_80"), deterministic=True)
     forward = plan_forward(problem, named("sm_80"))
-    heads = problem.num_heads_q
-    for b in problem.batch:
-        heads *= b
+    heads = problem.num_heads_q * math.prod(problem.batch)
+    packed = forward.packed_heads
     for launch, rows, block, count in [
-        (forward, problem.seqlen_q, "kBlockM", heads),
+        (forward.forward, problem.seqlen_q * packed, "kBlockM", heads // packed * forward.num_splits),
         (plan.dq, problem.seqlen_q, "kBlockM", heads),
         (plan.dkdv, problem.seqlen_k, "kBlockN", heads // problem.group_size),
     ]:
@@ -57,7 +68,7 @@ def test_grids_cover_every_row_once(case):
 
 def test_a_smaller_tile_is_chosen_where_the_best_does_not_fit():
     problem = problem_of(Case(d=128))
-    large, small = (plan_forward(problem, named(arch)) for arch in ("sm_80", "sm_75"))
+    large, small = (plan_forward(problem, named(arch)).forward for arch in ("sm_80", "sm_75"))
     assert large.shared_bytes > named("sm_75").shared_per_block >= small.shared_bytes
 
 
@@ -80,7 +91,7 @@ def test_the_prelude_prints_the_whole_specialization():
         for name, value in kernel.constants:
             assert f"constexpr int {name} = {value};" in prelude
         for name, value in kernel.types:
-            assert f"using {name} = {value};" in prelude
+            assert re.search(rf"using {name} = {value}(<Accumulator>)?;", prelude)
 
 
 def test_core_kernels_are_what_a_default_call_needs():
@@ -90,12 +101,73 @@ def test_core_kernels_are_what_a_default_call_needs():
         for dtype in ("float16", "bfloat16"):
             for d in (64, 128):
                 for causal in (False, True):
-                    problem = problem_of(Case(dtype=dtype, d=d, causal=causal))
-                    launches = plan_forward(problem, device), *plan_backward(problem, device).launches
+                    problem = large(dtype, d=d, causal=causal)
+                    launches = *plan_forward(problem, device).launches, *plan_backward(problem, device).launches
                     assert {launch.kernel for launch in launches} <= core
 
 
+def large(dtype, *, batch=4, heads_q=16, heads_k=16, sq=4096, sk=4096, d=64, causal=False):
+    """A problem of any size, without its memory."""
+    zero = np.zeros((), DTYPES[dtype])
+    q, k = (np.broadcast_to(zero, (batch, h, s, d)) for h, s in ((heads_q, sq), (heads_k, sk)))
+    return AttentionProblem.from_arrays(q, k, k, causal=causal)
+
+
+@pytest.mark.parametrize(("arch", "dtype", "d", "family"), [
+    ("sm_75", "float16", 128, "mma"), ("sm_75", "bfloat16", 128, "simt"), ("sm_70", "float16", 64, "simt"),
+    ("sm_80", "bfloat16", 256, "mma"), ("sm_90a", "float16", 257, "simt"), ("sm_120", "float32", 64, "simt"),
+])  # fmt: skip
+def test_the_family_is_chosen_by_dtype_and_head_dimension(arch, dtype, d, family):
+    problem = large(dtype, d=d)
+    assert plan_forward(problem, named(arch)).forward.kernel.family == family
+    assert plan_backward(problem, named(arch)).dkdv.kernel.family == family
+
+
+def test_keys_are_split_only_where_blocks_are_few():
+    device = named("sm_90a")
+    assert plan_forward(large("float16"), device).num_splits == 1
+    decode = plan_forward(large("float16", batch=1, heads_q=8, heads_k=8, sq=1, sk=2**17), device)
+    assert decode.combine is not None
+    blocks = decode.forward.grid
+    assert blocks == 8 * decode.num_splits
+    slots = device.num_sms * decode.forward.kernel.constant("kMinBlocks")
+    assert blocks / slots / math.ceil(blocks / slots) >= 0.85 * 0.85
+
+
+def test_the_group_is_packed_where_rows_are_few():
+    device = named("sm_80")
+    assert plan_forward(large("float16", heads_q=32, heads_k=4, sq=1), device).packed_heads == 8
+    assert plan_forward(large("float16", heads_q=32, heads_k=4, sq=4096), device).packed_heads == 1
+
+
+def test_key_heads_of_a_section_fit_half_the_cache():
+    plan = plan_forward(large("float16", sk=16384, d=128), named("sm_80"))
+    assert plan.section_heads * 16384 * 2 * 128 * 2 <= named("sm_80").l2_bytes / 2
+    assert (plan.section_heads + 1) * 16384 * 2 * 128 * 2 > named("sm_80").l2_bytes / 2
+
+
+def test_the_backward_takes_two_passes_where_few_keys_meet_many_queries():
+    device = named("sm_80")
+    assert plan_backward(large("float16"), device).dq is None
+    assert plan_backward(large("float16", batch=1, heads_q=2, heads_k=2, sq=2**16, sk=64), device).dq is not None
+
+
+def test_the_backward_spreads_a_group_where_key_heads_are_few():
+    device = named("sm_80")
+    plan = plan_backward(large("float16", batch=1, heads_q=32, heads_k=1), device)
+    assert plan.num_splits > 1 and plan.convert_dkdv is not None
+    assert plan.dkdv.grid == plan.num_splits * 4096 // plan.dkdv.kernel.constant("kBlockN")
+    assert plan_backward(large("float16", batch=1, heads_q=32, heads_k=1), device, True).num_splits == 1
+
+
 def test_bad_tiles_are_refused():
+    half = large("float16", d=128)
+    with pytest.raises(ValueError, match="warps must own whole pieces"):
+        plan_forward(half, named("sm_80"), MmaTile(32, 64, 4))
+    with pytest.raises(ValueError, match="of another kernel family"):
+        plan_backward(half, named("sm_80"), True, MmaTile(64, 64, 4))
+    with pytest.raises(ValueError, match="needs float16 or bfloat16"):
+        plan_forward(problem_of(Case()), named("sm_80"), MmaTile(64, 64, 4))
     problem = problem_of(Case(d=128))
     with pytest.raises(ValueError, match="not legal for head dimension 128"):
         plan_forward(problem, named("sm_80"), SimtTile(64, 48, 64, 4, 32))
@@ -118,12 +190,14 @@ def test_devices_by_name_and_by_attributes():
         "MaxSharedMemoryPerBlockOptin": 232448,
         "MaxSharedMemoryPerMultiprocessor": 233472,
         "MaxThreadsPerMultiProcessor": 2048,
+        "L2CacheSize": 50 * 2**20,
         "MaxRegistersPerMultiprocessor": 65536,
     }
-    assert from_attributes("sm_90a", attributes) == named("sm_90a") == Device("sm_90a", 132, 232448, 233472, 2048)
+    device = Device("sm_90a", 132, 232448, 233472, 2048, 50 * 2**20)
+    assert from_attributes("sm_90a", attributes) == named("sm_90a") == device
     assert named("sm_90a").compute_capability == 90
 
 
 def test_head_dim_buckets():
-    assert [head_dim_bucket(d, 1) for d in (1, 32, 33, 128, 129, 512)] == [32, 32, 64, 128, 256, 512]
-    assert head_dim_bucket(64, 65) == 128
+    assert [bucket(d, HEAD_DIM_BUCKETS) for d in (1, 32, 33, 128, 129, 512)] == [32, 32, 64, 128, 256, 512]
+    assert [bucket(d, MMA_HEAD_DIM_BUCKETS) for d in (1, 65, 129, 193)] == [32, 96, 192, 256]

@@ -77,7 +77,8 @@ struct Stream {
     }
   }
 
-  // Wait for the tile of K or V of a block; its predecessor's readers are then done, and the copy that replaces it starts.
+  // Wait for the tile of K or V of a block. Its predecessor's readers are then done, and the copy that replaces it
+  // starts.
   template <bool kIsKey>
   __device__ __forceinline__ RingTile& arrive(int block) {
     const int tile = 2 * (end - 1 - block) + (kIsKey ? 0 : 1);

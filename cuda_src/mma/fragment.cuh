@@ -110,7 +110,8 @@ __device__ __forceinline__ void mma_piece(float (&acc)[kRows][kCols], int i, int
 
 // acc += A B with both operands in shared memory, depth kDepth. A runs over pieces (i, k), or (k, i) where the tile
 // holds its transpose; B over (k, j), or (j, k), every kAcross-th piece j.
-template <int kDepth, int kAcross = 1, int kRows, int kCols, class TileA, PieceOrder kOrderA, class TileB, PieceOrder kOrderB>
+template <int kDepth, int kAcross = 1, int kRows, int kCols, class TileA, PieceOrder kOrderA, class TileB,
+          PieceOrder kOrderB>
 __device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const Pieces<TileA, kOrderA>& sA,
                                        const Pieces<TileB, kOrderB>& sB) {
 #pragma unroll

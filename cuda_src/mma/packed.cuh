@@ -1,6 +1,6 @@
-// Rows of a group's query heads as one matrix: with few query rows a key head, its keys and values are then read once
-// for the whole group. Packed row r is query r / heads of head first + r % heads. Without kPacked there is one head, and
-// no division.
+// Rows of a group's query heads as one matrix: with few query rows a key head, its keys and values are then read
+// once for the whole group. Packed row r is query r / heads of head first + r % heads. Without kPacked there is one
+// head, and no division.
 #pragma once
 #include "attention/matrix.cuh"
 #include "attention/schedule.cuh"
@@ -26,7 +26,9 @@ struct PackedMatrix {
   bool vectorized;
 
   __device__ bool holds(int row, int col) const { return row < rows && col < first.cols; }
-  __device__ T* at(int row, int col) const { return first.at(packing.query(row), col) + packing.head(row) * head_stride; }
+  __device__ T* at(int row, int col) const {
+    return first.at(packing.query(row), col) + packing.head(row) * head_stride;
+  }
   __device__ T* vector_at(int row, int col) const {
     return first.vector_at(packing.query(row), col) + packing.head(row) * head_stride;
   }

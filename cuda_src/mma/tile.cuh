@@ -33,7 +33,8 @@ template <class Source>
 __device__ __forceinline__ void load_chunk(Element* dst, const Source& g, int row, int col) {
   const bool inside = g.holds(row, col);
   if (kAsyncCopy) {
-    ptx::cp_async_16(ptx::shared_address(dst), g.vector_at(inside ? row : g.row_begin, inside ? col : 0), inside ? 16 : 0);
+    const Element* src = g.vector_at(inside ? row : g.row_begin, inside ? col : 0);
+    ptx::cp_async_16(ptx::shared_address(dst), src, inside ? 16 : 0);
   } else {
     ptx::Vec<Element, kChunk> x = {};
     if (inside) x = ptx::load_global<kChunk>(g.vector_at(row, col));
