@@ -181,7 +181,7 @@ class MmaKeyTile(MmaTile):
         """``sizeof(SharedStorage)`` of mma/backward_dkdv.cu."""
         streamed = self.stages * self.block_m
         tiles = (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
-        return _HALF_BYTES * tiles + _HEAD_BYTES
+        return _HALF_BYTES * tiles + 2 * _FLOAT_BYTES * streamed + _HEAD_BYTES
 
     def is_legal_dkdv(self, head_dim: int, head_dim_v: int) -> bool:
         """Whether the static assertions of mma/backward_dkdv.cu hold."""
@@ -201,7 +201,7 @@ class MmaKeyTile(MmaTile):
         )
 
 
-_HALF_BYTES = 2
+_HALF_BYTES, _FLOAT_BYTES = 2, 4
 _HEAD_BYTES = 256  # five matrices' addresses and strides, to the next multiple of a tile's alignment
 _PIECE = 16  # rows and columns of an operand's fragment
 

@@ -12,6 +12,7 @@
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
+#include "ptx/opaque.cuh"
 #include "specialization.cuh"
 
 constexpr int kKeyAcross = kNWarps / kWarpsN;                   // warps that share keys of dK and dV
@@ -33,10 +34,13 @@ struct SharedStorage {
   struct {
     Tile<kBlockM, kHeadDim> query;
     Tile<kBlockM, kHeadDimV> dout;
+    float lse[kBlockM], delta[kBlockM];
   } ring[kStages];
   ScoreTile p, ds;
-  QueryHead first;      // of this block's first head: kept in registers, its pointers would spill
+  // What the loop over queries needs now and then: kept in registers, it would spill.
+  QueryHead first;  // of this block's first head, as is gDq
   Matrix<float> gDq;
+  int n0, m_begin, m_blocks, steps;  // query blocks of a head that see the keys, and of all heads
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
@@ -77,16 +81,62 @@ __device__ __forceinline__ void add_to_sum(const Matrix<float>& g, int row0, int
   }
 }
 
+struct Keys {
+  int n0, split, head_k, batch;
+};
+
+__device__ __forceinline__ Keys keys_of_block(const Shape& shape, int num_splits, int block) {
+  const int n_blocks = ceil_div(shape.seqlen_k, kBlockN), rest = block / n_blocks;
+  return {block % n_blocks * kBlockN, rest % num_splits, rest / num_splits % shape.num_heads_k,
+          rest / num_splits / shape.num_heads_k};
+}
+
+// dK and dV to global memory: whole, through the tiles of K and V, or as a share of their sums.
+__device__ __forceinline__ void store_result(SharedStorage& shared, const BackwardParams& params,
+                                             const float (&acc_dk)[kKeyRows][kKeyCols],
+                                             const float (&acc_dv)[kKeyRows][kValueCols]) {
+  const Shape& shape = params.shape;
+  const int warp = threadIdx.x / 32, row0 = warp % kWarpsN * (kBlockN / kWarpsN), across = warp / kWarpsN;
+  // Found again: kept through the main loop, it would spill.
+  const Keys keys = keys_of_block(shape, params.schedule.num_splits, ptx::opaque(blockIdx.x));
+  const int rows = shape.seqlen_k;
+  if (params.schedule.num_splits > 1) {
+    add_to_sum(head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim),
+               keys.n0 + row0, across, acc_dk);
+    add_to_sum(head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v),
+               keys.n0 + row0, across, acc_dv);
+    return;
+  }
+  store_fragment<kKeyAcross>(shared.key, row0, across, acc_dk);
+  store_fragment<kKeyAcross>(shared.value, row0, across, acc_dv);
+  __syncthreads();
+  store_rows<kBlockN, kThreads>(
+      shared.key, 0, threadIdx.x,
+      head_matrix<Element>(params.dk, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0);
+  store_rows<kBlockN, kThreads>(
+      shared.value, 0, threadIdx.x,
+      head_matrix<Element>(params.dv, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0);
+}
+
+// Log-sum-exp and delta of the query block in shared memory; rows outside see nothing.
+struct StreamedStatistics {
+  const float *lse_column, *delta_column;
+  int rows;
+
+  __device__ float lse(int i) const {
+    const int row = score_row0() + row_of(i);
+    return row < rows ? lse_to_log2(ptx::load_shared<1>(lse_column + row).data[0]) : infinity<float>();
+  }
+  __device__ float delta(int i) const { return ptx::load_shared<1>(delta_column + score_row0() + row_of(i)).data[0]; }
+};
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_dkdv(const __grid_constant__ BackwardParams params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int n_blocks = ceil_div(shape.seqlen_k, kBlockN), num_splits = params.schedule.num_splits;
-  const int n0 = blockIdx.x % n_blocks * kBlockN;
-  const int split = blockIdx.x / n_blocks % num_splits;
-  const int head_k = blockIdx.x / n_blocks / num_splits % shape.num_heads_k;
-  const int batch = blockIdx.x / n_blocks / num_splits / shape.num_heads_k;
+  const int num_splits = params.schedule.num_splits;
+  const auto [n0, split, head_k, batch] = keys_of_block(shape, num_splits, blockIdx.x);
 
   // This block's query heads, and the query blocks of each that see its keys.
   const int group_size = shape.num_heads_q / shape.num_heads_k, per_split = ceil_div(group_size, num_splits);
@@ -94,21 +144,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int head_end = min(head_begin + per_split, (head_k + 1) * group_size);
   const Mask mask(shape);
   const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
-  const int m_begin = query_begin / kBlockM, m_blocks = ceil_div(shape.seqlen_q, kBlockM) - m_begin;
-  const int steps = max(m_blocks, 0) * (head_end - head_begin);
 
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
   if (threadIdx.x == 0) {
     shared.first = query_head(params, batch, head_begin, query_begin);
     shared.gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
+    shared.n0 = n0;
+    shared.m_begin = query_begin / kBlockM;
+    shared.m_blocks = ceil_div(shape.seqlen_q, kBlockM) - shared.m_begin;
+    shared.steps = max(shared.m_blocks, 0) * (head_end - head_begin);
   }
   __syncthreads();
   const auto fill = [&](int step) {
-    if (step >= steps) return;
-    const int member = step / m_blocks, m0 = (m_begin + step % m_blocks) * kBlockM;
-    load_tile(shared.ring[step % kStages].query, shifted(shared.first.q, member * params.q.head_stride), m0);
-    load_tile(shared.ring[step % kStages].dout, shifted(shared.first.dout, member * params.dout.head_stride), m0);
+    if (step >= shared.steps) return;
+    const int member = step / shared.m_blocks, m0 = (shared.m_begin + step % shared.m_blocks) * kBlockM;
+    auto& stage = shared.ring[step % kStages];
+    load_tile(stage.query, shifted(shared.first.q, member * params.q.head_stride), m0);
+    load_tile(stage.dout, shifted(shared.first.dout, member * params.dout.head_stride), m0);
+    load_column(stage.lse, shifted(shared.first.lse, member * params.lse.head_stride), m0);
+    load_column(stage.delta, shifted(shared.first.delta, member * params.delta.head_stride), m0);
   };
   load_tile(shared.key, gK, n0);  // in the group of the first queries
   load_tile(shared.value, gV, n0);
@@ -120,46 +175,29 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dk);
   set_zero(acc_dv);
 
-  for (int step = 0; step < steps; ++step) {
-    const int member = step / m_blocks, m0 = (m_begin + step % m_blocks) * kBlockM;
-    const RowStatistics rows(shifted(shared.first.lse, member * params.lse.head_stride),
-                             shifted(shared.first.delta, member * params.delta.head_stride), m0 + score_row0());
+  for (int step = 0; step < shared.steps; ++step) {
+    const int member = step / shared.m_blocks, m0 = (shared.m_begin + step % shared.m_blocks) * kBlockM;
     arrive(step, fill);
     auto& stage = shared.ring[step % kStages];
     {
       float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, m0, n0);
+      const StreamedStatistics rows{stage.lse, stage.delta, shape.seqlen_q - m0};
+      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, m0, shared.n0);
       store_fragment<kAcross>(shared.p, score_row0(), score_across(), p);
       store_fragment<kAcross>(shared.ds, score_row0(), score_across(), ds);
     }
     __syncthreads();
 
+    if (kAtomicDq) {
+      add_to_dq(shared, shifted(shared.gDq, member * params.dq_acc.head_stride), m0);
+    }
     // dV += P^T dO  [kBlockN, kHeadDimV],  dK += dS^T Q  [kBlockN, kHeadDim]
     matmul<kBlockM, kKeyAcross>(acc_dv, Pieces<ScoreTile, kColsFirst>(shared.p, 0, key_row0),
                                 Pieces<decltype(stage.dout), kRowsFirst>(stage.dout, 0, key_across * kPiece));
     matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0),
                                 Pieces<decltype(stage.query), kRowsFirst>(stage.query, 0, key_across * kPiece));
-    if (kAtomicDq) {
-      add_to_dq(shared, shifted(shared.gDq, member * params.dq_acc.head_stride), m0);
-    }
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // dK's and dV's tiles lie where K and V were
-
-  if (num_splits > 1) {
-    add_to_sum(head_matrix<float>(params.dk_acc, shape, batch, head_k, shape.seqlen_k, shape.head_dim), n0 + key_row0,
-               key_across, acc_dk);
-    add_to_sum(head_matrix<float>(params.dv_acc, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v),
-               n0 + key_row0, key_across, acc_dv);
-    return;
-  }
-  store_fragment<kKeyAcross>(shared.key, key_row0, key_across, acc_dk);
-  store_fragment<kKeyAcross>(shared.value, key_row0, key_across, acc_dv);
-  __syncthreads();
-  store_rows<kBlockN, kThreads>(shared.key, 0, threadIdx.x,
-                                head_matrix<Element>(params.dk, shape, batch, head_k, shape.seqlen_k, shape.head_dim),
-                                n0);
-  store_rows<kBlockN, kThreads>(
-      shared.value, 0, threadIdx.x,
-      head_matrix<Element>(params.dv, shape, batch, head_k, shape.seqlen_k, shape.head_dim_v), n0);
+  store_result(shared, params, acc_dk, acc_dv);
 }

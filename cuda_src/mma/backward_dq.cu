@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   start_ring(fill);
 
   const Score<float> score(shape);
-  const RowStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
+  const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
   float acc_dq[kScoreRows][kQueryCols];
   set_zero(acc_dq);
 

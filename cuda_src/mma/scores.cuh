@@ -18,25 +18,28 @@ __device__ __forceinline__ int score_row0() { return threadIdx.x / 32 % kWarpsM 
 __device__ __forceinline__ int score_across() { return threadIdx.x / 32 / kWarpsM; }
 
 // The log-sum-exp, in log2 units, and delta of this lane's rows; rows outside see nothing.
-struct RowStatistics {
-  float lse[kScoreRows], delta[kScoreRows];
+struct ResidentStatistics {
+  float row_lse[kScoreRows], row_delta[kScoreRows];
 
-  __device__ RowStatistics(const Matrix<float>& gLse, const Matrix<float>& gDelta, int row0) {
+  __device__ ResidentStatistics(const Matrix<float>& gLse, const Matrix<float>& gDelta, int row0) {
 #pragma unroll
     for (int i = 0; i < kScoreRows; ++i) {
       const int row = row0 + row_of(i);
       const bool inside = gLse.holds(row, 0);
-      lse[i] = inside ? lse_to_log2(*gLse.at(row, 0)) : infinity<float>();
-      delta[i] = inside ? *gDelta.at(row, 0) : 0.0f;
+      row_lse[i] = inside ? lse_to_log2(*gLse.at(row, 0)) : infinity<float>();
+      row_delta[i] = inside ? *gDelta.at(row, 0) : 0.0f;
     }
   }
+
+  __device__ float lse(int i) const { return row_lse[i]; }
+  __device__ float delta(int i) const { return row_delta[i]; }
 };
 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of this warp's part of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
-template <class Query, class Dout, class Key, class Value>
+template <class Query, class Dout, class Key, class Value, class Statistics>
 __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], float (&ds)[kScoreRows][kScoreCols],
-                                          Query& query, Dout& dout, Key& key, Value& value, const RowStatistics& rows,
+                                          Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
                                           const Mask& mask, const Score<float>& score, int m0, int n0) {
   const int row0 = score_row0(), across = score_across();
   set_zero(p);
@@ -47,12 +50,13 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
     const int row = m0 + row0 + row_of(i);
+    const float lse = rows.lse(i), delta = rows.delta(i);
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
       const int col = n0 + col_of<kAcross>(j, across);
       const float s = p[i][j];
-      p[i][j] = ptx::ex2(score.forward(s, row, col) * score.multiplier - rows.lse[i]);
-      ds[i][j] = score.backward(p[i][j] * (ds[i][j] - rows.delta[i]), s, row, col);
+      p[i][j] = ptx::ex2(score.forward(s, row, col) * score.multiplier - lse);
+      ds[i][j] = score.backward(p[i][j] * (ds[i][j] - delta), s, row, col);
     }
   }
   if (mask.covers(m0 + row0, n0, kBlockN)) return;

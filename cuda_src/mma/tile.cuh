@@ -58,25 +58,42 @@ __device__ __forceinline__ void gather_chunk(Element* dst, const Source& g, int 
 template <int kRows, int kCols, class Source>
 __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Source& g, int row0) {
   constexpr int kAcross = Tile<kRows, kCols>::kGroup / kChunk;  // neighbouring threads that share a row
-  constexpr int kDown = kThreads / kAcross;
+  constexpr int kDown = kThreads / kAcross, kPasses = (kRows + kDown - 1) / kDown;
+  static_assert(kRows % kDown == 0 || kPasses == 1, "threads share the rows evenly, or in one pass");
   // Asynchronous copies hold no registers; loads hold what they bring, and divisions their operands.
-  constexpr int kUnroll = kAsyncCopy && Source::kAffine ? kRows : 1;
+  constexpr int kUnroll = kAsyncCopy && Source::kAffine ? kPasses : 1;
   const int first_row = threadIdx.x / kAcross, first_col = threadIdx.x % kAcross * kChunk;
+  if (kRows < kDown && first_row >= kRows) return;
   if (g.vectorized) {
 #pragma unroll kUnroll
-    for (int row = first_row; row < kRows; row += kDown) {
+    for (int pass = 0; pass < kPasses; ++pass) {
 #pragma unroll
-      for (int col = first_col; col < kCols; col += kAcross * kChunk) {
+      for (int col0 = 0; col0 < kCols; col0 += kAcross * kChunk) {
+        const int row = pass * kDown + first_row, col = col0 + first_col;
         load_chunk(tile.at(row, col), g, row0 + row, col);
       }
     }
   } else {
 #pragma unroll 1
-    for (int row = first_row; row < kRows; row += kDown) {
+    for (int pass = 0; pass < kPasses; ++pass) {
 #pragma unroll 1
-      for (int col = first_col; col < kCols; col += kAcross * kChunk) {
+      for (int col0 = 0; col0 < kCols; col0 += kAcross * kChunk) {
+        const int row = pass * kDown + first_row, col = col0 + first_col;
         gather_chunk(tile.at(row, col), g, row0 + row, col);
       }
+    }
+  }
+}
+
+// Copy entries [row0, row0 + kRows) of a column vector likewise.
+template <int kRows>
+__device__ __forceinline__ void load_column(float (&column)[kRows], const Matrix<float>& g, int row0) {
+  for (int i = threadIdx.x; i < kRows; i += kThreads) {
+    const bool inside = g.holds(row0 + i, 0);
+    if (kAsyncCopy) {
+      ptx::cp_async_4(ptx::shared_address(column + i), g.at(inside ? row0 + i : g.row_begin, 0), inside ? 4 : 0);
+    } else {
+      column[i] = inside ? *g.at(row0 + i, 0) : 0.0f;
     }
   }
 }
