@@ -159,7 +159,7 @@ class MmaTile:
 
     def is_legal(self, *, min_stages: int) -> bool:
         """Whether the static assertions of the kernels whose warps own whole rows hold."""
-        return self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % 32 == 0 and self.stages >= min_stages
+        return self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % _PIECE == 0 and self.stages >= min_stages
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ _MMA_FORWARD = {
     96: [MmaTile(128, 64, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
     128: [MmaTile(128, 64, 4, 3, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
     192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
-    256: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1), MmaTile(64, 16, 4, 2, 1)],
 }
 # Packed groups, few query rows: time goes into reading K and V, so more of them are in flight.
 _MMA_PACKED = {
@@ -223,7 +223,7 @@ _MMA_PACKED = {
     96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
     128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
     192: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
-    256: [MmaTile(64, 32, 4, 4, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(64, 32, 4, 4, 1), MmaTile(64, 16, 4, 2, 1)],
 }
 
 

@@ -7,7 +7,8 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cupy_flash import backends
+from cupy_flash import backends, source
+from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
@@ -64,6 +65,27 @@ def tier(request, monkeypatch):
     """Every tier of the backend "cpu"."""
     monkeypatch.setenv("CUPY_FLASH_CPU_TIER", request.param)
     return request.param
+
+
+@pytest.fixture
+def mutate(monkeypatch):
+    """Replace text of a kernel's file, once and provably."""
+
+    def replace(name, old, new):
+        original = source._read
+
+        def read(wanted, *args):
+            text = original(wanted, *args)
+            if wanted != name:
+                return text
+            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}, not once"
+            return text.replace(old, new)
+
+        monkeypatch.setattr(source, "_read", read)
+        emulator_backend._text.cache_clear()
+
+    yield replace
+    emulator_backend._text.cache_clear()
 
 
 def require_gpu():

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, source
-from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, SHAPE, TENSOR
@@ -167,27 +166,6 @@ MUTANTS = {
         "simt/backward_dkdv.cu", "atomicAdd(head.dq_acc.at(row, col), acc_dq[i][j]);",
         "*head.dq_acc.at(row, col) += acc_dq[i][j];", {"global_race"}),
 }  # fmt: skip
-
-
-@pytest.fixture
-def mutate(monkeypatch):
-    """Replace text of a kernel's file, once and provably."""
-
-    def replace(name, old, new):
-        original = source._read
-
-        def read(wanted, *args):
-            text = original(wanted, *args)
-            if wanted != name:
-                return text
-            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}, not once"
-            return text.replace(old, new)
-
-        monkeypatch.setattr(source, "_read", read)
-        emulator_backend._text.cache_clear()
-
-    yield replace
-    emulator_backend._text.cache_clear()
 
 
 def run_checked():

@@ -44,22 +44,27 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
-// dQ += dS K  [kBlockM, kHeadDim]
+// dQ += dS K  [kBlockM, kHeadDim], in two halves of the columns where beside dK and dV there is no room for all.
 __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Matrix<float>& gDq, int m0) {
-  const int row0 = score_row0(), across = score_across();
-  float acc_dq[kScoreRows][kQueryCols];
-  set_zero(acc_dq);
-  matmul<kBlockN, kAcross>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, row0),
-                           Pieces<KeyTile, kRowsFirst>(shared.key, 0, across * kPiece));
+  constexpr int kParts = kQueryCols % 8 == 0 && kScoreRows * kQueryCols > 32 ? 2 : 1, kTurns = kParts * kAcross;
+  const int row0 = score_row0();
 #pragma unroll
-  for (int i = 0; i < kScoreRows; ++i) {
-    const int row = m0 + row0 + row_of(i);
-    if (row >= gDq.rows) continue;
-    float* dst = gDq.at(row, 0);
+  for (int part = 0; part < kParts; ++part) {
+    const int turn = part * kAcross + score_across();
+    float acc_dq[kScoreRows][kQueryCols / kParts];
+    set_zero(acc_dq);
+    matmul<kBlockN, kTurns>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, row0),
+                            Pieces<KeyTile, kRowsFirst>(shared.key, 0, turn * kPiece));
 #pragma unroll
-    for (int j = 0; j < kQueryCols; ++j) {
-      const int col = col_of<kAcross>(j, across);
-      if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);
+    for (int i = 0; i < kScoreRows; ++i) {
+      const int row = m0 + row0 + row_of(i);
+      if (row >= gDq.rows) continue;
+      float* dst = gDq.at(row, 0);
+#pragma unroll
+      for (int j = 0; j < kQueryCols / kParts; ++j) {
+        const int col = col_of<kTurns>(j, turn);
+        if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);
+      }
     }
   }
 }

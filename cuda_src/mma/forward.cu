@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
-  __syncthreads();  // O's tile lies where Q was
+  __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving
 
   float inverse[kRows], lse[kRows];
   softmax.finish(inverse, lse, score.multiplier);

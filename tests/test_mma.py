@@ -1,0 +1,322 @@
+"""The tensor-core kernels in the emulator: every shape, checks, exact counts, and bugs that must be caught."""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import pytest
+from cases import Case, cases, check
+from conftest import On
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch
+from cupy_flash.device import named
+from cupy_flash.emulator import EmulatorError
+from cupy_flash.plan import plan_backward, plan_forward
+from cupy_flash.problem import AttentionProblem
+from cupy_flash.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
+
+ON = On("emulator")
+HALF = st.sampled_from(["float16", "bfloat16"])
+HEAD_DIMS = st.sampled_from([1, 32, 33, 64, 96, 100, 128, 192, 250, 256])
+RAGGED = Case(dtype="float16", heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
+
+
+def planned(case, arch="sm_80", deterministic=False):
+    q, k, v, *_ = case.arrays()
+    problem = AttentionProblem.from_arrays(q, k, v, **case.options)
+    return plan_forward(problem, named(arch)), plan_backward(problem, named(arch), deterministic)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), deterministic=st.booleans(), group=st.sampled_from([1, 2, 7, 8]))
+def test_every_shape_within_the_error_budget(arch, data, deterministic, group):
+    dtype = HALF if arch != "sm_75" else st.just("float16")
+    case = data.draw(cases(max_seqlen=140, head_dims=HEAD_DIMS, group=group, dtype=data.draw(dtype)))
+    check(case, On(f"emulator:{arch}"), deterministic=deterministic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_90a"])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.data(),
+    deterministic=st.booleans(),
+    group=st.sampled_from([1, 2, 7, 8]),
+    seed=st.one_of(st.none(), st.integers(0, 2**32)),
+    preempt=st.sampled_from([0, 50]),
+)
+def test_checked_mode_finds_nothing_thoroughly(arch, data, deterministic, group, seed, preempt):
+    dtype = HALF if arch != "sm_75" else st.just("float16")
+    case = data.draw(cases(max_seqlen=140, head_dims=HEAD_DIMS, group=group, dtype=data.draw(dtype)))
+    with emulator.settings(mode="checked", seed=seed, preempt=preempt):
+        check(case, On(f"emulator:{arch}"), deterministic=deterministic)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d", "dv", "deterministic"),
+    [("sm_80", "float16", 64, 64, False), ("sm_80", "bfloat16", 96, 40, True), ("sm_75", "float16", 33, 128, False)],
+)
+def test_checked_mode_finds_nothing(arch, dtype, d, dv, deterministic, seed):
+    case = dataclasses.replace(RAGGED, dtype=dtype, d=d, dv=dv)
+    with emulator.settings(mode="checked", seed=seed):
+        check(case, On(f"emulator:{arch}"), deterministic=deterministic)
+
+
+@pytest.mark.parametrize("d", MMA_HEAD_DIM_BUCKETS)
+def test_every_compiled_head_dimension(d):
+    forward, backward = planned(dataclasses.replace(RAGGED, d=d))
+    assert {forward.forward.kernel.family, backward.dkdv.kernel.family} == {"mma"}
+    for deterministic in (False, True):
+        check(dataclasses.replace(RAGGED, d=d), ON, deterministic=deterministic)
+
+
+def legal_tiles(d):
+    """Every forward tile, and every tile of dK and dV, that a Hopper GPU can run for this head dimension."""
+    wide, limit, warps = bucket(d, MMA_HEAD_DIM_BUCKETS), named("sm_90a").shared_per_block, (1, 2, 4, 8)
+    rows = (16, 32, 64, 128)
+    forward = itertools.starmap(MmaTile, itertools.product(rows, (16, 32, 48, 64, 96, 128), warps, (2, 3, 4, 5)))
+    keys = itertools.starmap(MmaKeyTile, itertools.product(rows, (32, 64, 128), warps, (1, 2, 3), (1,), warps, warps))
+    return (
+        [t for t in forward if t.is_legal(min_stages=2) and t.forward_shared_bytes(wide, wide) <= limit],
+        [t for t in keys if t.is_legal_dkdv(wide, wide) and t.dkdv_shared_bytes(wide, wide) <= limit],
+    )
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), d=st.sampled_from([24, 64, 128]), splits=st.integers(1, 8))
+def test_results_do_not_depend_on_the_tile(monkeypatch, data, d, splits):
+    tile, key_tile = (data.draw(st.sampled_from(tiles)) for tiles in legal_tiles(d))
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "plan_forward", lambda *args: plan_forward(*args, tile, splits))
+        patch.setattr(launch, "plan_backward", lambda *args: plan_backward(*args, key_tile))
+        check(dataclasses.replace(RAGGED, d=d), On("emulator:sm_90a"))
+
+
+@pytest.mark.parametrize("sq", [1, 70])
+def test_split_keys_change_nothing_beyond_rounding(monkeypatch, sq):
+    case = dataclasses.replace(RAGGED, sq=sq, sk=600, q_offset=None, group=4)
+    q, k, v, *_ = case.arrays()
+    results = []
+    for splits in range(1, 9):
+        monkeypatch.setattr(launch, "plan_forward", functools.partial(plan_forward, num_splits=splits))
+        results.append(flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator"))
+        launches = emulator.last_run().launches
+        assert [x.kernel for x in launches] == ["attention_forward", "attention_combine"][: 1 + (splits > 1)]
+    for out, lse in results[1:]:
+        np.testing.assert_allclose(out.astype(float), results[0][0].astype(float), atol=2e-3)
+        np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("d", MMA_HEAD_DIM_BUCKETS)
+def test_no_bank_conflicts(d):
+    q, k, v, dout, _ = dataclasses.replace(RAGGED, d=d).arrays()
+    for deterministic in (False, True):
+        with emulator.settings(mode="counted"):
+            _, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
+            runs = [emulator.last_run()]
+            vjp(dout)
+            runs.append(emulator.last_run())
+        for run in runs:
+            assert run.total("ldmatrix") > 0 and run.total("mma") > 0
+            assert run.total("bank_conflicts") == 0, [x.conflicts for x in run.launches]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_forward_does_exactly_what_the_schedule_says(monkeypatch, causal):
+    """Q, out and lse once; K and V once a query block that needs them; no product of hidden tiles."""
+    sq, sk, d = 240, 300, 64
+    case = Case(dtype="float16", heads_k=2, group=2, sq=sq, sk=sk, d=d, causal=causal)
+    q, k, v, *_ = case.arrays()
+    kernel = planned(case)[0].forward.kernel
+    block_m, block_n = kernel.constant("kBlockM"), kernel.constant("kBlockN")
+    rows = block_m // kernel.constant("kNWarps")
+    assert planned(case)[0].packed_heads == 1
+    monkeypatch.setattr(launch, "plan_forward", functools.partial(plan_forward, num_splits=1))
+    with emulator.settings(mode="counted"):
+        flash_attention(q, k, v, causal=causal, backend="emulator")
+    forward = emulator.last_run().launches[0]
+
+    def key_end(last_row):
+        return min(sk, last_row + sk - sq + 1) if causal else sk
+
+    keys = sum(key_end(min(m0 + block_m, sq) - 1) for m0 in range(0, sq, block_m))
+    assert forward.buffers["q"].read == q.nbytes
+    assert forward.buffers["k"].read == forward.buffers["v"].read == 4 * keys * d * 2
+
+    tiles = sum(-(-key_end(min(m0 + rows, sq) - 1) // block_n) for m0 in range(0, sq, rows))
+    products = rows // 16 * (block_n // 8 * (d // 16) + d // 8 * (block_n // 16))
+    assert forward.mma == 4 * tiles * products
+
+
+def test_results_are_written_once():
+    case = Case(dtype="float16", sq=200, sk=300)
+    q, k, v, *_ = case.arrays()
+    with emulator.settings(mode="counted"):
+        out = flash_attention(q, k, v, backend="emulator")
+    last = emulator.last_run().launches[-1]
+    assert last.buffers["out"].written == out.nbytes and last.buffers["lse"].written == 200 * 4
+
+
+def test_decoding_reads_keys_once_for_the_whole_group():
+    case = Case(dtype="float16", heads_k=2, group=8, sq=1, sk=500, d=128)
+    q, k, v, *_ = case.arrays()
+    assert planned(case)[0].packed_heads == 8
+    with emulator.settings(mode="counted"):
+        flash_attention(q, k, v, backend="emulator")
+    forward = emulator.last_run().launches[0]
+    assert forward.buffers["k"].read == k.nbytes and forward.buffers["v"].read == v.nbytes
+
+
+def test_backward_reads_what_the_schedule_says():
+    """K and V once a key block; Q and dO once a key block that they see; with causal, only those."""
+    case = Case(dtype="float16", sq=300, sk=300, d=64, causal=True)
+    q, k, v, dout, _ = case.arrays()
+    block_m, block_n = (planned(case)[1].dkdv.kernel.constant(x) for x in ("kBlockM", "kBlockN"))
+    with emulator.settings(mode="counted"):
+        _, vjp = flash_attention_vjp(q, k, v, causal=True, backend="emulator")
+        vjp(dout)
+    (dkdv,) = (x for x in emulator.last_run().launches if x.kernel == "attention_dkdv")
+    queries = sum(300 - n0 for n0 in range(0, 300, block_n))
+    assert dkdv.buffers["k"].read == k.nbytes and dkdv.buffers["v"].read == v.nbytes
+    assert dkdv.buffers["q"].read == dkdv.buffers["dout"].read == queries * 64 * 2
+    blocks = sum(-(-300 // block_m) - n0 // block_m for n0 in range(0, 300, block_n))
+    assert dkdv.mma == blocks * 5 * (block_m // 16) * (block_n // 8) * (64 // 16)
+
+
+class Counting:
+    """A runtime that computes nothing and adds up what is allocated."""
+
+    def __init__(self, device):
+        self.device, self.allocated, self.namespace = device, 0, self
+
+    def empty(self, shape, dtype):
+        x = np.empty(shape, dtype)
+        self.allocated += x.nbytes
+        return x
+
+    zeros = empty
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def run(self, step, params, tensors):
+        pass
+
+
+@pytest.mark.parametrize(("heads_q", "heads_k", "sk"), [(4, 4, 64), (64, 64, 256), (32, 1, 256), (32, 8, 256)])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, deterministic):
+    q, k = (np.zeros((2, h, s, 64), np.float16) for h, s in ((heads_q, 256), (heads_k, sk)))
+    problem = AttentionProblem.from_arrays(q, k, k)
+    runtime = Counting(named("sm_80"))
+    lse = np.zeros(problem.lse_shape, np.float32)
+    grads = launch.backward(runtime, problem, q, q, k, k, q, lse, None, deterministic)
+    extra = runtime.allocated - sum(x.nbytes for x in grads)
+    plan = plan_backward(problem, runtime.device, deterministic)
+    delta, dq_acc, pair = lse.nbytes, 4 * q.size, 2 * 4 * k.size
+    assert extra == delta + (plan.dq is None) * dq_acc + (plan.num_splits > 1) * pair
+    assert plan.num_splits == 1 or heads_q > heads_k
+
+
+def outliers(rng, shape):
+    """N(0, 1) + N(0, 100) Bernoulli(0.001): FlashAttention-3, Shah et al. 2024, section 4.3."""
+    return rng.standard_normal(shape) + 10 * rng.standard_normal(shape) * (rng.random(shape) < 0.001)
+
+
+def test_error_with_outliers_is_at_most_flash_attentions():
+    rng = np.random.default_rng(0)
+    q, k, v = (outliers(rng, (2, 512, 128)).astype(np.float16) for _ in range(3))
+    out = flash_attention(q, k, v, backend="emulator").astype(np.float64)
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    s = q @ k.swapaxes(-1, -2) / np.sqrt(128)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    error = out - p / p.sum(-1, keepdims=True) @ v
+    assert np.sqrt(np.mean(error**2)) <= 1.9e-4
+
+
+MUTANTS = {
+    "forward: the ring's tiles replaced while they are read": (
+        "mma/forward.cu", "    __syncthreads();\n    issue<kIsKey", "    issue<kIsKey", {"shared_race", "uninitialised"}),
+    "forward: one copy too few waited for": (
+        "mma/forward.cu", "cp_async_wait<kStages - 2>()", "cp_async_wait<kStages - 1>()",
+        {"shared_race", "uninitialised", "async_copy"}),
+    "forward: the ring off by one": (
+        "mma/forward.cu", "return shared.ring[tile % kStages];", "return shared.ring[(tile + 1) % kStages];",
+        {"shared_race", "uninitialised", "async_copy"}),
+    "forward: O's tile written while Q is read": (
+        "mma/forward.cu", "  __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving", "",
+        {"shared_race"}),
+    "forward: rows past the end": (
+        "mma/packed.cuh", "return row < rows && col < first.cols;", "return row <= rows && col < first.cols;",
+        {"out_of_bounds"}),
+    "combine: one split too many": (
+        "attention/combine.cu", "for (int split = 0; split < num_splits; ++split) sum += weight(split);",
+        "for (int split = 0; split <= num_splits; ++split) sum += weight(split);", {"out_of_bounds"}),
+    "dkdv: P published without a barrier": (
+        "mma/backward_dkdv.cu", "    }\n    __syncthreads();\n\n    if (kAtomicDq)", "    }\n\n    if (kAtomicDq)",
+        {"shared_race", "uninitialised"}),
+    "dkdv: queries replaced while they are read": (
+        "mma/ring.cuh", "    __syncthreads();\n    fill(step + kStages - 1);", "    fill(step + kStages - 1);",
+        {"shared_race", "uninitialised", "async_copy"}),
+    "dkdv: dQ added without atomics": (
+        "mma/backward_dkdv.cu", "if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);",
+        "if (col < gDq.cols) dst[col] += acc_dq[i][j];", {"global_race"}),
+    "dkdv: dK's tile written while K is read": (
+        "mma/backward_dkdv.cu", "  __syncthreads();  // dK's and dV's tiles lie where K and V were", "",
+        {"shared_race"}),
+}  # fmt: skip
+
+
+def run_checked():
+    """Every key visible; and queries of which a whole block sees none."""
+    q, k, v, dout, _ = dataclasses.replace(RAGGED, sq=150, sk=300, heads_k=2, group=1, dv=96).arrays()
+    with emulator.settings(mode="checked"):
+        _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
+        vjp(dout)
+        flash_attention(q, k[:, :60], v[:, :60], causal=True, q_offset=-140, backend="emulator")
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_seeded_bugs_are_caught(name, mutate):
+    file, old, new, kinds = MUTANTS[name]
+    mutate(file, old, new)
+    with pytest.raises(EmulatorError) as raised:
+        run_checked()
+    error = raised.value
+    assert error.kernel == f"attention_{name.partition(':')[0]}"
+    assert error.kind in kinds, error
+    assert error.sites and all(str(site) in str(error) for site in error.sites)
+
+
+def test_the_unmutated_kernels_pass_the_same_run():
+    run_checked()
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("col ^ swizzle(row)", "col"),
+    ("row / 2 % 4 * kChunk", "row % 4 * kChunk"),
+])  # fmt: skip
+def test_a_wrong_swizzle_costs_bank_conflicts(old, new, mutate):
+    mutate("mma/tile.cuh", old, new)
+    q, k, v, *_ = dataclasses.replace(RAGGED, d=96).arrays()
+    with emulator.settings(mode="counted"):
+        flash_attention(q, k, v, backend="emulator")
+    assert emulator.last_run().total("bank_conflicts") > 0
+
+
+@pytest.mark.parametrize(("file", "old", "new"), [
+    ("mma/fragment.cuh", "b[2 * half], b[2 * half + 1]", "b[half], b[half + 2]"),
+    ("mma/forward.cu", "if (mask.covers(packing.query(first_row), n0, kBlockN)) return;", "return;"),
+    ("mma/scores.cuh", "if (mask.covers(m0 + row0, n0, kBlockN)) return;", "return;"),
+])  # fmt: skip
+def test_wrong_products_and_masks_break_the_error_budget(file, old, new, mutate):
+    mutate(file, old, new)
+    with pytest.raises(AssertionError):
+        check(RAGGED, ON)
+
+
