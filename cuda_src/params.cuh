@@ -68,3 +68,13 @@ struct BackwardParams {
   Tensor dk_acc;  // [batch..., Hk, Sk, D], accumulator type; used with several splits
   Tensor dv_acc;  // [batch..., Hk, Sk, Dv], accumulator type; used with several splits
 };
+
+struct MergeParams {
+  Shape shape;
+  Tensor out_a;  // [batch..., Hq, Sq, Dv], as out_b and out
+  Tensor lse_a;  // [batch..., Hq, Sq, 1], accumulator type, as lse_b and lse
+  Tensor out_b;
+  Tensor lse_b;
+  Tensor out;
+  Tensor lse;
+};

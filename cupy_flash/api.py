@@ -125,8 +125,8 @@ def flash_attention_backward(
     causal, scale, q_offset, backend
         As in the forward pass.
     deterministic : bool
-        If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own
-        rather than by atomic additions.
+        If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
+        seven matrix products rather than five, instead of by atomic additions.
 
     Returns
     -------
@@ -144,6 +144,12 @@ def flash_attention_backward(
     With ``P = exp(S - lse)`` and ``delta = rowsum(dout * out) - dlse``, the gradient of the scores is
     ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2); then ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``,
     ``dv = P.T @ dout``.
+
+    Memory on a GPU, beyond the results and for B batch elements: ``4 * B * Hq * Sq`` bytes for delta (8 in float64).
+    The half types take ``4 * B * Hq * Sq * D`` more for a float32 accumulator of dq, unless it has a pass of its own:
+    when `deterministic`, or where few keys meet many queries. Where a group's query heads are spread over the GPU
+    because key heads are few, ``4 * B * Hk * Sk * (D + Dv)`` more for float32 accumulators of dk and dv. Grouped heads
+    never expand keys or values.
 
     References
     ----------
@@ -223,6 +229,76 @@ def flash_attention_vjp(
     return ((out, lse) if return_lse else out), vjp
 
 
+def merge_attention(
+    out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, *, backend: str | None = None
+) -> tuple[Array, Array]:
+    r"""Attention over two disjoint sets of keys, from the attention over each.
+
+    What attention in chunks of keys is made of, on one device or, as ring attention, on several: run each chunk with
+    ``return_lse=True`` and merge the results, in any order.
+
+    Parameters
+    ----------
+    out_a, out_b : array, shape (..., H, Sq, Dv)
+        Outputs of `flash_attention` for the same queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, Dv)``
+        means one head.
+    lse_a, lse_b : array, shape (..., H, Sq)
+        Their log-sum-exps, float32 (float64 for float64); -inf for a row that saw no key.
+    backend : str, optional
+        As in `flash_attention`.
+
+    Returns
+    -------
+    out : array, shape (..., H, Sq, Dv)
+        In the dtype of `out_a`. A row that saw no key in either set is 0.
+    lse : array, shape (..., H, Sq)
+        Natural logarithm, in the dtype of `lse_a`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, has an unsupported dtype, or the dtypes do not fit together.
+    ValueError
+        If the shapes do not fit together.
+    RuntimeError
+        If the backend asked for is not available on this machine.
+
+    Notes
+    -----
+    ``lse = log(exp(lse_a) + exp(lse_b))`` and ``out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b``, as
+    Flash-Decoding merges its splits [1]_. For gradients no rule of its own is needed: `flash_attention_backward` of
+    each chunk, given the merged `out` and `lse`, returns that chunk's dk and dv and its share of dq [2]_.
+
+    References
+    ----------
+    .. [1] T. Dao, D. Haziza, F. Massa and G. Sizov, "Flash-Decoding for long-context inference", 2023.
+    .. [2] H. Liu, M. Zaharia and P. Abbeel, "Ring Attention with Blockwise Transformers for Near-Infinite Context",
+       2023, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention, merge_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> first = flash_attention(q, k[:, :50], v[:, :50], return_lse=True)
+    >>> second = flash_attention(q, k[:, 50:], v[:, 50:], return_lse=True)
+    >>> out, lse = merge_attention(*first, *second)
+    >>> np.allclose(out, flash_attention(q, k, v), atol=1e-5)
+    True
+    """
+    arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
+    module, (out_a, lse_a, out_b, lse_b) = backends.select(backend, **arrays)
+    xp, problem, shape = module.namespace, AttentionProblem.of_output(out_a), tuple(out_a.shape)
+    check_like("out_b", out_b, shape, problem.storage)
+    check_like("lse_a", lse_a, shape[:-1], problem.accumulator)
+    check_like("lse_b", lse_b, shape[:-1], problem.accumulator)
+    with module.placed(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b):
+        out, lse = xp.empty(shape, problem.storage), xp.empty(shape[:-1], problem.accumulator)
+        module.merge(problem, *(_with_head(x, shape) for x in (out_a, lse_a, out_b, lse_b, out, lse)))
+    return out, lse
+
+
 def _forward(
     module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
 ) -> tuple[Array, Array]:
@@ -279,7 +355,7 @@ def _out_shape(problem: AttentionProblem, q: Array) -> tuple[int, ...]:
 
 
 def _with_head(x: Array, out_shape: tuple[int, ...] | None = None) -> Array:
-    """A view with a head axis: of an output, or of a row statistic that belongs to an output of `out_shape`."""
+    """A view with a head axis: of an output, or of what belongs to an output of `out_shape`."""
     return x[None] if len(out_shape or x.shape) == 2 else x
 
 

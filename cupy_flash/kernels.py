@@ -11,6 +11,7 @@ from cupy_flash.specialization import Specialization, Variant
 from cupy_flash.tiles import (
     HEAD_DIM_BUCKETS,
     MMA_HEAD_DIM_BUCKETS,
+    MmaKeyTile,
     MmaTile,
     SimtTile,
     bucket,
@@ -21,7 +22,7 @@ from cupy_flash.tiles import (
 )
 
 Tile = SimtTile | MmaTile
-_T = TypeVar("_T", SimtTile, MmaTile)
+_T = TypeVar("_T", SimtTile, MmaTile, MmaKeyTile)
 _HALF = ("float16", "bfloat16")
 ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
 
@@ -104,7 +105,7 @@ def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
 
 
 def _backward_fits(variant: Variant, device: Device) -> bool:
-    """Whether a tile of the tensor-core backward fits the shared memory: on Turing, none does for more than 128 columns."""
+    """Whether a tile of the tensor-core backward fits: on Turing, none does for more than 128 columns."""
     wide = max(_mma_head_dims(variant))
     return any(t.dkdv_shared_bytes(wide, wide) <= device.shared_per_block for t in mma_dkdv_candidates(wide))
 
@@ -171,7 +172,8 @@ def _choose(
 
     def fits(tile: _T) -> bool:
         size = shared_bytes(tile)
-        return size <= device.shared_per_block and tile.min_blocks * device.shared_of_block(size) <= device.shared_per_sm
+        together = tile.min_blocks * device.shared_of_block(size)
+        return size <= device.shared_per_block and together <= device.shared_per_sm
 
     if tile is None:
         chosen = next((t for t in candidates if fits(t)), candidates[-1])

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from cupy_flash.device import Device
-from cupy_flash.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS
-from cupy_flash.plan import Launch, plan_backward, plan_forward
+from cupy_flash.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS
+from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.tiles import VECTOR_BYTES
 
@@ -105,6 +105,18 @@ def backward(
         for launch in plan.launches:
             runtime.run(launch, params, views)
     return dq, dk, dv
+
+
+def merge(
+    runtime: Runtime, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+) -> None:
+    """Write into `out` and `lse` the attention over the keys of both results."""
+    if out.size == 0:
+        return
+    tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
+    tensors = {name: x[..., None] if name.startswith("lse") else x for name, x in tensors.items()}
+    for part, views in _parts(problem, tensors):
+        runtime.run(plan_merge(part), _pack(runtime, MERGE_PARAMS, part, views), views)
 
 
 def _partial_results(runtime: Runtime, problem: AttentionProblem, num_splits: int) -> Tensors:

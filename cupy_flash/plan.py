@@ -101,8 +101,8 @@ def plan_forward(
     Notes
     -----
     The heads of a group are packed into one tile, or a smaller tile is taken, where that fills tiles better: the rule
-    of FlashAttention-3. Keys are split where the blocks cannot fill the device: into the least number that comes within 85% of the
-    best wave efficiency (Flash-Decoding as in FlashAttention-2).
+    of FlashAttention-3. Keys are split where the blocks cannot fill the device: into the least number that comes
+    within 85% of the best wave efficiency (Flash-Decoding as in FlashAttention-2).
     """
     variant, group = _variant(problem), problem.group_size
     kernel = kernels.forward(variant, device, tile=tile)
@@ -163,19 +163,31 @@ def plan_backward(
             dq = _launch(kernel, query_blocks)
             dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tile)
     half = problem.storage != problem.accumulator
+    convert_dq = convert_dkdv = None
+    if half and dq is None:
+        convert_dq = _row_wise("backward_rows.cu", "attention_convert_dq", problem)
+    if splits > 1:
+        convert_dkdv = _row_wise("backward_rows.cu", "attention_convert_dkdv", problem, keys=True)
     return BackwardPlan(
         delta=_row_wise("backward_rows.cu", "attention_delta", problem),
         dkdv=_launch(dkdv, key_blocks * splits),
         dq=dq,
-        convert_dq=_row_wise("backward_rows.cu", "attention_convert_dq", problem) if half and dq is None else None,
-        convert_dkdv=_row_wise("backward_rows.cu", "attention_convert_dkdv", problem, keys=True) if splits > 1 else None,
+        convert_dq=convert_dq,
+        convert_dkdv=convert_dkdv,
         num_splits=splits,
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def plan_merge(problem: AttentionProblem) -> Launch:
+    """The launch that merges two results of this problem's output shape."""
+    return _row_wise("merge.cu", "attention_merge", problem)
+
+
 def all_specializations(device: Device) -> Iterator[Specialization]:
-    """Every kernel the planner can choose on `device` where D and Dv round to one size and the scale is not negative."""
+    """Every kernel the planner can choose on `device` if D and Dv round to one size and the scale is not negative."""
     for dtype in DTYPES:
+        yield kernels.row_wise("merge.cu", "attention_merge", dtype)
         yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         if dtype in ("float16", "bfloat16"):
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)

@@ -105,6 +105,23 @@ class AttentionProblem:
             _check_offset(q_offset, causal, sq, sk), _check_scale(scale, d),
         )  # fmt: skip
 
+    @classmethod
+    def of_output(cls, out: Any) -> AttentionProblem:
+        """The problem as far as its output tells: what merging results needs; the keys are left out.
+
+        Raises
+        ------
+        TypeError
+            If the dtype is unsupported.
+        ValueError
+            If the shape is not that of an output.
+        """
+        dtype = _check_dtypes(out_a=out)
+        batch, heads, rows, cols = _split("out_a", out)
+        if not 1 <= cols <= MAX_HEAD_DIM:
+            raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
+        return cls(dtype, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0)
+
     @property
     def group_size(self) -> int:
         """Query heads that share one key head."""
@@ -174,7 +191,7 @@ def _check_dtypes(**arrays: Any) -> str:
     if len(set(names.values())) > 1:
         seen = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
         raise TypeError(f"dtypes differ ({seen}): q, k and v must have the same dtype")
-    return names["q"]
+    return next(iter(names.values()))
 
 
 def _split(name: str, array: Any) -> tuple[tuple[int, ...], int, int, int]:

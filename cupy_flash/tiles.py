@@ -159,7 +159,8 @@ class MmaTile:
 
     def is_legal(self, *, min_stages: int) -> bool:
         """Whether the static assertions of the kernels whose warps own whole rows hold."""
-        return self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % _PIECE == 0 and self.stages >= min_stages
+        whole_pieces = self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % _PIECE == 0
+        return whole_pieces and self.stages >= min_stages
 
 
 @dataclass(frozen=True)

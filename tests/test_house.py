@@ -34,7 +34,18 @@ MAY_IMPORT = {
     "api": {"backends", "broadcast", "problem"},
     "startup": {"backends.cupy_"},
 }
-PLANNED_ON_ANY_MACHINE = ["api", "device", "kernels", "params", "plan", "problem", "reference", "source", "specialization", "tiles"]
+PLANNED_ON_ANY_MACHINE = [
+    "api",
+    "device",
+    "kernels",
+    "params",
+    "plan",
+    "problem",
+    "reference",
+    "source",
+    "specialization",
+    "tiles",
+]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
 
 FAMILIES = {"simt", "mma", "hopper"}

@@ -241,7 +241,8 @@ def test_error_with_outliers_is_at_most_flash_attentions():
 
 MUTANTS = {
     "forward: the ring's tiles replaced while they are read": (
-        "mma/forward.cu", "    __syncthreads();\n    issue<kIsKey", "    issue<kIsKey", {"shared_race", "uninitialised"}),
+        "mma/forward.cu", "    __syncthreads();\n    issue<kIsKey", "    issue<kIsKey",
+        {"shared_race", "uninitialised"}),
     "forward: one copy too few waited for": (
         "mma/forward.cu", "cp_async_wait<kStages - 2>()", "cp_async_wait<kStages - 1>()",
         {"shared_race", "uninitialised", "async_copy"}),
@@ -249,7 +250,8 @@ MUTANTS = {
         "mma/forward.cu", "return shared.ring[tile % kStages];", "return shared.ring[(tile + 1) % kStages];",
         {"shared_race", "uninitialised", "async_copy"}),
     "forward: O's tile written while Q is read": (
-        "mma/forward.cu", "  __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving", "",
+        "mma/forward.cu",
+        "  __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving", "",
         {"shared_race"}),
     "forward: rows past the end": (
         "mma/packed.cuh", "return row < rows && col < first.cols;", "return row <= rows && col < first.cols;",
@@ -269,6 +271,13 @@ MUTANTS = {
     "dkdv: dK's tile written while K is read": (
         "mma/backward_dkdv.cu", "  __syncthreads();  // dK's and dV's tiles lie where K and V were", "",
         {"shared_race"}),
+    "dq: dQ's tile written while Q arrives": (
+        "mma/backward_dq.cu", "  __syncthreads();  // Q is there even if there was no step", "",
+        {"shared_race", "async_copy"}),
+    "dq: keys of the next block": (
+        "mma/backward_dq.cu", "recompute(p, ds, shared.query, shared.dout, stage.key,",
+        "recompute(p, ds, shared.query, shared.dout, shared.ring[(step + 1) % kStages].key,",
+        {"shared_race", "uninitialised", "async_copy"}),
 }  # fmt: skip
 
 
@@ -278,7 +287,9 @@ def run_checked():
     with emulator.settings(mode="checked"):
         _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
         vjp(dout)
-        flash_attention(q, k[:, :60], v[:, :60], causal=True, q_offset=-140, backend="emulator")
+        options = {"causal": True, "q_offset": -140, "deterministic": True, "backend": "emulator"}
+        _, vjp = flash_attention_vjp(q, k[:, :60], v[:, :60], **options)
+        vjp(dout)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -318,5 +329,3 @@ def test_wrong_products_and_masks_break_the_error_budget(file, old, new, mutate)
     mutate(file, old, new)
     with pytest.raises(AssertionError):
         check(RAGGED, ON)
-
-

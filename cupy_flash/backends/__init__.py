@@ -1,6 +1,6 @@
 """Backends: where a validated problem is computed, and how one is chosen.
 
-A backend is a module-like object with `namespace` (numpy or cupy) and the three functions of `Backend`. Arrays
+A backend is a module-like object with `namespace` (numpy or cupy) and the functions of `Backend`. Arrays
 reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0, any strides.
 """
 
@@ -42,6 +42,11 @@ class Backend(Protocol):
         deterministic: bool,
     ) -> tuple[Any, Any, Any]:
         """Return new arrays dq, dk, dv of shapes q_shape, k_shape, v_shape (broadcast axes not yet summed)."""
+
+    def merge(
+        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+    ) -> None:
+        """Write into `out` and `lse` the attention over the keys of both results."""
 
     def status(self) -> str:
         """Return one line for `python -m cupy_flash info`: what would run, or what to install."""
@@ -91,7 +96,7 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
     converted = {key: _as_array(key, x) for key, x in arrays.items()}
     on_gpu = {key: not isinstance(x, np.ndarray) for key, x in converted.items()}
     if name is None:
-        name = "cuda" if on_gpu["q"] else "cpu"
+        name = "cuda" if next(iter(on_gpu.values())) else "cpu"  # by the first array
     if name not in _instances:
         _instances[name] = get(name)
     backend = _instances[name]

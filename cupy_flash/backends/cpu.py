@@ -45,6 +45,11 @@ class CpuBackend:
         # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
         return _tier().backward(problem, dout, q, k, v, out, lse, dlse)
 
+    def merge(
+        self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
+    ) -> None:
+        numpy_.merge(problem, out_a, lse_a, out_b, lse_b, out, lse)
+
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"
         if _tier() is native:

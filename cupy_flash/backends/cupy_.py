@@ -57,6 +57,11 @@ class CupyBackend:
     ) -> tuple[Any, Any, Any]:
         return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
 
+    def merge(
+        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+    ) -> None:
+        launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
+
     def status(self) -> str:
         properties = self.namespace.cuda.runtime.getDeviceProperties(self.namespace.cuda.runtime.getDevice())
         return f"{properties['name'].decode()}, {self.device.arch}"

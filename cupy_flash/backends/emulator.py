@@ -19,6 +19,7 @@ from cupy_flash.toolchain import find_compiler
 _WRITES = {
     "attention_forward": {"out", "lse", "partial_out", "partial_lse"},
     "attention_combine": {"out", "lse"},
+    "attention_merge": {"out", "lse"},
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
     "attention_dq": {"dq"},
@@ -77,6 +78,12 @@ class EmulatorBackend:
     ) -> tuple[Any, Any, Any]:
         with emulator.run():
             return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def merge(
+        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+    ) -> None:
+        with emulator.run():
+            launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
 
     def status(self) -> str:
         return f"the CUDA kernels on the CPU, planned for {self.device.arch}, {find_compiler().version}"

@@ -245,6 +245,29 @@ class _Tile(NamedTuple):
         return self.j0 + width > end_key(self.problem, self.i0)
 
 
+def merge(
+    problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
+) -> None:
+    """Write into `out` and `lse` the attention over the keys of both results."""
+
+    def query_block(item: Item) -> None:
+        head, i0, i1 = item
+        rows = slice(i0, i1)
+        a, b = (x[head][rows].astype(problem.accumulator) for x in (out_a, out_b))
+        log_a, log_b = lse_a[head][rows], lse_b[head][rows]
+        high = np.maximum(log_a, log_b)
+        base = np.where(np.isneginf(high), 0, high)  # a row without keys has -inf in both
+        weight_a, weight_b = np.exp(log_a - base), np.exp(log_b - base)
+        total = weight_a + weight_b
+        with np.errstate(divide="ignore"):
+            lse[head][rows] = base + np.log(total)
+        total[total == 0] = 1
+        out[head][rows] = (weight_a / total)[:, None] * a + (weight_b / total)[:, None] * b
+
+    query_blocks = blocks(0, problem.seqlen_q, QUERY_BLOCK)
+    threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
+
+
 def _masks(dtype: np.dtype) -> Array:
     """Windows over inf, ..., inf, -inf, ..., -inf: a run of them backwards is a triangular mask."""
     steps = np.repeat(np.array([np.inf, -np.inf], dtype), QUERY_BLOCK + KEY_BLOCK)
