@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from cupy_flash import compile, device, source, startup
+from cupy_flash import compile, device, kernels, source, startup
 from cupy_flash.device import named
 from cupy_flash.plan import all_specializations, core_specializations
-from cupy_flash.specialization import Specialization
+from cupy_flash.specialization import Specialization, Variant
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRTC: pip install "cupy-flash[cuda13]"')
 
@@ -33,25 +33,48 @@ def check_resources(kernel: Specialization, arch: str) -> None:
 def test_kernels_compile_without_spills(arch, dtype):
     """One head dimension each; `test_all_kernels_compile_without_spills` has them all."""
     element = {"float16": "Float16", "float32": "float", "float64": "double"}[dtype]
-    kernels = [
+    sample = [
         kernel
         for kernel in all_specializations(named(arch))
         if ("Element", element) in kernel.types
         and ("Mask", "CausalMask") in kernel.types
         and kernel.constant("kHeadDim") == 64
     ]
-    assert {kernel.entry for kernel in kernels} == {"attention_forward", "attention_dkdv", "attention_dq"}
-    for kernel in kernels:
+    assert {kernel.entry for kernel in sample} == {"attention_forward", "attention_dkdv", "attention_dq"}
+    for kernel in sample:
         check_resources(kernel, arch)
 
 
+# bfloat16 differs from float16 by the names of instructions only, and so do sm_86 and sm_89 from one another and,
+# for CUDA cores, from their neighbours: one or two architectures stand for them.
+ALL = [
+    *((arch, "Float16") for arch in ARCHES),
+    *((arch, "BFloat16") for arch in ("sm_75", "sm_80", "sm_90a")),
+    *((arch, dtype) for arch in ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120") for dtype in ("float", "double")),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["Float16", "BFloat16", "float", "double"])
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("arch", "dtype"), ALL)
 def test_all_kernels_compile_without_spills(arch, dtype):
     for kernel in all_specializations(named(arch)):
         if ("Element", dtype) in kernel.types:
             check_resources(kernel, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(192, 128), (64, 256), (256, 32), (96, 64)])
+def test_kernels_of_two_head_dimensions_compile_without_spills(head_dim, head_dim_v):
+    device = named("sm_80")
+    for causal in (False, True):
+        variant = Variant("float16", causal, head_dim, head_dim_v, negative_scale=causal)
+        for kernel in (
+            kernels.forward(variant, device),
+            kernels.forward(variant, device, packed=True),
+            kernels.dkdv(variant, device, atomic_dq=True),
+            kernels.dq(variant, device),
+        ):
+            check_resources(kernel, device.arch)
 
 
 @pytest.fixture

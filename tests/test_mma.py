@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import accuracy
 import numpy as np
 import pytest
 from cases import Case, cases, check
@@ -41,7 +42,7 @@ def test_every_shape_within_the_error_budget(arch, data, deterministic, group):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_90a"])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(),
     deterministic=st.booleans(),
@@ -223,20 +224,12 @@ def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, dete
     assert plan.num_splits == 1 or heads_q > heads_k
 
 
-def outliers(rng, shape):
-    """N(0, 1) + N(0, 100) Bernoulli(0.001): FlashAttention-3, Shah et al. 2024, section 4.3."""
-    return rng.standard_normal(shape) + 10 * rng.standard_normal(shape) * (rng.random(shape) < 0.001)
-
-
-def test_error_with_outliers_is_at_most_flash_attentions():
-    rng = np.random.default_rng(0)
-    q, k, v = (outliers(rng, (2, 512, 128)).astype(np.float16) for _ in range(3))
-    out = flash_attention(q, k, v, backend="emulator").astype(np.float64)
-    q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    s = q @ k.swapaxes(-1, -2) / np.sqrt(128)
-    p = np.exp(s - s.max(-1, keepdims=True))
-    error = out - p / p.sum(-1, keepdims=True) @ v
-    assert np.sqrt(np.mean(error**2)) <= 1.9e-4
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_error_with_outliers_beats_flash_attentions(dtype):
+    """FlashAttention-3 (Shah et al. 2024, section 4.3) has 1.9e-4 in float16, 1.7 times less than the standard."""
+    (row,) = accuracy.measure([dtype], [512], [128], 2, "emulator:sm_80")
+    assert 1.7 * row.ours <= row.standard
+    assert dtype == "bfloat16" or row.ours <= 1.9e-4
 
 
 MUTANTS = {
