@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from cupy_flash import __version__
-from cupy_flash.cli import UserError, compile, demo, info
+from cupy_flash.cli import UserError, compile, demo, explain, info
 
-COMMANDS = {"demo": demo, "info": info, "compile": compile}
+COMMANDS = {"demo": demo, "info": info, "compile": compile, "explain": explain}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,8 @@ class Device:
         Shared memory of one multiprocessor, in bytes.
     threads_per_sm : int
         Most resident threads of one multiprocessor.
+    blocks_per_sm : int
+        Most resident blocks of one multiprocessor.
     l2_bytes : int
         Size of the L2 cache.
     registers_per_sm : int
@@ -33,6 +35,7 @@ class Device:
     shared_per_block: int
     shared_per_sm: int
     threads_per_sm: int
+    blocks_per_sm: int
     l2_bytes: int
     registers_per_sm: int = 65536
 
@@ -59,15 +62,15 @@ def _mib(n: int) -> int:
 NAMED = {
     device.arch: device
     for device in (
-        Device("sm_70", 80, _kib(96), _kib(96), 2048, _mib(6)),  # V100
-        Device("sm_75", 40, _kib(64), _kib(64), 1024, _mib(4)),  # T4
-        Device("sm_80", 108, _kib(163), _kib(164), 2048, _mib(40)),  # A100
-        Device("sm_86", 84, _kib(99), _kib(100), 1536, _mib(6)),  # RTX A6000
-        Device("sm_87", 16, _kib(163), _kib(164), 1536, _mib(4)),  # Jetson AGX Orin
-        Device("sm_89", 128, _kib(99), _kib(100), 1536, _mib(72)),  # RTX 4090
-        Device("sm_90a", 132, _kib(227), _kib(228), 2048, _mib(50)),  # H100
-        Device("sm_100", 148, _kib(227), _kib(228), 2048, _mib(126)),  # B200
-        Device("sm_120", 170, _kib(99), _kib(100), 1536, _mib(96)),  # RTX 5090
+        Device("sm_70", 80, _kib(96), _kib(96), 2048, 32, _mib(6)),  # V100
+        Device("sm_75", 40, _kib(64), _kib(64), 1024, 16, _mib(4)),  # T4
+        Device("sm_80", 108, _kib(163), _kib(164), 2048, 32, _mib(40)),  # A100
+        Device("sm_86", 84, _kib(99), _kib(100), 1536, 16, _mib(6)),  # RTX A6000
+        Device("sm_87", 16, _kib(163), _kib(164), 1536, 16, _mib(4)),  # Jetson AGX Orin
+        Device("sm_89", 128, _kib(99), _kib(100), 1536, 24, _mib(72)),  # RTX 4090
+        Device("sm_90a", 132, _kib(227), _kib(228), 2048, 32, _mib(50)),  # H100
+        Device("sm_100", 148, _kib(227), _kib(228), 2048, 32, _mib(126)),  # B200
+        Device("sm_120", 170, _kib(99), _kib(100), 1536, 24, _mib(96)),  # RTX 5090
     )
 }
 
@@ -106,6 +109,7 @@ ATTRIBUTES = (
     "MaxSharedMemoryPerBlockOptin",
     "MaxSharedMemoryPerMultiprocessor",
     "MaxThreadsPerMultiProcessor",
+    "MaxBlocksPerMultiprocessor",
     "L2CacheSize",
     "MaxRegistersPerMultiprocessor",
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, source
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
-from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, SHAPE, TENSOR
+from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SHAPE, TENSOR
 from cupy_flash.plan import plan_backward, plan_forward
 from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 
@@ -124,7 +124,7 @@ def test_hidden_keys_and_queries_are_never_read():
 
 def test_params_have_the_layout_of_the_kernels(tmp_path):
     fields = [("Tensor", TENSOR), ("Shape", SHAPE), ("ForwardParams", FORWARD_PARAMS)]
-    fields.append(("BackwardParams", BACKWARD_PARAMS))
+    fields += [("BackwardParams", BACKWARD_PARAMS), ("MergeParams", MERGE_PARAMS)]
     checks = [f'static_assert(sizeof({struct}) == {dtype.itemsize}, "");' for struct, dtype in fields]
     for struct, dtype in fields:
         for name, (_, offset, *_rest) in dtype.fields.items():

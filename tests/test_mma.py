@@ -32,7 +32,7 @@ def planned(case, arch="sm_80", deterministic=False):
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), deterministic=st.booleans(), group=st.sampled_from([1, 2, 7, 8]))
 def test_every_shape_within_the_error_budget(arch, data, deterministic, group):
     dtype = HALF if arch != "sm_75" else st.just("float16")
@@ -88,7 +88,7 @@ def legal_tiles(d):
     )
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), d=st.sampled_from([24, 64, 128]), splits=st.integers(1, 8))
 def test_results_do_not_depend_on_the_tile(monkeypatch, data, d, splits):
     tile, key_tile = (data.draw(st.sampled_from(tiles)) for tiles in legal_tiles(d))
@@ -113,7 +113,10 @@ def test_split_keys_change_nothing_beyond_rounding(monkeypatch, sq):
         np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("d", MMA_HEAD_DIM_BUCKETS)
+# One of each swizzle by default: rows of 32 columns, of whole groups of 64, and of 64 and a half.
+@pytest.mark.parametrize(
+    "d", [pytest.param(d, marks=() if d in (32, 64, 96) else pytest.mark.slow) for d in MMA_HEAD_DIM_BUCKETS]
+)
 def test_no_bank_conflicts(d):
     q, k, v, dout, _ = dataclasses.replace(RAGGED, d=d).arrays()
     for deterministic in (False, True):
@@ -225,7 +228,7 @@ def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, dete
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_error_with_outliers_beats_flash_attentions(dtype):
+def test_error_with_outliers_is_within_the_papers(dtype):
     """FlashAttention-3 (Shah et al. 2024, section 4.3) has 1.9e-4 in float16, 1.7 times less than the standard."""
     (row,) = accuracy.measure([dtype], [512], [128], 2, "emulator:sm_80")
     assert 1.7 * row.ours <= row.standard

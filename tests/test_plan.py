@@ -190,10 +190,11 @@ def test_devices_by_name_and_by_attributes():
         "MaxSharedMemoryPerBlockOptin": 232448,
         "MaxSharedMemoryPerMultiprocessor": 233472,
         "MaxThreadsPerMultiProcessor": 2048,
+        "MaxBlocksPerMultiprocessor": 32,
         "L2CacheSize": 50 * 2**20,
         "MaxRegistersPerMultiprocessor": 65536,
     }
-    device = Device("sm_90a", 132, 232448, 233472, 2048, 50 * 2**20)
+    device = Device("sm_90a", 132, 232448, 233472, 2048, 32, 50 * 2**20)
     assert from_attributes("sm_90a", attributes) == named("sm_90a") == device
     assert named("sm_90a").compute_capability == 90
 

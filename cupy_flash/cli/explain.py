@@ -1,0 +1,193 @@
+"""print what a call would run on a GPU: plan, occupancy, traffic, and the bound that the GPU sets
+
+Needs no GPU. Registers come from NVRTC, counts from the emulator on a problem small enough to emulate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from cupy_flash import device, emulator
+from cupy_flash.analysis.occupancy import occupancy
+from cupy_flash.analysis.roofline import DATASHEET, flops, standard_bytes
+from cupy_flash.analysis.traffic import launch_bytes
+from cupy_flash.api import flash_attention, flash_attention_backward
+from cupy_flash.cli import UserError
+from cupy_flash.cli.units import format_bytes, format_seconds
+from cupy_flash.compile import to_cubin
+from cupy_flash.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
+from cupy_flash.problem import DTYPES, AttentionProblem
+from cupy_flash.specialization import Specialization
+from cupy_flash.toolchain import ToolchainError
+
+EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape", required=True, metavar="B,H,SQ,SK,D", help="sizes of the problem, such as 2,16,4096,4096,128"
+    )
+    parser.add_argument("--heads-k", type=int, metavar="N", help="key heads, by default as many as query heads")
+    parser.add_argument("--head-dim-v", type=int, metavar="N", help="head dimension of v, by default D")
+    parser.add_argument("--dtype", default="float16", choices=tuple(DTYPES))
+    parser.add_argument("--causal", action="store_true")
+    parser.add_argument(
+        "--arch", default="sm_80", choices=tuple(device.NAMED), metavar="ARCH", help=", ".join(device.NAMED)
+    )
+    parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
+    parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the explanation.
+
+    Raises
+    ------
+    UserError
+        If the shape is malformed or no attention problem.
+    """
+    target = device.named(args.arch)
+    try:
+        problem = _problem(args)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    plan = _plan(problem, target, args)
+    print(f"{'Backward' if args.backward else 'Forward'} on {args.arch}, {_described(problem)}")
+    if isinstance(plan, ForwardPlan):
+        print(
+            f"keys split over {plan.num_splits} blocks, {plan.packed_heads} heads packed into a tile, "
+            f"sections of {plan.section_heads} key heads"
+        )
+    else:
+        passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
+        print(f"{passes}, a group's heads spread over {plan.num_splits} blocks")
+    _print_launches(plan, target)
+    _print_traffic(problem, plan, target, args)
+
+
+def _problem(args: argparse.Namespace) -> AttentionProblem:
+    try:
+        b, h, sq, sk, d = (int(n) for n in args.shape.split(","))
+    except ValueError:
+        raise ValueError(f"--shape is {args.shape!r}: expected five integers B,H,SQ,SK,D") from None
+    if min(b, h, sq, sk) < 1:
+        raise ValueError(f"--shape is {args.shape!r}: expected positive sizes")
+    heads_k, dv = args.heads_k or h, args.head_dim_v or d
+    zero = np.zeros((), DTYPES[args.dtype])
+    q, k, v = (np.broadcast_to(zero, shape) for shape in ((b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)))
+    return AttentionProblem.from_arrays(q, k, v, causal=args.causal)
+
+
+def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
+    return plan_backward(problem, target, args.deterministic) if args.backward else plan_forward(problem, target)
+
+
+def _described(problem: AttentionProblem) -> str:
+    heads = f"{problem.num_heads_q} heads"
+    if problem.group_size > 1:
+        heads += f" ({problem.num_heads_k} of keys)"
+    dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
+    mask = ", causal" if problem.causal else ""
+    return (
+        f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
+        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{mask}"
+    )
+
+
+def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> None:
+    row = "{:<30}{:>9}{:>7}{:>9}{:>6}{:>11}{:>7}  {:<14}{:>7}"
+    print("\n" + row.format("kernel", "grid", "block", "shared", "regs", "blocks/SM", "warps", "limited by", "waves"))
+    for launch in plan.launches:
+        kernel, registers = launch.kernel, _registers(launch.kernel, target.arch)
+        o = occupancy(launch, target, registers)
+        name, shared = f"{kernel.family}/{kernel.entry}", format_bytes(launch.shared_bytes)
+        print(
+            row.format(
+                name,
+                launch.grid,
+                launch.block,
+                shared,
+                registers or "-",
+                o.blocks,
+                o.warps,
+                o.limited_by,
+                f"{o.waves:.2f}",
+            )
+        )
+    for launch in plan.launches:
+        if launch.kernel.family != "attention":
+            print(f"  {launch.kernel}")
+
+
+def _registers(kernel: Specialization, arch: str) -> int | None:
+    """Registers of a thread, or None where NVRTC is not installed or does not know the architecture."""
+    try:
+        return to_cubin(kernel, arch).registers
+    except RuntimeError:
+        return None
+
+
+def _print_traffic(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, target: device.Device, args: argparse.Namespace
+) -> None:
+    small = _reduced(problem)
+    small_plan = _plan(small, target, args)
+    try:
+        counted = _count(small, target, args)
+    except ToolchainError as error:
+        raise UserError(f"counting needs a C++ compiler: {error}") from None
+    print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
+    for launch, count in zip(small_plan.launches, counted, strict=True):
+        formula = launch_bytes(small, small_plan, launch)
+        agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
+        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
+
+    totals = [launch_bytes(problem, plan, launch) for launch in plan.launches]
+    if None in totals:
+        print("At full size these kernels' traffic has no formula.")
+        return
+    total = sum(x for x in totals if x is not None)
+    work, standard = flops(problem, backward=args.backward), standard_bytes(problem, backward=args.backward)
+    print(f"\nat full size, by the formula: {format_bytes(total)}; standard attention {format_bytes(standard)}")
+    print(f"arithmetic intensity: {work / total:.3g} FLOP a byte, of {work / 1e12:.3g} TFLOP")
+    if target.arch in DATASHEET:
+        rates = DATASHEET[target.arch]
+        peak = rates.peak(problem.dtype, any(x.kernel.family == "mma" for x in plan.launches))
+        arithmetic, memory = work / peak / 1e12, total / rates.bandwidth / 1e9
+        seconds = max(arithmetic, memory)
+        bound = "arithmetic" if arithmetic >= memory else "memory"
+        print(
+            f"roofline of a {rates.card} by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s, if no read "
+            f"met a cache: {bound} bound, {format_seconds(seconds)} at least, {work / seconds / 1e12:.3g} TFLOP/s at most; "
+            f"arithmetic alone takes {format_seconds(arithmetic)}"
+        )
+
+
+def _reduced(problem: AttentionProblem) -> AttentionProblem:
+    """One key head with its group and as much of both sequences as can be emulated in seconds."""
+    small = replace(problem, batch=(1,), num_heads_q=problem.group_size, num_heads_k=1)
+    while small.num_heads_q * small.seqlen_q * small.seqlen_k > EMULATED_PAIRS:
+        if small.seqlen_k >= small.seqlen_q:
+            small = replace(small, seqlen_k=small.seqlen_k // 2)
+        else:
+            small = replace(small, seqlen_q=small.seqlen_q // 2)
+    return replace(small, q_offset=small.seqlen_k - small.seqlen_q if problem.causal else 0)
+
+
+def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[int]:
+    """Bytes that each launch of the problem moves."""
+    rng = np.random.default_rng(0)
+    shapes = problem.q_shape, problem.k_shape, problem.v_shape, problem.out_shape
+    q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
+    backend = f"emulator:{target.arch}"
+    with emulator.settings(mode="counted"):
+        out, lse = flash_attention(q, k, v, causal=problem.causal, return_lse=True, backend=backend)
+        if args.backward:
+            flash_attention_backward(
+                dout, q, k, v, out, lse, causal=problem.causal, deterministic=args.deterministic, backend=backend
+            )
+    return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]

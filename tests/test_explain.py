@@ -1,0 +1,111 @@
+"""Occupancy, traffic and roofline of plans, and the command that prints them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import Case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cupy_flash import emulator, flash_attention, flash_attention_backward
+from cupy_flash.__main__ import main
+from cupy_flash.analysis.occupancy import occupancy
+from cupy_flash.analysis.roofline import DATASHEET, flops, standard_bytes, visible_pairs
+from cupy_flash.analysis.traffic import launch_bytes
+from cupy_flash.device import NAMED, named
+from cupy_flash.plan import Launch, plan_backward, plan_forward
+from cupy_flash.problem import AttentionProblem
+from cupy_flash.specialization import Specialization
+
+KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
+    group=st.sampled_from([1, 2, 5]), heads_k=st.integers(1, 2), dv=st.sampled_from([32, 64]),
+    deterministic=st.booleans(), batch=st.sampled_from([(), (2,)]),
+)  # fmt: skip
+def test_traffic_is_what_the_emulator_counts(sq, sk, causal, offset, group, heads_k, dv, deterministic, batch):
+    case = Case(
+        dtype="float16", batch=batch, heads_k=heads_k, group=group, sq=sq, sk=sk, dv=dv, causal=causal,
+        q_offset=offset if causal else None,
+    )  # fmt: skip
+    q, k, v, dout, _ = case.arrays()
+    problem = AttentionProblem.from_arrays(q, k, v, **case.options)
+    with emulator.settings(mode="counted"):
+        out, lse = flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator")
+        runs = [(plan_forward(problem, named("sm_80")), emulator.last_run())]
+        flash_attention_backward(
+            dout, q, k, v, out, lse, **case.options, deterministic=deterministic, backend="emulator"
+        )
+        runs.append((plan_backward(problem, named("sm_80"), deterministic), emulator.last_run()))
+    for plan, report in runs:
+        for launch, counted in zip(plan.launches, report.launches, strict=True):
+            expected = launch_bytes(problem, plan, launch)
+            assert counted.bytes_read + counted.bytes_written == expected, launch.kernel
+
+
+@given(sq=st.integers(0, 30), sk=st.integers(0, 30), offset=st.integers(-40, 40), causal=st.booleans())
+def test_visible_pairs(sq, sk, offset, causal):
+    q, k = np.zeros((2, sq, 4)), np.zeros((2, sk, 4))
+    problem = AttentionProblem.from_arrays(q, k, k, causal=causal, q_offset=offset)
+    seen = np.arange(sk) <= np.arange(sq)[:, None] + (offset if causal else sk)
+    assert visible_pairs(problem) == 2 * seen.sum()
+    assert flops(problem, backward=False) * 5 == 2 * flops(problem, backward=True)
+
+
+@pytest.mark.parametrize(("shared", "registers", "block", "blocks", "limited_by"), [
+    (0, 32, 1024, 2, "threads"), (0, 32, 32, 32, "blocks"), (0, 128, 256, 2, "registers"),
+    (81920, 128, 128, 2, "shared memory"), (83968, 32, 128, 1, "shared memory"), (0, 255, 128, 2, "registers"),
+    (0, None, 256, 1, "registers"),
+])  # fmt: skip
+def test_occupancy(shared, registers, block, blocks, limited_by):
+    o = occupancy(Launch(KERNEL, 216, block, shared), named("sm_80"), registers)
+    assert (o.blocks, o.limited_by, o.warps) == (blocks, limited_by, blocks * block // 32)
+    assert o.waves == 216 / (108 * blocks)
+
+
+def test_standard_attention_moves_its_scores():
+    problem = AttentionProblem.from_arrays(*(np.zeros((2, 4, 128, 64), np.float16),) * 3)
+    scores, tensor = 2 * 4 * 128 * 128 * 2, 2 * 4 * 128 * 64 * 2
+    assert standard_bytes(problem, backward=False) == 4 * scores + 4 * tensor
+    assert standard_bytes(problem, backward=True) == 7 * scores + 7 * tensor
+    doubled = dataclasses.replace(problem, dtype="float32")
+    assert standard_bytes(doubled, backward=False) == 2 * standard_bytes(problem, backward=False)
+
+
+def test_every_datasheet_is_of_a_named_gpu():
+    assert set(DATASHEET) <= set(NAMED)
+    for rates in DATASHEET.values():
+        assert rates.peak("float16", True) > rates.peak("float16", False) > rates.peak("float64", False) > 0
+
+
+@pytest.mark.parametrize("options", [
+    ["--causal"], ["--backward"], ["--backward", "--deterministic", "--heads-k", "1"], ["--dtype", "float32"],
+])  # fmt: skip
+def test_explain(options, capsys):
+    assert main(["explain", "--shape", "1,2,200,200,64", "--arch", "sm_80", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "sm_80" in printed and "limited by" in printed and "counted by the emulator" in printed
+    if "float32" in options:
+        assert "simt/attention_forward" in printed and "no formula" in printed
+    else:
+        assert "mma/attention" in printed and "as the formula" in printed and "  formula" not in printed
+        assert "FLOP a byte" in printed and "A100" in printed and "TFLOP/s at most" in printed
+
+
+def test_explain_reduces_what_is_too_large_to_emulate(capsys):
+    assert main(["explain", "--shape", "8,32,16384,16384,128", "--heads-k", "8", "--arch", "sm_90a"]) == 0
+    printed = capsys.readouterr().out
+    assert "16384 queries, 16384 keys" in printed and "batch 1, 4 heads (1 of keys)" in printed
+
+
+@pytest.mark.parametrize(("shape", "message"), [
+    ("1,2,3", "expected five integers"), ("a,b,c,d,e", "expected five integers"), ("1,0,8,8,8", "expected positive"),
+    ("1,2,8,8,600", "head_dim 600"),
+])  # fmt: skip
+def test_explain_refuses_bad_shapes(shape, message, capsys):
+    assert main(["explain", "--shape", shape]) == 1
+    assert message in capsys.readouterr().err
