@@ -162,8 +162,8 @@ def _print_traffic(
         bound = "arithmetic" if arithmetic >= memory else "memory"
         print(
             f"roofline of a {rates.card} by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s, if no read "
-            f"met a cache: {bound} bound, {format_seconds(seconds)} at least, {work / seconds / 1e12:.3g} TFLOP/s at most; "
-            f"arithmetic alone takes {format_seconds(arithmetic)}"
+            f"met a cache: {bound} bound, {format_seconds(seconds)} at least, "
+            f"{work / seconds / 1e12:.3g} TFLOP/s at most; arithmetic alone takes {format_seconds(arithmetic)}"
         )
 
 
