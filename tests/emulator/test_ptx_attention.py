@@ -49,9 +49,12 @@ def assert_close(host: dict[str, np.ndarray], ptx: dict[str, np.ndarray], dtype:
     rounding = float(ml_dtypes.finfo(DTYPES[dtype]).eps)
     for name, value in host.items():
         value, other = value.astype(np.float64), ptx[name].astype(np.float64)
-        # A half result may round to its neighbour; gradients add the rounded operands of many keys.
+        # A half result may round to its neighbour, and so may P and dS on their way into a product of half types:
+        # one entry of P, at most 1 and mostly far less, then moves the sum by up to an eps.
         slack = 0 if name == "lse" else rounding
-        np.testing.assert_allclose(other, value, rtol=slack + 16 * accumulator, atol=64 * accumulator, err_msg=name)
+        moved = slack / 4 if rounding > accumulator else 0
+        atol = 64 * accumulator + moved
+        np.testing.assert_allclose(other, value, rtol=slack + 16 * accumulator, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "arch", "causal"), CASES)
