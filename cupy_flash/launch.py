@@ -1,14 +1,17 @@
 """Allocate, pack parameters, launch: carries out a plan and decides nothing.
 
-The CUDA backend and the emulator share this file; a `Runtime` is what differs between them.
+The CUDA backend and the emulator share this file; a `Runtime` is what differs between them. Everything but addresses
+is worked out once for each problem and layout of its arrays, so that a repeated call only fills them in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Protocol
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.tiles import VECTOR_BYTES
 
-Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols) by their name in params.cuh
+Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols), or without cols, by their name in params.cuh
 
 
 class Runtime(Protocol):
@@ -36,7 +39,60 @@ class Runtime(Protocol):
         """Address of the first element."""
 
     def run(self, launch: Launch, params: np.ndarray, tensors: Tensors) -> None:
-        """Start one kernel; `tensors` are the arrays that `params` points to."""
+        """Start one kernel; `tensors` are the arrays that `params` points into."""
+
+
+class Layout(NamedTuple):
+    """What a kernel has to know of an array apart from its address."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    aligned: bool
+
+
+class Scratch(NamedTuple):
+    """Memory that a part needs for itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    zeroed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of the batch, ready to launch but for addresses: what repeated calls share.
+
+    Attributes
+    ----------
+    launches : list of Launch
+        In order.
+    params : numpy.ndarray
+        The parameters, as 64-bit words.
+    slots : tuple of (str, int, int)
+        A tensor, the word that takes its address, and the offset of the part within it in bytes.
+    scratch : tuple of Scratch
+        What to allocate first.
+    """
+
+    launches: list[Launch]
+    params: np.ndarray
+    slots: tuple[tuple[str, int, int], ...]
+    scratch: tuple[Scratch, ...]
+
+    def run(self, runtime: Runtime, tensors: Tensors, addresses: dict[str, int]) -> None:
+        if self.scratch:
+            xp = runtime.namespace
+            made = {s.name: (xp.zeros if s.zeroed else xp.empty)(s.shape, s.dtype) for s in self.scratch}
+            tensors = tensors | made
+            addresses = addresses | {name: runtime.address(x) for name, x in made.items()}
+        params = self.params.copy()
+        for name, word, offset in self.slots:
+            params[word] = addresses[name] + offset
+        for launch in self.launches:
+            runtime.run(launch, params, tensors)
 
 
 def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
@@ -44,16 +100,8 @@ def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any,
 
     Where the plan splits the keys this allocates one float32 result, output and log-sum-exp, for each split.
     """
-    if out.size == 0:
-        return
-    tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse[..., None]}
-    for part, views in _parts(problem, tensors):
-        plan = plan_forward(part, runtime.device)
-        partial = _partial_results(runtime, part, plan.num_splits)
-        params = _pack(runtime, FORWARD_PARAMS, part, views | {name: x[0] for name, x in partial.items()})
-        params["schedule"] = (plan.num_splits, plan.packed_heads, plan.section_heads, 0)
-        for launch in plan.launches:
-            runtime.run(launch, params, views | partial)
+    if out.size:
+        _run(runtime, problem, _forward_parts, {"q": q, "k": k, "v": v, "out": out, "lse": lse})
 
 
 def backward(
@@ -73,37 +121,15 @@ def backward(
     What this allocates beyond the results is in the notes of `cupy_flash.flash_attention_backward`.
     """
     xp = runtime.namespace
-    if q.size == 0 or k.size == 0:
-        dq, dk, dv = (xp.zeros(s, problem.storage) for s in (problem.q_shape, problem.k_shape, problem.v_shape))
-        return dq, dk, dv
-    half = problem.storage != problem.accumulator
-    dq = (xp.empty if half or deterministic else xp.zeros)(problem.q_shape, problem.storage)
-    dk, dv = xp.empty(problem.k_shape, problem.storage), xp.empty(problem.v_shape, problem.storage)
-    tensors = {
-        "q": q,
-        "k": k,
-        "v": v,
-        "out": out,
-        "dout": dout,
-        "lse": lse[..., None],
-        "delta": xp.empty((*problem.lse_shape, 1), problem.accumulator),
-        "dq": dq,
-        "dk": dk,
-        "dv": dv,
-    }
-    if dlse is not None:
-        tensors["dlse"] = dlse[..., None]
-    for part, views in _parts(problem, tensors):
-        plan = plan_backward(part, runtime.device, deterministic)
-        if plan.atomic_dq:
-            views["dq_acc"] = xp.zeros(part.q_shape, part.accumulator) if half else views["dq"]
-        if plan.num_splits > 1:
-            views["dk_acc"] = xp.zeros(part.k_shape, part.accumulator)
-            views["dv_acc"] = xp.zeros(part.v_shape, part.accumulator)
-        params = _pack(runtime, BACKWARD_PARAMS, part, views)
-        params["schedule"] = (plan.num_splits, 1, 1, 0)
-        for launch in plan.launches:
-            runtime.run(launch, params, views)
+    empty = q.size == 0 or k.size == 0
+    adds = not deterministic and problem.storage == problem.accumulator  # atomics add to dq itself
+    dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.storage)
+    dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
+    if not empty:
+        tensors = {"q": q, "k": k, "v": v, "out": out, "dout": dout, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        if dlse is not None:
+            tensors["dlse"] = dlse
+        _run(runtime, problem, _deterministic_parts if deterministic else _backward_parts, tensors)
     return dq, dk, dv
 
 
@@ -111,65 +137,121 @@ def merge(
     runtime: Runtime, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
 ) -> None:
     """Write into `out` and `lse` the attention over the keys of both results."""
-    if out.size == 0:
-        return
-    tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
-    tensors = {name: x[..., None] if name.startswith("lse") else x for name, x in tensors.items()}
-    for part, views in _parts(problem, tensors):
-        runtime.run(plan_merge(part), _pack(runtime, MERGE_PARAMS, part, views), views)
+    if out.size:
+        tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
+        _run(runtime, problem, _merge_parts, tensors)
 
 
-def _partial_results(runtime: Runtime, problem: AttentionProblem, num_splits: int) -> Tensors:
-    """Room for the result of every split, first axis the split; nothing where keys are not split."""
-    if num_splits == 1:
-        return {}
-    empty, accumulator = runtime.namespace.empty, problem.accumulator
-    return {
-        "partial_out": empty((num_splits, *problem.out_shape), accumulator),
-        "partial_lse": empty((num_splits, *problem.lse_shape, 1), accumulator),
-    }
+Prepare = Callable[[AttentionProblem, Device, tuple[Layout, ...]], tuple[Part, ...]]
 
 
-def _parts(problem: AttentionProblem, tensors: Tensors) -> Iterator[tuple[AttentionProblem, Tensors]]:
+def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors: Tensors) -> None:
+    addresses = {name: runtime.address(x) for name, x in tensors.items()}
+    layouts = tuple(
+        Layout(name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES == 0) for name, x in tensors.items()
+    )
+    for part in prepare(problem, runtime.device, layouts):
+        part.run(runtime, tensors, addresses)
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward_parts(problem: AttentionProblem, device: Device, layouts: tuple[Layout, ...]) -> tuple[Part, ...]:
+    def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
+        plan = plan_forward(part, device)
+        scratch: tuple[Scratch, ...] = ()
+        if plan.num_splits > 1:
+            splits, accumulator = (plan.num_splits,), problem.accumulator
+            scratch = (
+                Scratch("partial_out", splits + part.out_shape, accumulator, False),
+                Scratch("partial_lse", splits + part.lse_shape, accumulator, False),
+            )
+        schedule = plan.num_splits, plan.packed_heads, plan.section_heads, 0
+        return _part(FORWARD_PARAMS, part, schedule, plan.launches, parts, scratch, {})
+
+    return tuple(part_of(*x) for x in _parts(problem, layouts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _backward_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[Layout, ...], deterministic: bool = False
+) -> tuple[Part, ...]:
+    def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
+        plan, accumulator = plan_backward(part, device, deterministic), problem.accumulator
+        scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
+        if plan.atomic_dq and problem.storage == accumulator:
+            same["dq_acc"] = "dq"
+        elif plan.atomic_dq:
+            scratch.append(Scratch("dq_acc", part.q_shape, accumulator, True))
+        if plan.num_splits > 1:
+            scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
+            scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
+        schedule = plan.num_splits, 1, 1, 0
+        return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
+
+    return tuple(part_of(*x) for x in _parts(problem, layouts))
+
+
+_deterministic_parts = functools.partial(_backward_parts, deterministic=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _merge_parts(problem: AttentionProblem, device: Device, layouts: tuple[Layout, ...]) -> tuple[Part, ...]:
+    parts = _parts(problem, layouts)
+    return tuple(_part(MERGE_PARAMS, part, None, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
+
+
+_Offsets = dict[str, tuple[Layout, int]]  # a tensor's part of the batch, and where in the tensor it begins
+
+
+def _parts(problem: AttentionProblem, layouts: tuple[Layout, ...]) -> Iterator[tuple[AttentionProblem, _Offsets]]:
     """Split the batch so that each part has at most BATCH_DIMS dimensions: one part in all but exotic views."""
-    batch, tensors = _merge_batch(problem.batch, tensors)
-    outer = batch[: max(0, len(batch) - BATCH_DIMS)]
-    part = replace(problem, batch=batch[len(outer) :])
-    for index in product(*map(range, outer)):
-        yield part, {name: x[index] for name, x in tensors.items()}
+    batch = problem.batch
+    layouts = tuple(_with_cols(x, len(batch)) for x in layouts)
+    groups = _merged_dims(batch, layouts)
+    merged = [prod(batch[i] for i in group) for group in groups]
+    outer = max(0, len(groups) - BATCH_DIMS)
+    part = replace(problem, batch=tuple(merged[outer:]))
+    for index in product(*map(range, merged[:outer])):
+        views = {}
+        for x in layouts:
+            strides = [x.strides[group[-1]] for group in groups]  # of a merged dimension: its innermost one's
+            offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
+            shape, kept = (*merged[outer:], *x.shape[-3:]), (*strides[outer:], *x.strides[-3:])
+            views[x.name] = x._replace(shape=shape, strides=kept), offset
+        yield part, views
 
 
-def _merge_batch(batch: tuple[int, ...], tensors: Tensors) -> tuple[tuple[int, ...], Tensors]:
-    """Merge neighbouring batch dimensions that every tensor strides through as one; views, never copies."""
-    dims = [i for i, n in enumerate(batch) if n != 1]
+def _with_cols(x: Layout, batch_dims: int) -> Layout:
+    """A row statistic as a tensor of one column."""
+    if len(x.shape) == batch_dims + 3:
+        return x
+    return x._replace(shape=(*x.shape, 1), strides=(*x.strides, x.itemsize))
+
+
+def _merged_dims(batch: tuple[int, ...], layouts: tuple[Layout, ...]) -> list[list[int]]:
+    """Neighbouring batch dimensions that every tensor strides through as one; those of size 1 are left out."""
     groups: list[list[int]] = []
-    for i in dims:
-        if groups and all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in tensors.values()):
+    for i in (i for i, n in enumerate(batch) if n != 1):
+        if groups and all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts):
             groups[-1].append(i)
         else:
             groups.append([i])
-    merged = tuple(int(np.prod([batch[i] for i in group])) for group in groups)
-    if merged == batch:
-        return batch, tensors
-    return merged, {name: _with_batch(x, merged, [g[-1] for g in groups]) for name, x in tensors.items()}
+    return groups
 
 
-def _with_batch(x: Any, batch: tuple[int, ...], axes: list[int]) -> Any:
-    """View of x whose batch dimensions have these sizes and the strides of these axes."""
-    shape = (*batch, *x.shape[-3:])
-    strides = (*(x.strides[axis] for axis in axes), *x.strides[-3:])
-    if isinstance(x, np.ndarray):
-        return np.lib.stride_tricks.as_strided(x, shape, strides)
-    from cupy.lib.stride_tricks import as_strided
-
-    return as_strided(x, shape, strides)
-
-
-def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors: Tensors) -> np.ndarray:
+def _part(
+    dtype: np.dtype,
+    problem: AttentionProblem,
+    schedule: tuple[int, ...] | None,
+    launches: list[Launch],
+    views: _Offsets,
+    scratch: tuple[Scratch, ...],
+    same: dict[str, str],
+) -> Part:
+    """Parameters of one part. `same` names tensors that take another's place."""
     params = np.zeros((), dtype)
-    batch = (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch
     params["shape"] = (
-        batch,
+        (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch,
         problem.num_heads_q,
         problem.num_heads_k,
         problem.seqlen_q,
@@ -180,19 +262,34 @@ def _pack(runtime: Runtime, dtype: np.dtype, problem: AttentionProblem, tensors:
         0,
         problem.scale,
     )
-    for name, x in tensors.items():
-        params[name] = _pack_tensor(x, runtime.address(x))
-    return params
+    if schedule is not None:
+        params["schedule"] = schedule
+    slots = []
+    sources = {name: (name, *view) for name, view in views.items()}
+    sources |= {name: (other, *views[other]) for name, other in same.items()}
+    sources |= {s.name: (s.name, _with_cols(_contiguous(problem, s), len(problem.batch)), 0) for s in scratch}
+    for name, (source, x, offset) in sources.items():
+        params[name] = _pack(x, offset)
+        slots.append((source, dtype.fields[name][1] // 8, offset))  # type: ignore[index]
+    return Part(launches, params.reshape(1).view(np.uint64), tuple(slots), scratch)
 
 
-def _pack_tensor(x: Any, address: int) -> tuple[Any, ...]:
-    itemsize = x.dtype.itemsize
+def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:
+    """Layout of a new array; of one result for each split, the first's."""
+    first = scratch.shape[1:] if scratch.name.startswith("partial") else scratch.shape
+    itemsize = scratch.dtype.itemsize
+    strides = tuple(itemsize * prod(first[i + 1 :]) for i in range(len(first)))
+    return Layout(scratch.name, first, strides, itemsize, True)
+
+
+def _pack(x: Layout, offset: int) -> tuple[Any, ...]:
+    """The fields of Tensor in params.cuh, without the address."""
     *batch, head, row, col = x.strides
     vectorized = (
-        col == itemsize
-        and x.shape[-1] * itemsize % VECTOR_BYTES == 0
-        and address % VECTOR_BYTES == 0
-        and all(stride % VECTOR_BYTES == 0 for stride in (*batch, head, row))
+        col == x.itemsize
+        and x.shape[-1] * x.itemsize % VECTOR_BYTES == 0
+        and x.aligned
+        and all(stride % VECTOR_BYTES == 0 for stride in (*batch, head, row, offset))
     )
-    batch = [0] * (BATCH_DIMS - len(batch)) + [stride // itemsize for stride in batch]
-    return address, batch, head // itemsize, row // itemsize, col // itemsize, vectorized
+    batch = [0] * (BATCH_DIMS - len(batch)) + [stride // x.itemsize for stride in batch]
+    return 0, batch, head // x.itemsize, row // x.itemsize, col // x.itemsize, vectorized

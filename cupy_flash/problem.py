@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -76,34 +77,13 @@ class AttentionProblem:
         ValueError
             If the shapes do not fit together or an option is out of range.
         """
-        dtype = _check_dtypes(q=q, k=k, v=v)
-        shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
-        (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
-        if dk != d:
-            raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
-        if sv != sk:
-            raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
-        if hv != hk:
-            raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal")
-        if hk == 0 or hq % hk:
-            raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k")
-        for name, size in (("q and k", d), ("v", dv)):
-            if not 1 <= size <= MAX_HEAD_DIM:
-                raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
-        for name, size in (("q", sq), ("k", sk)):
-            if size > MAX_SEQLEN:
-                raise ValueError(f"{name} has sequence length {size}: expected at most {MAX_SEQLEN}")
-        try:
-            batch = np.broadcast_shapes(batch_q, batch_k, batch_v)
-        except ValueError:
-            raise ValueError(
-                f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
-            ) from None
-        causal = _check_bool("causal", causal)
-        return cls(
-            dtype, batch, hq, hk, sq, sk, d, dv, causal,
-            _check_offset(q_offset, causal, sq, sk), _check_scale(scale, d),
-        )  # fmt: skip
+        # What was found right once is right again: a repeated call costs a look-up.
+        described = (_describe(q), _describe(k), _describe(v))
+        hashable = all(x.__hash__ is not None for x in (causal, scale, q_offset))
+        problem = (_problem if hashable else _problem.__wrapped__)(*described, causal, scale, q_offset)
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            _check_aligned(name, x)
+        return problem
 
     @classmethod
     def of_output(cls, out: Any) -> AttentionProblem:
@@ -116,46 +96,99 @@ class AttentionProblem:
         ValueError
             If the shape is not that of an output.
         """
-        dtype = _check_dtypes(out_a=out)
+        dtype = _check_dtypes(out_a=_describe(out))
+        _check_aligned("out_a", out)
         batch, heads, rows, cols = _split("out_a", out)
         if not 1 <= cols <= MAX_HEAD_DIM:
             raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
         return cls(dtype, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0)
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @functools.cached_property
     def group_size(self) -> int:
         """Query heads that share one key head."""
         return self.num_heads_q // self.num_heads_k
 
-    @property
+    @functools.cached_property
     def storage(self) -> np.dtype:
         """dtype of q, k, v, the output and their gradients."""
         return DTYPES[self.dtype]
 
-    @property
+    @functools.cached_property
     def accumulator(self) -> np.dtype:
         """dtype of sums and of the log-sum-exp: float64 for float64, else float32."""
         return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
 
-    @property
+    @functools.cached_property
     def q_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim)
 
-    @property
+    @functools.cached_property
     def k_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim)
 
-    @property
+    @functools.cached_property
     def v_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim_v)
 
-    @property
+    @functools.cached_property
     def out_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim_v)
 
-    @property
+    @functools.cached_property
     def lse_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_q, self.seqlen_q)
+
+
+class _Described(NamedTuple):
+    """An array without its elements."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _describe(array: Any) -> _Described:
+    return _Described(array.dtype, array.shape, array.strides)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _problem(q: _Described, k: _Described, v: _Described, causal: Any, scale: Any, q_offset: Any) -> AttentionProblem:
+    """The checks of `AttentionProblem.from_arrays` that addresses do not matter for."""
+    dtype = _check_dtypes(q=q, k=k, v=v)
+    shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
+    (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
+    if dk != d:
+        raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
+    if sv != sk:
+        raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
+    if hv != hk:
+        raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal")
+    if hk == 0 or hq % hk:
+        raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k")
+    for name, size in (("q and k", d), ("v", dv)):
+        if not 1 <= size <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
+    for name, size in (("q", sq), ("k", sk)):
+        if size > MAX_SEQLEN:
+            raise ValueError(f"{name} has sequence length {size}: expected at most {MAX_SEQLEN}")
+    try:
+        batch = np.broadcast_shapes(batch_q, batch_k, batch_v)
+    except ValueError:
+        raise ValueError(
+            f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
+        ) from None
+    causal = _check_bool("causal", causal)
+    return AttentionProblem(
+        dtype, batch, hq, hk, sq, sk, d, dv, causal,
+        _check_offset(q_offset, causal, sq, sk), _check_scale(scale, d),
+    )  # fmt: skip
 
 
 def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -165,19 +198,22 @@ def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -
     if np.dtype(array.dtype) != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}: expected {dtype}")
     _check_strides(name, array)
+    _check_aligned(name, array)
 
 
 def _check_strides(name: str, array: Any) -> None:
-    """Elements must lie whole elements apart and be aligned, as a GPU needs them."""
+    """Elements must lie whole elements apart, as a GPU needs them."""
     itemsize = np.dtype(array.dtype).itemsize
     if any(stride % itemsize for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
-    if array.size and _address(array) % itemsize:
-        raise ValueError(f"{name} is not aligned in memory: expected an address that is a multiple of {itemsize}")
 
 
-def _address(array: Any) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+def _check_aligned(name: str, array: Any) -> None:
+    """The first element's address must be a multiple of the item size."""
+    aligned = array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0
+    if not aligned and array.size:
+        expected = f"expected an address that is a multiple of {array.itemsize}"
+        raise ValueError(f"{name} is not aligned in memory: {expected}")
 
 
 def _check_dtypes(**arrays: Any) -> str:

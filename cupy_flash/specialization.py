@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 _HEADERS = ("numeric.cuh", "attention/mask.cuh", "attention/score.cuh")
@@ -59,6 +60,13 @@ class Specialization:
     entry: str
     types: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, int], ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.source, self.entry, self.types, self.constants))
 
     @property
     def family(self) -> str:

@@ -1,5 +1,6 @@
 """Backends as a fixture, and hypothesis without deadlines: the first call of a shape compiles."""
 
+import contextlib
 import ctypes
 import os
 
@@ -7,7 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cupy_flash import backends, source
+from cupy_flash import backends, launch, source
 from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
@@ -86,6 +87,26 @@ def mutate(monkeypatch):
 
     yield replace
     emulator_backend._text.cache_clear()
+
+
+@pytest.fixture
+def replan(monkeypatch):
+    """Let launches follow other plans: a context manager that takes replacements of functions in `launch`."""
+
+    def clear():
+        for parts in (launch._forward_parts, launch._backward_parts):
+            parts.cache_clear()
+
+    @contextlib.contextmanager
+    def replanned(**functions):
+        with monkeypatch.context() as patch:
+            for name, function in functions.items():
+                patch.setattr(launch, name, function)
+            clear()
+            yield
+        clear()
+
+    return replanned
 
 
 def require_gpu():

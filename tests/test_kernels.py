@@ -62,14 +62,15 @@ TILES = st.builds(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]), det=st.booleans())
-def test_results_do_not_depend_on_the_tile(monkeypatch, tile, dtype, d, det):
+def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, det):
     itemsize = np.dtype(dtype).itemsize
     assume(tile.is_legal(bucket(d, HEAD_DIM_BUCKETS), itemsize, backward=True))
     assume(tile.backward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
     assume(tile.forward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "plan_forward", lambda problem, device: plan_forward(problem, device, tile))
-        patch.setattr(launch, "plan_backward", lambda *args: plan_backward(*args, tile))
+    with replan(
+        plan_forward=lambda problem, device: plan_forward(problem, device, tile),
+        plan_backward=lambda *args: plan_backward(*args, tile),
+    ):
         check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)
 
 

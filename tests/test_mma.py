@@ -90,22 +90,23 @@ def legal_tiles(d):
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), d=st.sampled_from([24, 64, 128]), splits=st.integers(1, 8))
-def test_results_do_not_depend_on_the_tile(monkeypatch, data, d, splits):
+def test_results_do_not_depend_on_the_tile(replan, data, d, splits):
     tile, key_tile = (data.draw(st.sampled_from(tiles)) for tiles in legal_tiles(d))
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "plan_forward", lambda *args: plan_forward(*args, tile, splits))
-        patch.setattr(launch, "plan_backward", lambda *args: plan_backward(*args, key_tile))
+    with replan(
+        plan_forward=lambda *args: plan_forward(*args, tile, splits),
+        plan_backward=lambda *args: plan_backward(*args, key_tile),
+    ):
         check(dataclasses.replace(RAGGED, d=d), On("emulator:sm_90a"))
 
 
 @pytest.mark.parametrize("sq", [1, 70])
-def test_split_keys_change_nothing_beyond_rounding(monkeypatch, sq):
+def test_split_keys_change_nothing_beyond_rounding(replan, sq):
     case = dataclasses.replace(RAGGED, sq=sq, sk=600, q_offset=None, group=4)
     q, k, v, *_ = case.arrays()
     results = []
     for splits in range(1, 9):
-        monkeypatch.setattr(launch, "plan_forward", functools.partial(plan_forward, num_splits=splits))
-        results.append(flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator"))
+        with replan(plan_forward=functools.partial(plan_forward, num_splits=splits)):
+            results.append(flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator"))
         launches = emulator.last_run().launches
         assert [x.kernel for x in launches] == ["attention_forward", "attention_combine"][: 1 + (splits > 1)]
     for out, lse in results[1:]:
@@ -131,7 +132,7 @@ def test_no_bank_conflicts(d):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_forward_does_exactly_what_the_schedule_says(monkeypatch, causal):
+def test_forward_does_exactly_what_the_schedule_says(replan, causal):
     """Q, out and lse once; K and V once a query block that needs them; no product of hidden tiles."""
     sq, sk, d = 240, 300, 64
     case = Case(dtype="float16", heads_k=2, group=2, sq=sq, sk=sk, d=d, causal=causal)
@@ -140,8 +141,7 @@ def test_forward_does_exactly_what_the_schedule_says(monkeypatch, causal):
     block_m, block_n = kernel.constant("kBlockM"), kernel.constant("kBlockN")
     rows = block_m // kernel.constant("kNWarps")
     assert planned(case)[0].packed_heads == 1
-    monkeypatch.setattr(launch, "plan_forward", functools.partial(plan_forward, num_splits=1))
-    with emulator.settings(mode="counted"):
+    with replan(plan_forward=functools.partial(plan_forward, num_splits=1)), emulator.settings(mode="counted"):
         flash_attention(q, k, v, causal=causal, backend="emulator")
     forward = emulator.last_run().launches[0]
 

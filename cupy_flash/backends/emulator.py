@@ -46,7 +46,7 @@ class EmulatorBackend:
         return nullcontext()
 
     def address(self, array: Any) -> int:
-        return array.ctypes.data
+        return array.__array_interface__["data"][0]
 
     def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
         writes = _WRITES[step.kernel.entry]
