@@ -75,12 +75,15 @@ class Part:
         A tensor, the word that takes its address, and the offset of the part within it in bytes.
     scratch : tuple of Scratch
         What to allocate first.
+    same : dict of str to str
+        Tensors that are another one too.
     """
 
     launches: list[Launch]
     params: np.ndarray
     slots: tuple[tuple[str, int, int], ...]
     scratch: tuple[Scratch, ...]
+    same: dict[str, str]
 
     def run(self, runtime: Runtime, tensors: Tensors, addresses: dict[str, int]) -> None:
         if self.scratch:
@@ -88,6 +91,8 @@ class Part:
             made = {s.name: (xp.zeros if s.zeroed else xp.empty)(s.shape, s.dtype) for s in self.scratch}
             tensors = tensors | made
             addresses = addresses | {name: runtime.address(x) for name, x in made.items()}
+        if self.same:
+            tensors = tensors | {name: tensors[other] for name, other in self.same.items()}
         params = self.params.copy()
         for name, word, offset in self.slots:
             params[word] = addresses[name] + offset
@@ -271,7 +276,7 @@ def _part(
     for name, (source, x, offset) in sources.items():
         params[name] = _pack(x, offset)
         slots.append((source, dtype.fields[name][1] // 8, offset))  # type: ignore[index]
-    return Part(launches, params.reshape(1).view(np.uint64), tuple(slots), scratch)
+    return Part(launches, params.reshape(1).view(np.uint64), tuple(slots), scratch, same)
 
 
 def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:

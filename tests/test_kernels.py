@@ -9,7 +9,7 @@ from conftest import On
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, source
+from cupy_flash import emulator, flash_attention, flash_attention_vjp, source
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SHAPE, TENSOR
