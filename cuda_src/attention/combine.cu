@@ -13,18 +13,20 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const Shape& shape = params.shape;
   const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
-  const auto gPartialOut = head_matrix<float>(params.partial_out, shape, r.batch, r.head, shape.seqlen_q,
-                                              shape.head_dim_v);
-  const auto gPartialLse = head_matrix<float>(params.partial_lse, shape, r.batch, r.head, shape.seqlen_q, 1);
+  // Partial results are contiguous: rows follow one another as they are counted.
+  const float* gPartialOut = static_cast<const float*>(params.partial_out.data) + r.index * shape.head_dim_v;
+  const float* gPartialLse = static_cast<const float*>(params.partial_lse.data) + r.index;
   const auto gOut = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gLse = head_matrix<float>(params.lse, shape, r.batch, r.head, shape.seqlen_q, 1);
   const int64_t rows = query_rows(shape);
   const int num_splits = params.schedule.num_splits;
 
-  // A row with no key in any split has lse -inf in all.
+  // A row with no key in any split has lse -inf in all. The loops are unrolled little: more spills around the calls that
+  // 64-bit divisions are.
   float row_max = -infinity<float>();
+#pragma unroll 1
   for (int split = r.lane; split < num_splits; split += 32) {
-    row_max = max(row_max, *(gPartialLse.at(r.row, 0) + split * rows));
+    row_max = max(row_max, gPartialLse[split * rows]);
   }
 #pragma unroll
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) row_max = max(row_max, ptx::shfl_xor(row_max, lane_mask));
@@ -32,15 +34,17 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const float base = empty ? 0.0f : row_max * static_cast<float>(kLog2E);
 
   const auto weight = [&](int split) {
-    return ptx::ex2(*(gPartialLse.at(r.row, 0) + split * rows) * static_cast<float>(kLog2E) - base);
+    return ptx::ex2(gPartialLse[split * rows] * static_cast<float>(kLog2E) - base);
   };
   float sum = 0;
+#pragma unroll 2
   for (int split = 0; split < num_splits; ++split) sum += weight(split);
   const float inverse = empty ? 0.0f : 1 / sum;
   for (int col = r.lane; col < shape.head_dim_v; col += 32) {
     float out = 0;
+#pragma unroll 4
     for (int split = 0; split < num_splits; ++split) {
-      out += weight(split) * *(gPartialOut.at(r.row, col) + split * rows * shape.head_dim_v);
+      out += weight(split) * gPartialOut[split * rows * shape.head_dim_v + col];
     }
     from_accumulator(*gOut.at(r.row, col), out * inverse);
   }

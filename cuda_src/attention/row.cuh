@@ -7,6 +7,7 @@
 constexpr int kThreads = 32 * kNWarps;
 
 struct Row {
+  int64_t index;  // counted through the whole batch
   int batch, head, row, lane;
   bool inside;
 };
@@ -14,7 +15,7 @@ struct Row {
 __device__ __forceinline__ Row row_of_warp(const Shape& shape, int num_heads, int seqlen) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kNWarps + threadIdx.x / 32;
   const int64_t head_index = index / seqlen, batch = head_index / num_heads;
-  return {static_cast<int>(batch), static_cast<int>(head_index % num_heads), static_cast<int>(index % seqlen),
+  return {index, static_cast<int>(batch), static_cast<int>(head_index % num_heads), static_cast<int>(index % seqlen),
           static_cast<int>(threadIdx.x % 32), batch < num_batches(shape)};
 }
 __device__ __forceinline__ Row query_row_of_warp(const Shape& shape) {
