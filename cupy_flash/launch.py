@@ -70,9 +70,9 @@ class Part:
     launches : list of Launch
         In order.
     params : numpy.ndarray
-        The parameters, as 64-bit words.
+        The parameters without addresses.
     slots : tuple of (str, int, int)
-        A tensor, the word that takes its address, and the offset of the part within it in bytes.
+        A tensor, the 64-bit word that takes its address, and the offset of the part within it in bytes.
     scratch : tuple of Scratch
         What to allocate first.
     same : dict of str to str
@@ -94,8 +94,9 @@ class Part:
         if self.same:
             tensors = tensors | {name: tensors[other] for name, other in self.same.items()}
         params = self.params.copy()
+        words = params.reshape(1).view(np.uint64)
         for name, word, offset in self.slots:
-            params[word] = addresses[name] + offset
+            words[word] = addresses[name] + offset
         for launch in self.launches:
             runtime.run(launch, params, tensors)
 
@@ -276,7 +277,7 @@ def _part(
     for name, (source, x, offset) in sources.items():
         params[name] = _pack(x, offset)
         slots.append((source, dtype.fields[name][1] // 8, offset))  # type: ignore[index]
-    return Part(launches, params.reshape(1).view(np.uint64), tuple(slots), scratch, same)
+    return Part(launches, params, tuple(slots), scratch, same)
 
 
 def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:
