@@ -9,7 +9,7 @@ from conftest import On
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, flash_attention_vjp, source
+from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp, source
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SHAPE, TENSOR
@@ -72,6 +72,14 @@ def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, det):
         plan_backward=lambda *args: plan_backward(*args, tile),
     ):
         check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)
+
+
+def test_a_maximum_that_stays_costs_no_accuracy():
+    """Blocks of keys that leave the row's maximum alone must rescale by exactly 1: no error may grow with them."""
+    q, k, v, *_ = Case(dtype="float64", heads_k=1, group=1, sq=60, sk=1500, d=1).arrays()
+    lse = flash_attention(q, k, v, return_lse=True, backend="emulator")[1]
+    exact = attention_reference(q, k, v, return_lse=True)[1]
+    assert np.abs(lse - exact).max() <= 2 * np.spacing(np.abs(exact).max())
 
 
 def test_no_bank_conflicts():

@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const int64_t rows = query_rows(shape);
   const int num_splits = params.schedule.num_splits;
 
-  // A row with no key in any split has lse -inf in all. The loops are unrolled little: more spills around the calls that
-  // 64-bit divisions are.
+  // A row with no key in any split has lse -inf in all. The loops are unrolled little: more would spill around the
+  // calls that 64-bit divisions are.
   float row_max = -infinity<float>();
 #pragma unroll 1
   for (int split = r.lane; split < num_splits; split += 32) {

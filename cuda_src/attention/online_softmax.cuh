@@ -7,7 +7,9 @@
 
 template <class Accumulator, int kRows, int kLanes>
 struct OnlineSoftmax {
-  Accumulator row_max[kRows];  // equal in all lanes of a row
+  // The row's maximum in log2 units, rounded: equal in all lanes of a row. Were it multiplied again block by block, a
+  // multiply-add would make 2^(m_old - m) of an unchanged maximum other than 1, an error that grows with the keys.
+  Accumulator row_max[kRows];
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
 
   __device__ OnlineSoftmax() {
@@ -18,22 +20,23 @@ struct OnlineSoftmax {
     }
   }
 
-  // s becomes p = 2^(multiplier * (s - m)) with the new row maximum m; rescale is 2^(multiplier * (m_old - m)), owed
-  // to everything summed so far.
+  // s becomes p = 2^(multiplier * s - m) with the new row maximum m; rescale is 2^(m_old - m), owed to everything
+  // summed so far.
   template <int kCols>
   __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator (&rescale)[kRows], Accumulator multiplier) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      Accumulator m = row_max[i];
+      Accumulator m = s[i][0];
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) m = max(m, s[i][j]);
+      for (int j = 1; j < kCols; ++j) m = max(m, s[i][j]);
 #pragma unroll
       for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
         m = max(m, ptx::shfl_xor(m, lane_mask));
       }
+      m = max(row_max[i], m * multiplier);
       // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
-      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m * multiplier;
-      rescale[i] = ptx::ex2(row_max[i] * multiplier - base);
+      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
+      rescale[i] = ptx::ex2(row_max[i] - base);
       row_max[i] = m;
       row_sum[i] *= rescale[i];
 #pragma unroll
@@ -45,7 +48,7 @@ struct OnlineSoftmax {
   }
 
   // Reduce the sums; inverse[i] is 1 / row_sum (0 for a row that saw no key), lse[i] the natural log-sum-exp.
-  __device__ void finish(Accumulator (&inverse)[kRows], Accumulator (&lse)[kRows], Accumulator multiplier) {
+  __device__ void finish(Accumulator (&inverse)[kRows], Accumulator (&lse)[kRows]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Accumulator sum = row_sum[i];
@@ -53,8 +56,7 @@ struct OnlineSoftmax {
       for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) sum += ptx::shfl_xor(sum, lane_mask);
       const bool empty = row_max[i] == -infinity<Accumulator>() && sum == 0;
       inverse[i] = empty ? Accumulator(0) : 1 / sum;
-      lse[i] = empty ? -infinity<Accumulator>()
-                     : (row_max[i] * multiplier + ptx::lg2(sum)) * static_cast<Accumulator>(kLn2);
+      lse[i] = empty ? -infinity<Accumulator>() : (row_max[i] + ptx::lg2(sum)) * static_cast<Accumulator>(kLn2);
     }
   }
 };

@@ -157,8 +157,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     shared.gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
     shared.n0 = n0;
     shared.m_begin = query_begin / kBlockM;
-    shared.m_blocks = ceil_div(shape.seqlen_q, kBlockM) - shared.m_begin;
-    shared.steps = max(shared.m_blocks, 0) * (head_end - head_begin);
+    shared.m_blocks = query_begin < shape.seqlen_q ? ceil_div(shape.seqlen_q, kBlockM) - shared.m_begin : 0;
+    shared.steps = shared.m_blocks * (head_end - head_begin);
   }
   __syncthreads();
   const auto fill = [&](int step) {

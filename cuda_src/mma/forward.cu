@@ -222,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving
 
   float inverse[kRows], lse[kRows];
-  softmax.finish(inverse, lse, score.multiplier);
+  softmax.finish(inverse, lse);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
 #pragma unroll

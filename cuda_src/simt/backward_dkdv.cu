@@ -52,10 +52,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
+  const int query_end = query_begin < shape.seqlen_q ? shape.seqlen_q : 0;  // none where nobody sees these keys
   bool key_held = false;
   for (int member = 0; member < group_size; ++member) {
     const Head head = query_head(params, batch, head_k * group_size + member, query_begin, key_end);
-    for (int m0 = query_begin / kBlockM * kBlockM; m0 < shape.seqlen_q; m0 += kBlockM) {
+    for (int m0 = query_begin / kBlockM * kBlockM; m0 < query_end; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
       recompute(p, ds, shared, head, mask, score, m0, false, n0, key_held);
       key_held = kResident;

@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   Accumulator inverse[kRows], lse[kRows];
-  softmax.finish(inverse, lse, score.multiplier);
+  softmax.finish(inverse, lse);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);
