@@ -262,8 +262,8 @@ MUTANTS = {
         "mma/ring.cuh", "    __syncthreads();\n    fill(step + kStages - 1);", "    fill(step + kStages - 1);",
         {"shared_race", "uninitialised", "async_copy"}),
     "dkdv: dQ added without atomics": (
-        "mma/backward_dkdv.cu", "if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);",
-        "if (col < gDq.cols) dst[col] += acc_dq[i][j];", {"global_race"}),
+        "mma/backward_dkdv.cu", "ptx::add_global(dst + step, acc[i][j], inside && col0 + step < g.cols);",
+        "if (inside && col0 + step < g.cols) dst[step] += acc[i][j];", {"global_race"}),
     "dkdv: dK's tile written while K is read": (
         "mma/backward_dkdv.cu", "  __syncthreads();  // dK's and dV's tiles lie where K and V were", "",
         {"shared_race"}),
