@@ -242,7 +242,7 @@ def test_a_gpu_gets_what_it_has():
 
     assert names(90) == ALL.keys()
     assert names(75) == names(80) - {"mma_m16n8k16_f16", "mma_m16n8k16_bf16", "cp_async"}
-    assert names(90) - names(120) == {name for name in ALL if name.startswith(("wgmma", "setmaxnreg"))}
+    assert names(90) - names(120) == {name for name in ALL if name.startswith(("wgmma", "setmaxnreg", "pipeline"))}
 
 
 def faulty(primitive):

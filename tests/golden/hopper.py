@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from golden.layouts import swizzled
+from golden.pipeline import PIPELINE
 from golden.primitive import Arrays, Primitive, TensorMap, rng_of
 from golden.wgmma import WGMMA
 
@@ -251,4 +252,5 @@ HOPPER = [
     _bulk(),
     *(_tma(case, store) for store in (False, True) for case in _TILES),
     *WGMMA,
+    PIPELINE,
 ]

@@ -88,6 +88,7 @@ def run_on_gpu(primitive: Primitive) -> Arrays:
 
     kernel_file = compiled(primitive, current_device().compute_capability).path
     kernel = cupy.RawModule(path=str(kernel_file)).get_function("primitive")
+    kernel.max_dynamic_shared_size_bytes = primitive.shared_bytes
     memory = {name: cupy.asarray(array) for name, array in primitive.arrays.items()}
     maps = {}
     for name, view in primitive.maps.items():
