@@ -230,6 +230,23 @@ def test_maps_that_the_hardware_has_not_are_refused(box, swizzle, shape, message
         tensor_map.geometry(TensorMap("x", box, swizzle), shape, 2)
 
 
+def test_the_driver_is_asked_for_what_the_map_says(monkeypatch):
+    driver = pytest.importorskip("cuda.bindings.driver")
+    asked = []
+
+    def answer(*arguments):
+        asked.append([[int(value) for value in x] if isinstance(x, list) else x for x in arguments])
+        return driver.CUresult.CUDA_SUCCESS, driver.CUtensorMap()
+
+    monkeypatch.setattr(driver, "cuTensorMapEncodeTiled", answer)
+    encoded = tensor_map.encode(TensorMap("x", (16, 64)), 4096, (37, 72), np.dtype(np.float16))
+    assert (encoded.shape, encoded.dtype) == ((16,), np.uint64)
+    type_, rank, pointer, dims, strides, box, steps, _, swizzle, *_ = asked[0]
+    assert type_ == driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    assert swizzle == driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B
+    assert (rank, pointer, dims, strides, box, steps) == (2, 4096, [72, 37], [144], [64, 16], [1, 1])
+
+
 def test_without_cuda_bindings_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(RuntimeError, match="pip install cuda-bindings"):

@@ -91,6 +91,21 @@ def _mbarrier() -> Primitive:
     return Primitive("mbarrier", body, {"x": x}, outputs, expected, threads=128, min_arch=90, headers=headers)
 
 
+def _elect() -> Primitive:
+    body = """\
+  const bool mine = ptx::elect_one();
+  const bool again = ptx::elect_one();
+  const uint32_t lanes = ptx::ballot(mine);
+  params.lanes[t] = __popc(lanes);
+  params.same[t] = mine == again;"""
+
+    def expected(_: Arrays) -> Arrays:
+        return {"lanes": np.ones(64, np.int32), "same": np.ones(64, np.int32)}
+
+    outputs = {"lanes": np.zeros(64, np.int32), "same": np.zeros(64, np.int32)}
+    return Primitive("elect", body, {}, outputs, expected, threads=64, min_arch=90, headers=("elect", "warp"))
+
+
 def _setmaxnreg() -> Primitive:
     body = """\
   // Three warpgroups start with 168 registers a thread: the first gives some up, so that the others can hold 200
@@ -248,6 +263,7 @@ def _tma(case: str, store: bool) -> Primitive:
 HOPPER = [
     _mbarrier(),
     _stmatrix(),
+    _elect(),
     _setmaxnreg(),
     _bulk(),
     *(_tma(case, store) for store in (False, True) for case in _TILES),

@@ -13,7 +13,7 @@ _BODY = """\
   // O = (Q K^T) V for 64 queries and 96 keys, 128 columns in two blocks of 64.
   const uint32_t q = ptx::shared_address(&shared_storage<uint16_t>());
   const uint32_t k = q + 64 * 256, v = k + 96 * 256, barrier = v + 96 * 256;
-  if (t == 0) {
+  if (t < 32 && ptx::elect_one()) {
     ptx::mbarrier_init(barrier, 1);
     ptx::mbarrier_fence_init();
     ptx::mbarrier_arrive_expect_tx(barrier, (64 + 96 + 96) * 256);
@@ -79,7 +79,7 @@ def _pipeline() -> Primitive:
         threads=128,
         min_arch=90,
         max_arch=90,
-        headers=("convert", "mbarrier", "shared", "tma", "wgmma"),
+        headers=("convert", "elect", "mbarrier", "shared", "tma", "wgmma"),
         maps={
             "q_map": TensorMap("q", (QUERIES, 64)),
             "k_map": TensorMap("k", (KEYS, 64)),

@@ -76,7 +76,7 @@ def parameters(maps: Arrays, pointers: dict[str, int]) -> np.ndarray:
         "offsets": [tensor_map.BYTES * i for i in range(len(maps))] + [start + 8 * i for i in range(len(pointers))],
     }
     size, unit = start + 8 * len(pointers), tensor_map.ALIGNMENT if maps else 8
-    params = np.zeros(1, np.dtype(fields | {"itemsize": -(-size // unit) * unit}))
+    params = np.zeros((), np.dtype(fields | {"itemsize": -(-size // unit) * unit}))
     for name, value in (maps | pointers).items():
         params[name] = value
     return params

@@ -56,7 +56,7 @@ def encode(view: TensorMap, pointer: int, shape: tuple[int, ...], dtype: np.dtyp
     dims, strides, box = geometry(view, shape, dtype.itemsize)
     swizzle = f"SWIZZLE_{view.swizzle}B" if view.swizzle else "SWIZZLE_NONE"
     status, encoded = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType[f"CU_TENSOR_MAP_DATA_TYPE_{dtype.name.upper()}"],
+        getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{dtype.name.upper()}"),
         len(dims),
         pointer,
         [driver.cuuint64_t(value) for value in dims],
@@ -64,7 +64,7 @@ def encode(view: TensorMap, pointer: int, shape: tuple[int, ...], dtype: np.dtyp
         [driver.cuuint32_t(value) for value in box],
         [driver.cuuint32_t(1)] * len(dims),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle[f"CU_TENSOR_MAP_{swizzle}"],
+        getattr(driver.CUtensorMapSwizzle, f"CU_TENSOR_MAP_{swizzle}"),
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
