@@ -55,7 +55,7 @@ MAY_INCLUDE = {  # folder -> folders; "" is cuda_src itself
     "attention": {"", "ptx", "attention"},
 } | {family: {"", "ptx", "attention", family} for family in FAMILIES}
 # Hopper's primitives run on hardware only until the emulator learns of wgmma and the async proxy.
-NOT_EMULATED = {"elect.cuh", "fence.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "stmatrix.cuh", "tma.cuh", "wgmma.cuh"}
+NOT_EMULATED = {"elect.cuh", "fence.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "tma.cuh", "wgmma.cuh"}
 GENERATED = {"specialization.cuh"}  # the prelude that Python prints
 MAX_KERNEL_LINES = 400
 MAX_LINE_LENGTH = int(re.search(r"line-length = (\d+)", (ROOT / "pyproject.toml").read_text())[1])

@@ -266,7 +266,7 @@ def faulty(primitive):
     """Stands for a GPU on which some primitives go wrong, each in its own way."""
     if primitive.name == "mbarrier":
         time.sleep(1000)
-    if primitive.name == "stmatrix":
+    if primitive.name == "elect":
         os._exit(7)
     if primitive.name == "bulk":
         raise ValueError("no such luck")
@@ -275,12 +275,12 @@ def faulty(primitive):
 
 def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     file, seen = tmp_path / "golden.npz", []
-    names = ["vote", "mbarrier", "stmatrix", "bulk", "tma_load_2d"]
+    names = ["vote", "mbarrier", "elect", "bulk", "tma_load_2d"]
     outcomes = record(file, names=names, timeout=5, device=H200, run=faulty, report=lambda name, _: seen.append(name))
     assert seen == names
     assert [outcomes[name].status for name in names] == ["differs", "failed", "failed", "failed", "passed"]
     assert outcomes["mbarrier"].message == "no answer within 5 s"
-    assert outcomes["stmatrix"].message == "its process ended with code 7"
+    assert outcomes["elect"].message == "its process ended with code 7"
     assert outcomes["bulk"].message == "ValueError: no such luck"
     with np.load(file) as golden:
         summary = json.loads(str(golden[SUMMARY]))

@@ -59,5 +59,7 @@ def test_paths_agree_with_the_oracle_and_each_other(primitive, arch):
 @pytest.mark.parametrize("path", ["host", "ptx"])
 @pytest.mark.parametrize("primitive", PRIMITIVES, ids=lambda primitive: primitive.name)
 def test_checked_mode_finds_no_fault_in_any_order(primitive, path):
-    outputs = run_path(path, **launch_arguments(primitive, "sm_80"), mode="checked", seed=1, preempt=5)
+    outputs = run_path(
+        path, **launch_arguments(primitive, f"sm_{max(primitive.min_arch, 80)}"), mode="checked", seed=1, preempt=5
+    )
     check(primitive, outputs)

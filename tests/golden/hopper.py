@@ -1,4 +1,4 @@
-"""Hopper's other primitives in small kernels: mbarrier, stmatrix, setmaxnreg, bulk copies and TMA tiles."""
+"""Hopper's other primitives in small kernels: mbarrier, elect, setmaxnreg, bulk copies and TMA tiles."""
 
 from __future__ import annotations
 
@@ -7,43 +7,6 @@ from golden.layouts import swizzled
 from golden.pipeline import PIPELINE
 from golden.primitive import Arrays, Primitive, TensorMap, rng_of
 from golden.wgmma import WGMMA
-
-
-def _stmatrix() -> Primitive:
-    registers = rng_of("stmatrix").integers(0, 2**32, (32, 4)).astype(np.uint32)
-    order = rng_of("stmatrix order").permutation(32).astype(np.int32)  # lane l's row lies at place order[l]
-    calls, outputs = [], {}
-    for count in (1, 2, 4):
-        for suffix in ("", "_trans"):
-            name = f"x{count}{suffix}"
-            outputs[name] = np.zeros((32, 8), np.uint16)
-            values = ", ".join(f"params.r[4 * t + {i}]" for i in range(count))
-            calls.append(f"""\
-  {{
-    const uint32_t r[{count}] = {{{values}}};
-    for (int i = 0; i < 8; ++i) shared[8 * t + i] = 0xffff;
-    __syncthreads();
-    ptx::stmatrix_{name}(ptx::shared_address(shared + 8 * params.order[t]), r);
-    __syncthreads();
-    for (int i = 0; i < 8; ++i) params.{name}[8 * t + i] = shared[8 * params.order[t] + i];
-    __syncthreads();
-  }}""")
-    body = "\n".join(["  uint16_t* shared = &shared_storage<uint16_t>();", *calls])
-
-    def expected(inputs: Arrays) -> Arrays:
-        # PTX ISA 9.7.14, stmatrix: lane T holds, of each matrix, row T / 4, elements 2 (T % 4) and the next; lane
-        # 8i + j names row j of matrix i. Rows that no matrix fills keep 0xffff.
-        halves = np.ascontiguousarray(inputs["r"].T).view(np.uint16).reshape(4, 8, 8)
-        result = {}
-        for count in (1, 2, 4):
-            for suffix, source in (("", halves), ("_trans", halves.transpose(0, 2, 1))):
-                result[f"x{count}{suffix}"] = np.full((32, 8), 0xFFFF, np.uint16)
-                result[f"x{count}{suffix}"][: 8 * count] = source[:count].reshape(-1, 8)
-        return result
-
-    inputs = {"r": registers, "order": order}
-    headers = ("shared", "stmatrix")
-    return Primitive("stmatrix", body, inputs, outputs, expected, min_arch=90, headers=headers)
 
 
 def _mbarrier() -> Primitive:
@@ -262,7 +225,6 @@ def _tma(case: str, store: bool) -> Primitive:
 
 HOPPER = [
     _mbarrier(),
-    _stmatrix(),
     _elect(),
     _setmaxnreg(),
     _bulk(),
