@@ -168,20 +168,40 @@ def test_accumulators_become_operands_as_they_are():
     np.testing.assert_array_equal(cols, a_cols)
 
 
+DESCRIPTORS = """\
+#include "platform.cuh"
+#include "ptx/wgmma.cuh"
+struct Params { uint64_t* out; };
+extern "C" __global__ void __launch_bounds__(4) kernel(const __grid_constant__ Params params) {
+  const uint32_t step = threadIdx.x;
+  params.out[step] = ptx::wgmma_descriptor(0x3000 + step * ptx::kWgmmaStep<ptx::Major::MAJOR>, 64 * 128);
+}
+"""
+
+
 @pytest.mark.parametrize("major", ["kK", "kMN"])
 def test_descriptors_lead_to_every_element(major):
-    """PTX ISA 9.7.15, canonical layouts with 128-byte swizzle, followed through the image that a kernel gets."""
+    """What the header says of B[64, 256], followed by PTX ISA 9.7.15's canonical layouts through a kernel's image."""
+    out = np.zeros(4, np.uint64)
+    text = {"kernel.cu": DESCRIPTORS.replace("MAJOR", major)}
+    words = run_path("ptx", "kernel.cu", "kernel", {"out": out}, ["out"], virtual=text, arch="sm_90a", block=(4,))[
+        "out"
+    ]
+    start, leading, stride = (((words >> np.uint64(shift)).astype(int) & 0x3FFF) * 16 for shift in (0, 16, 32))
+    assert (words >> np.uint64(62) == 1).all()
+    assert (words >> np.uint64(46) & np.uint64(0xFFFF) == 0).all()
+
     b = np.arange(64 * 256, dtype=np.uint16).reshape(64, 256)
     image = tiles(b.T if major == "kK" else b).reshape(-1)
-    stride, leading = 1024, 64 * 128
     k, n = np.ogrid[:64, :256]
     step, k_in = np.divmod(k, 16)
     if major == "kK":
-        address = step * 32 + n // 8 * stride + n % 8 * 128 + k_in * 2
+        offset = n // 8 * stride[step] + n % 8 * 128 + k_in * 2
     else:
-        address = step * 2048 + n // 64 * leading + k_in // 8 * stride + k_in % 8 * 128 + n % 64 * 2
+        offset = n // 64 * leading[step] + k_in // 8 * stride[step] + k_in % 8 * 128 + n % 64 * 2
+    address = start[step] + offset
     address ^= (address >> 7 & 7) << 4
-    np.testing.assert_array_equal(image[address // 2], b)
+    np.testing.assert_array_equal(image[(address - 0x3000) // 2], b)
 
 
 @pytest.mark.parametrize("name", [primitive.name for primitive in HOPPER if primitive.name.startswith("tma_load")])

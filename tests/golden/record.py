@@ -34,6 +34,7 @@ FILE = Path(__file__).with_name("primitives.npz")
 ALL = {primitive.name: primitive for primitive in (*PRIMITIVES, *HOPPER)}
 SUMMARY = "summary"
 _START_SECONDS = 120.0  # for a process to import what it needs
+_STOP_SECONDS = 20.0  # for the driver to let go of a kernel that hangs
 
 Run = Callable[[Primitive], Arrays]
 
@@ -155,7 +156,7 @@ class Worker:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.join(_STOP_SECONDS)
             self._connection.close()
             self._process = None
 
