@@ -54,6 +54,8 @@ MAY_INCLUDE = {  # folder -> folders; "" is cuda_src itself
     "ptx": {"", "ptx"},
     "attention": {"", "ptx", "attention"},
 } | {family: {"", "ptx", "attention", family} for family in FAMILIES}
+# Hopper's primitives run on hardware only until the emulator learns of wgmma and the async proxy.
+NOT_EMULATED = {"elect.cuh", "fence.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "tma.cuh", "wgmma.cuh"}
 GENERATED = {"specialization.cuh"}  # the prelude that Python prints
 MAX_KERNEL_LINES = 400
 MAX_LINE_LENGTH = int(re.search(r"line-length = (\d+)", (ROOT / "pyproject.toml").read_text())[1])
@@ -230,6 +232,9 @@ def test_cuda_files_are_short(path):
 
 @pytest.mark.parametrize("path", sorted((CUDA / "ptx").glob("*.cuh")), ids=relative)
 def test_every_primitive_has_a_host_version(path):
+    if path.name in NOT_EMULATED:
+        assert not (CUDA / "emulator" / "ptx" / path.name).exists()
+        return
     host = code_of((CUDA / "emulator" / "ptx" / path.name).read_text(encoding="utf-8"))
     device = functions_of(path.read_text(encoding="utf-8"))
     assert device

@@ -78,6 +78,9 @@ void emulator_mma_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const 
 // i / 8.
 void emulator_ldmatrix(uint32_t* r, int matrices, uint32_t shared_address, int transposed, const char* file,
                        int line);
+// stmatrix, the other way round.
+void emulator_stmatrix(uint32_t shared_address, const uint32_t* r, int matrices, int transposed, const char* file,
+                       int line);
 
 // ---- cp.async: the data land at the wait at the latest; until then the destination must not be touched
 // bytes is 4, 8 or 16; the first source_bytes are read, the rest is filled with zeros.

@@ -341,18 +341,42 @@ def test_bank_conflicts(element, together, distance, extra):
     assert report.bank_conflicts == extra
 
 
+@pytest.mark.parametrize(
+    ("name", "call"), [("ldmatrix", "ldmatrix_x4(r, {})"), ("stmatrix", "stmatrix_x4({}, r)")], ids=["load", "store"]
+)
 @pytest.mark.parametrize(("pitch", "extra"), [(8, 0), (64, 4 * 7), (72, 0), (16, 4)])
-def test_bank_conflicts_of_ldmatrix(pitch, extra):
+def test_bank_conflicts_of_matrices(name, call, pitch, extra):
     body = f"""
     for (int i = t; i < {32 * pitch}; i += 32) s.x[i] = 0;
     __syncwarp();
-    uint32_t r[4];
-    ptx::ldmatrix_x4(r, ptx::shared_address(s.x + {pitch} * t));
+    uint32_t r[4] = {{}};
+    ptx::{call.format(f"ptx::shared_address(s.x + {pitch} * t)")};
     p.out[t] = r[0];"""
     source = kernel("uint32_t* out", body, shared=f"alignas(16) uint16_t x[{32 * pitch}]")
-    source = source.replace(HEADER, HEADER + '#include "ptx/ldmatrix.cuh"\n#include "ptx/shared.cuh"\n')
+    source = source.replace(HEADER, HEADER + f'#include "ptx/{name}.cuh"\n#include "ptx/shared.cuh"\n')
     report = emulated.run(source, {"out": np.zeros(32, np.uint32)}, shared=64 * pitch, mode="counted")
     assert report.bank_conflicts == extra
+
+
+@pytest.mark.parametrize(
+    ("offset", "barrier", "kind"),
+    [(0, "__syncthreads", None), (2, "__syncthreads", "misaligned"), (0, "__syncwarp", "shared_race")],
+)
+def test_stmatrix_is_a_store(offset, barrier, kind):
+    body = f"""
+    const uint32_t r[1] = {{0x10000u * t}};
+    ptx::stmatrix_x1(ptx::shared_address(s.x + t / 32 * 64 + t % 8 * 8) + {offset}, r);
+    {barrier}();
+    p.out[t] = s.x[127 - 2 * t];"""
+    source = kernel("uint32_t* out", body, shared="alignas(16) uint16_t x[128]", threads=64)
+    source = source.replace(HEADER, HEADER + '#include "ptx/shared.cuh"\n#include "ptx/stmatrix.cuh"\n')
+    arguments = {"out": np.zeros(64, np.uint32)}
+    options = {"block": (64,), "shared": 256, "mode": "checked"}
+    if kind:
+        assert failure(source, arguments, **options).kind == kind
+    else:
+        emulated.run(source, arguments, **options)
+        np.testing.assert_array_equal(arguments["out"], 63 - np.arange(64))
 
 
 def test_bytes_are_counted_by_buffer():

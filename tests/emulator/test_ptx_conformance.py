@@ -1,10 +1,10 @@
 """Inline PTX and the host headers do the same, and what an oracle of the PTX ISA's tables says."""
 
-import numpy as np
 import pytest
 from cupy.cuda import nvrtc
 from emulator.both_paths import assert_same_bits, run_both, run_path
-from golden.primitives import PRIMITIVES, SHARED_BYTES, Primitive
+from golden.primitive import Primitive, check
+from golden.primitives import PRIMITIVES
 
 from cupy_flash import source
 
@@ -26,16 +26,8 @@ def launch_arguments(primitive: Primitive, arch: str) -> dict:
         "virtual": {"primitive.cu": primitive.source},
         "arch": arch,
         "block": (primitive.threads,),
-        "shared_bytes": SHARED_BYTES,
+        "shared_bytes": primitive.shared_bytes,
     }
-
-
-def check(primitive: Primitive, outputs: dict[str, np.ndarray]) -> None:
-    expected = primitive.expected(primitive.inputs)
-    if primitive.rtol == 0:
-        assert_same_bits(outputs, {name: value.astype(outputs[name].dtype) for name, value in expected.items()})
-    for name, value in expected.items():
-        np.testing.assert_allclose(outputs[name], value, rtol=primitive.rtol, atol=primitive.rtol, err_msg=name)
 
 
 def assemble(primitive: Primitive, arch: str) -> None:
@@ -67,5 +59,7 @@ def test_paths_agree_with_the_oracle_and_each_other(primitive, arch):
 @pytest.mark.parametrize("path", ["host", "ptx"])
 @pytest.mark.parametrize("primitive", PRIMITIVES, ids=lambda primitive: primitive.name)
 def test_checked_mode_finds_no_fault_in_any_order(primitive, path):
-    outputs = run_path(path, **launch_arguments(primitive, "sm_80"), mode="checked", seed=1, preempt=5)
+    outputs = run_path(
+        path, **launch_arguments(primitive, f"sm_{max(primitive.min_arch, 80)}"), mode="checked", seed=1, preempt=5
+    )
     check(primitive, outputs)

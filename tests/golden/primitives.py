@@ -7,89 +7,33 @@ the emulator (both paths) and on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-
-Arrays = dict[str, np.ndarray]
-C_TYPES = {"float32": "float", "float64": "double"}
-SHARED_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Primitive:
-    """A kernel body over `params.<array>` and the thread index `t`, and what it must give.
-
-    `rtol` is the largest relative error against `expected` (0: equal in every bit).
-    """
-
-    name: str
-    body: str
-    inputs: Arrays
-    outputs: Arrays
-    expected: Callable[[Arrays], Arrays]
-    threads: int = 32
-    min_arch: int = 75
-    rtol: float = 0.0
-
-    @property
-    def arrays(self) -> Arrays:
-        return self.inputs | self.outputs
-
-    @property
-    def source(self) -> str:
-        fields = "".join(f"  {_pointer(a, name in self.outputs)} {name};\n" for name, a in self.arrays.items())
-        return _KERNEL.format(fields=fields, threads=self.threads, body=self.body)
-
-
-_KERNEL = """\
-#include "platform.cuh"
-#include "ptx/barrier.cuh"
-#include "ptx/convert.cuh"
-#include "ptx/cp_async.cuh"
-#include "ptx/ldmatrix.cuh"
-#include "ptx/math.cuh"
-#include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
-#include "ptx/warp.cuh"
-
-struct Params {{
-{fields}}};
-
-// Writes the values of thread t to thread (last - t)'s place, through vectors and shared memory.
-template <int kCount, class T> __device__ __forceinline__ void reverse(const T* x, T* y, int t, int last) {{
-  T* shared = &shared_storage<T>();
-  ptx::store_shared(shared + kCount * t, ptx::load_global<kCount>(x + kCount * t));
-  __syncthreads();
-  ptx::store_global(y + kCount * t, ptx::load_shared<kCount>(shared + kCount * (last - t)));
-  __syncthreads();
-}}
-
-extern "C" __global__ void __launch_bounds__({threads}) primitive(const __grid_constant__ Params params) {{
-  const int t = threadIdx.x;
-{body}
-}}
-"""
-
-
-def _pointer(array: np.ndarray, writable: bool) -> str:
-    c_type = C_TYPES.get(array.dtype.name, f"{array.dtype.name}_t")
-    return f"{c_type}*" if writable else f"const {c_type}*"
-
-
-def _rng(name: str) -> np.random.Generator:
-    return np.random.default_rng(list(name.encode()))
+from golden.matrices import MATRICES
+from golden.primitive import Arrays, Primitive, rng_of
 
 
 def _empty(shape: int | tuple[int, ...], dtype: str) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+_REVERSE = """\
+// Writes the values of thread t to thread (last - t)'s place, through vectors and shared memory.
+template <int kCount, class T> __device__ __forceinline__ void reverse(const T* x, T* y, int t, int last) {
+  T* shared = &shared_storage<T>();
+  ptx::store_shared(shared + kCount * t, ptx::load_global<kCount>(x + kCount * t));
+  __syncthreads();
+  ptx::store_global(y + kCount * t, ptx::load_shared<kCount>(shared + kCount * (last - t)));
+  __syncthreads();
+}
+"""
+
+
 def _widths() -> Primitive:
     widths = [("float32", 1), ("float32", 2), ("float32", 4), ("float64", 1), ("float64", 2)]
     widths += [("uint16", 1), ("uint16", 2), ("uint16", 4), ("uint16", 8), ("uint32", 4), ("uint64", 2)]
-    rng, body = _rng("memory"), []
+    rng, body = rng_of("memory"), []
     inputs, outputs = {}, {}
     for dtype, count in widths:
         x, y = f"x_{dtype}_{count}", f"y_{dtype}_{count}"
@@ -100,7 +44,9 @@ def _widths() -> Primitive:
     def expected(inputs: Arrays) -> Arrays:
         return {"y" + name[1:]: x[::-1] for name, x in inputs.items()}
 
-    return Primitive("memory", "\n".join(body), inputs, outputs, expected, threads=64)
+    return Primitive(
+        "memory", "\n".join(body), inputs, outputs, expected, threads=64, headers=("memory",), prelude=_REVERSE
+    )
 
 
 def _special_values(dtype: str) -> np.ndarray:
@@ -124,11 +70,11 @@ def _function(name: str, dtype: str, x: np.ndarray, reference: Callable, rtol: f
         # Compiled with -ftz=true, the float64 log2 of CUDA's library takes negative subnormals for zero.
         x = x[~((x < 0) & (x > -np.finfo(dtype).tiny))]
     body = f"  for (int i = t; i < {x.size}; i += 32) params.y[i] = ptx::{name}(params.x[i]);"
-    return Primitive(f"{name}_{dtype}", body, {"x": x}, {"y": np.zeros_like(x)}, expected, rtol=rtol)
+    return Primitive(f"{name}_{dtype}", body, {"x": x}, {"y": np.zeros_like(x)}, expected, rtol=rtol, headers=("math",))
 
 
 def _functions() -> list[Primitive]:
-    rng = _rng("math")
+    rng = rng_of("math")
     small, large = rng.uniform(-130, 130, 1000), rng.uniform(-1080, 1030, 1000)
     positive, wide = 2.0 ** rng.uniform(-125, 127, 1000), 2.0 ** rng.uniform(-1000, 1000, 1000)
     return [
@@ -155,11 +101,11 @@ def _widen() -> Primitive:
 
     inputs = {"bits": np.arange(65536, dtype=np.uint16)}
     outputs = {"f16": _empty(65536, "float32"), "bf16": _empty(65536, "float32")}
-    return Primitive("widen", body, inputs, outputs, expected, threads=128)
+    return Primitive("widen", body, inputs, outputs, expected, threads=128, headers=("convert",))
 
 
 def _narrow() -> Primitive:
-    rng = _rng("narrow")
+    rng = rng_of("narrow")
     # All values of both formats, the midpoints to their neighbours and one float32 to either side of those.
     bits = np.arange(65536, dtype=np.uint16)
     midpoints = []
@@ -192,11 +138,11 @@ def _narrow() -> Primitive:
   }}"""
     outputs = {name: _empty(x.size, "uint16") for name in ("f16", "bf16")}
     outputs |= {name: _empty(x.size // 2, "uint32") for name in ("f16x2", "bf16x2")}
-    return Primitive("narrow", body, {"x": x}, outputs, expected, threads=128)
+    return Primitive("narrow", body, {"x": x}, outputs, expected, threads=128, headers=("convert",))
 
 
 def _shuffles() -> Primitive:
-    rng, lane = _rng("shuffle"), np.arange(32)
+    rng, lane = rng_of("shuffle"), np.arange(32)
     # The source lane of each lane (PTX ISA 9.7.9, shfl.sync); outside the segment it is the lane itself.
     moves = {
         "shfl_xor({}, 5)": lane ^ 5,
@@ -220,7 +166,7 @@ def _shuffles() -> Primitive:
     def expected(inputs: Arrays) -> Arrays:
         return {"y" + k[1:]: np.stack([x[source] for source in moves.values()]) for k, x in inputs.items()}
 
-    return Primitive("shuffle", "\n".join(body), inputs, outputs, expected)
+    return Primitive("shuffle", "\n".join(body), inputs, outputs, expected, headers=("warp",))
 
 
 def _votes() -> Primitive:
@@ -231,7 +177,7 @@ def _votes() -> Primitive:
     params.any[64 * i + t] = ptx::any(bit);
     params.all[64 * i + t] = ptx::all(bit);
   }"""
-    bits = _rng("vote").integers(0, 2, (6, 2, 32)).astype(np.int32)
+    bits = rng_of("vote").integers(0, 2, (6, 2, 32)).astype(np.int32)
     bits[0, 0], bits[1, 0], bits[2, 1, 5:] = 0, 1, 0
 
     def expected(inputs: Arrays) -> Arrays:
@@ -246,7 +192,7 @@ def _votes() -> Primitive:
 
     outputs = {"ballot": _empty(bits.shape, "uint32")}
     outputs |= {name: _empty(bits.shape, "int32") for name in ("any", "all")}
-    return Primitive("vote", body, {"bits": bits}, outputs, expected, threads=64)
+    return Primitive("vote", body, {"bits": bits}, outputs, expected, threads=64, headers=("warp",))
 
 
 def _named_barriers() -> Primitive:
@@ -264,100 +210,19 @@ def _named_barriers() -> Primitive:
       if (round < 2) ptx::barrier_arrive(2, 128);
     }
   }"""
-    x = _rng("barrier").standard_normal((3, 64)).astype(np.float32)
+    x = rng_of("barrier").standard_normal((3, 64)).astype(np.float32)
 
     def expected(inputs: Arrays) -> Arrays:
         return {"y": inputs["x"][:, ::-1]}
 
-    return Primitive("named_barrier", body, {"x": x}, {"y": np.zeros_like(x)}, expected, threads=128)
-
-
-def _registers(matrix: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Registers [lane, register] that hold matrix[rows, cols]; rows and cols are [lane, register, half]."""
-    return np.ascontiguousarray(matrix[rows, cols]).view(np.uint32)[..., 0]
-
-
-def _mma(name: str, k: int, dtype: type, min_arch: int) -> Primitive:
-    rng = _rng(name)
-    # Integers whose sums float32 holds exactly: no rounding, so the lane maps are tested bit by bit.
-    a, b = (rng.integers(-8, 9, shape).astype(dtype) for shape in ((16, k), (k, 8)))
-    c = rng.integers(-100, 101, (16, 8)).astype(np.float32)
-
-    # PTX ISA 9.7.14.5, figures "fragment layout for matrix A, B, C/D": groupID and threadID_in_group.
-    lane = np.arange(32)[:, None, None]
-    group, thread = lane >> 2, lane % 4
-    element = np.arange(2)
-    register_a, register_b = np.arange(k // 4)[:, None], np.arange(k // 8)[:, None]
-    rows_a = group + 8 * (register_a % 2) + 0 * element
-    cols_a = 2 * thread + element + 8 * (register_a // 2)
-    rows_b = 2 * thread + element + 8 * register_b
-    item = np.arange(4)
-    rows_c = np.arange(32)[:, None] // 4 + 8 * (item // 2)
-    cols_c = np.arange(32)[:, None] % 4 * 2 + item % 2
-
-    inputs = {
-        "a": _registers(a, rows_a, cols_a),
-        "b": _registers(b, rows_b, np.broadcast_to(group, rows_b.shape)),
-        "c": c[rows_c, cols_c],
-    }
-
-    def expected(_: Arrays) -> Arrays:
-        d = a.astype(np.float32) @ b.astype(np.float32) + c
-        return {"d": d[rows_c, cols_c]}
-
-    body = f"""\
-  uint32_t a[{k // 4}], b[{k // 8}];
-  float c[4], d[4];
-  for (int i = 0; i < {k // 4}; ++i) a[i] = params.a[{k // 4} * t + i];
-  for (int i = 0; i < {k // 8}; ++i) b[i] = params.b[{k // 8} * t + i];
-  for (int i = 0; i < 4; ++i) c[i] = params.c[4 * t + i];
-  ptx::{name}(d, a, b, c);
-  for (int i = 0; i < 4; ++i) params.d[4 * t + i] = d[i];"""
-    return Primitive(name, body, inputs, {"d": _empty((32, 4), "float32")}, expected, min_arch=min_arch)
-
-
-def _ldmatrix() -> Primitive:
-    rows = _rng("ldmatrix").integers(0, 65536, (32, 8)).astype(np.uint16)
-    order = _rng("ldmatrix order").permutation(32).astype(np.int32)  # lane l's row lies at place order[l]
-    calls, outputs = [], {}
-    for count in (1, 2, 4):
-        for suffix in ("", "_trans"):
-            name = f"x{count}{suffix}"
-            outputs[name] = _empty((32, count), "uint32")
-            calls.append(f"""\
-  {{
-    uint32_t r[{count}];
-    ptx::ldmatrix_{name}(r, address);
-    for (int i = 0; i < {count}; ++i) params.{name}[{count} * t + i] = r[i];
-  }}""")
-    body = "\n".join(
-        [
-            "  uint16_t* shared = &shared_storage<uint16_t>();",
-            "  ptx::store_shared(shared + 8 * params.order[t], ptx::load_global<8>(params.rows + 8 * t));",
-            "  __syncthreads();",
-            "  const uint32_t address = ptx::shared_address(shared + 8 * params.order[t]);",
-            *calls,
-        ]
-    )
-
-    def expected(inputs: Arrays) -> Arrays:
-        # PTX ISA 9.7.14, ldmatrix: lane 8i + j names row j of matrix i; lane T gets of it row T / 4, elements
-        # 2 (T % 4) and the next.
-        matrices = inputs["rows"].reshape(4, 8, 8)
-        result = {}
-        for count in (1, 2, 4):
-            for suffix, source in (("", matrices), ("_trans", matrices.transpose(0, 2, 1))):
-                pairs = np.ascontiguousarray(source[:count]).view(np.uint32).reshape(count, 32)
-                result[f"x{count}{suffix}"] = np.ascontiguousarray(pairs.T)
-        return result
-
-    return Primitive("ldmatrix", body, {"rows": rows, "order": order}, outputs, expected)
+    outputs = {"y": np.zeros_like(x)}
+    return Primitive("named_barrier", body, {"x": x}, outputs, expected, threads=128, headers=("barrier",))
 
 
 def _cp_async() -> Primitive:
     sizes = (4, 8, 16)
-    x = _rng("cp_async").integers(0, 256, (3, 32, 16)).astype(np.uint8)
-    counts = np.stack([_rng("bytes").integers(0, size + 1, 32) for size in sizes]).astype(np.int32)
+    x = rng_of("cp_async").integers(0, 256, (3, 32, 16)).astype(np.uint8)
+    counts = np.stack([rng_of("bytes").integers(0, size + 1, 32) for size in sizes]).astype(np.int32)
     copies = "\n".join(
         f"  ptx::cp_async_{size}(base + {512 * i} + 16 * t, params.x + {512 * i} + 16 * t,"
         f" params.counts[{32 * i} + t]);\n"
@@ -383,7 +248,8 @@ def _cp_async() -> Primitive:
         return {"y": y}
 
     inputs = {"x": x, "counts": counts}
-    return Primitive("cp_async", body, inputs, {"y": np.zeros_like(x)}, expected, min_arch=80)
+    outputs = {"y": np.zeros_like(x)}
+    return Primitive("cp_async", body, inputs, outputs, expected, min_arch=80, headers=("cp_async", "shared"))
 
 
 def _atomics() -> Primitive:
@@ -397,7 +263,7 @@ def _atomics() -> Primitive:
   atomicAdd(shared, t);
   __syncthreads();
   params.total[t] = *shared;"""
-    x = _rng("atomic").integers(-50, 50, 64).astype(np.float32)  # integers: any order gives the same sum
+    x = rng_of("atomic").integers(-50, 50, 64).astype(np.float32)  # integers: any order gives the same sum
 
     def expected(inputs: Arrays) -> Arrays:
         sums = np.zeros(5)
@@ -418,10 +284,7 @@ PRIMITIVES = [
     _shuffles(),
     _votes(),
     _named_barriers(),
-    _mma("mma_m16n8k16_f16", 16, np.float16, 80),
-    _mma("mma_m16n8k16_bf16", 16, ml_dtypes.bfloat16, 80),
-    _mma("mma_m16n8k8_f16", 8, np.float16, 75),
-    _ldmatrix(),
+    *MATRICES,
     _cp_async(),
     _atomics(),
 ]

@@ -1,58 +1,258 @@
 """Records what a GPU answers to each primitive: `python tests/golden/record.py` writes primitives.npz.
 
-The emulator is compared with the record ever after (tests/emulator/test_golden.py).
+The emulator is compared with the record ever after (tests/emulator/test_golden.py). Each primitive is also compared
+with its oracle on the spot. One that faults or hangs costs its process, not the rest of the recording.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":  # as under pytest: the package and the tests are importable
+if __name__ in ("__main__", "__mp_main__"):  # as under pytest: the package and the tests are importable
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from golden.primitives import PRIMITIVES, SHARED_BYTES, Arrays, Primitive
+from golden import tensor_map
+from golden.hopper import HOPPER
+from golden.primitive import Arrays, Primitive, check
+from golden.primitives import PRIMITIVES
 
 from cupy_flash import source
-from cupy_flash.compile import target_of, text_to_cubin
+from cupy_flash.compile import CompiledKernel, CompileError, nvrtc_version, target_of, text_to_cubin
 
 FILE = Path(__file__).with_name("primitives.npz")
+ALL = {primitive.name: primitive for primitive in (*PRIMITIVES, *HOPPER)}
+SUMMARY = "summary"
+_START_SECONDS = 120.0  # for a process to import what it needs
+_STOP_SECONDS = 20.0  # for the driver to let go of a kernel that hangs
+
+Run = Callable[[Primitive], Arrays]
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    compute_capability: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`status` is "passed", "differs" (from the oracle) or "failed" (no outputs); `message` says how."""
+
+    status: str
+    message: str = ""
+
+
+def current_device() -> Device:
+    """The device that CuPy uses."""
+    import cupy
+
+    device = cupy.cuda.Device()
+    name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    return Device(name, int(device.compute_capability))
+
+
+def compiled(primitive: Primitive, compute_capability: int) -> CompiledKernel:
+    """A primitive's kernel for a device."""
+    text = source.flatten("primitive.cu", virtual={"primitive.cu": primitive.source})
+    return text_to_cubin(text, "primitive.cu", "primitive", target_of(compute_capability))
+
+
+def parameters(maps: Arrays, pointers: dict[str, int]) -> np.ndarray:
+    """The kernel's argument: tensor maps (16 words each), then pointers."""
+    names, start = [*maps, *pointers], tensor_map.BYTES * len(maps)
+    fields = {
+        "names": names,
+        "formats": [(np.uint64, 16)] * len(maps) + [np.uint64] * len(pointers),
+        "offsets": [tensor_map.BYTES * i for i in range(len(maps))] + [start + 8 * i for i in range(len(pointers))],
+    }
+    size, unit = start + 8 * len(pointers), tensor_map.ALIGNMENT if maps else 8
+    params = np.zeros((), np.dtype(fields | {"itemsize": -(-size // unit) * unit}))
+    for name, value in (maps | pointers).items():
+        params[name] = value
+    return params
 
 
 def run_on_gpu(primitive: Primitive) -> Arrays:
     """Run one primitive's kernel on the current device; its outputs."""
     import cupy
 
-    text = source.flatten("primitive.cu", virtual={"primitive.cu": primitive.source})
-    compiled = text_to_cubin(text, "primitive.cu", "primitive", target_of(int(cupy.cuda.Device().compute_capability)))
-    kernel = cupy.RawModule(path=str(compiled.path)).get_function("primitive")
+    kernel_file = compiled(primitive, current_device().compute_capability).path
+    kernel = cupy.RawModule(path=str(kernel_file)).get_function("primitive")
+    kernel.max_dynamic_shared_size_bytes = primitive.shared_bytes
     memory = {name: cupy.asarray(array) for name, array in primitive.arrays.items()}
-    params = np.zeros(1, [(name, np.uint64) for name in memory])
-    for name, array in memory.items():
-        params[name] = array.data.ptr
-    kernel((1,), (primitive.threads,), (params,), shared_mem=SHARED_BYTES)
+    maps = {}
+    for name, view in primitive.maps.items():
+        array = memory[view.array]
+        maps[name] = tensor_map.encode(view, array.data.ptr, array.shape, array.dtype)
+    params = parameters(maps, {name: array.data.ptr for name, array in memory.items()})
+    kernel((1,), (primitive.threads,), (params,), shared_mem=primitive.shared_bytes)
     return {name: cupy.asnumpy(memory[name]) for name in primitive.outputs}
 
 
 def available(compute_capability: int) -> list[Primitive]:
     """The primitives that a device has."""
-    return [primitive for primitive in PRIMITIVES if primitive.min_arch <= compute_capability]
+    return [p for p in ALL.values() if p.min_arch <= compute_capability <= p.max_arch]
 
 
-def record_all() -> Arrays:
-    """Outputs of every primitive on the current device, by "primitive/output"."""
-    import cupy
+def _serve(connection: Connection, run: Run) -> None:
+    """Run primitives by name until the other end closes."""
+    connection.send("ready")
+    with contextlib.suppress(EOFError):
+        while True:
+            primitive = ALL[connection.recv()]
+            try:
+                connection.send((run(primitive), ""))
+            except Exception as error:
+                connection.send((None, f"{type(error).__name__}: {error}"))
 
-    device = cupy.cuda.Device()
-    return {
-        f"{primitive.name}/{name}": value
-        for primitive in available(int(device.compute_capability))
-        for name, value in run_on_gpu(primitive).items()
-    }
+
+class Worker:
+    """A process that runs primitives, started again after every failure: a fault leaves its CUDA context unusable."""
+
+    def __init__(self, run: Run, timeout: float) -> None:
+        self._run, self._timeout = run, timeout
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def __call__(self, name: str) -> tuple[Arrays | None, str]:
+        """Outputs, or None and what went wrong."""
+        try:
+            if self._process is None:
+                self._start()
+            self._connection.send(name)
+            outputs, message = self._receive(self._timeout)
+        except TimeoutError as error:
+            outputs, message = None, str(error)
+        except (EOFError, OSError):
+            self._process.join(self._timeout)
+            outputs, message = None, f"its process ended with code {self._process.exitcode}"
+        if outputs is None:
+            self.close()
+        return outputs, message
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._run), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._receive(_START_SECONDS)
+
+    def _receive(self, timeout: float) -> Any:
+        if not self._connection.poll(timeout):
+            raise TimeoutError(f"no answer within {timeout:g} s")
+        return self._connection.recv()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(_STOP_SECONDS)
+            self._connection.close()
+            self._process = None
+
+
+def judge(primitive: Primitive, outputs: Arrays | None, message: str) -> Outcome:
+    """Compare outputs with the oracle."""
+    if outputs is None:
+        return Outcome("failed", message)
+    try:
+        check(primitive, outputs)
+    except AssertionError as error:
+        return Outcome("differs", str(error).strip())
+    return Outcome("passed")
+
+
+def record(
+    file: Path = FILE,
+    *,
+    names: Iterable[str] | None = None,
+    timeout: float = 60.0,
+    report: Callable[[str, Outcome], None] | None = None,
+    device: Device | None = None,
+    run: Run = run_on_gpu,
+) -> dict[str, Outcome]:
+    """Run every primitive that the device has, compare it with its oracle and write inputs and outputs.
+
+    Parameters
+    ----------
+    file : Path
+        The .npz to write: "<primitive>/<output>", "<primitive>/in/<array>" as launched, and "summary", JSON of the
+        device, NVRTC's version and the outcomes.
+    names : iterable of str, optional
+        Only these primitives.
+    timeout : float
+        Seconds for one primitive, its compilation included.
+    report : callable, optional
+        Called with a primitive's name and its outcome as soon as there is one.
+    device : Device, optional
+        By default the one that CuPy uses.
+    run : callable
+        Gives a primitive's outputs; called in another process.
+
+    Returns
+    -------
+    dict of str to Outcome
+
+    Raises
+    ------
+    ValueError
+        If a name is not a primitive's.
+    """
+    wanted = set(ALL if names is None else names)
+    if not wanted <= ALL.keys():
+        raise ValueError(f"names: no primitive is called {sorted(wanted - ALL.keys())}; there are {sorted(ALL)}")
+    device = device or current_device()
+    chosen = [p for p in available(device.compute_capability) if p.name in wanted]
+    if run is run_on_gpu:
+        _compile_ahead(chosen, device.compute_capability)
+    outcomes: dict[str, Outcome] = {}
+    arrays: Arrays = {}
+    worker = Worker(run, timeout)
+    try:
+        for primitive in chosen:
+            outputs, message = worker(primitive.name)
+            outcomes[primitive.name] = judge(primitive, outputs, message)
+            arrays |= {f"{primitive.name}/in/{name}": value for name, value in primitive.arrays.items()}
+            arrays |= {f"{primitive.name}/{name}": value for name, value in (outputs or {}).items()}
+            if report:
+                report(primitive.name, outcomes[primitive.name])
+    finally:
+        worker.close()
+        summary = {
+            "device": asdict(device),
+            "nvrtc": ".".join(map(str, nvrtc_version())),
+            "outcomes": {name: asdict(outcome) for name, outcome in outcomes.items()},
+        }
+        np.savez_compressed(file, **arrays, **{SUMMARY: np.array(json.dumps(summary))})
+    return outcomes
+
+
+def _compile_ahead(primitives: list[Primitive], compute_capability: int) -> None:
+    """Compile on all cores; who fails here will say so when it runs."""
+
+    def attempt(primitive: Primitive) -> None:
+        with contextlib.suppress(CompileError):
+            compiled(primitive, compute_capability)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(attempt, primitives))
+
+
+def _print(name: str, outcome: Outcome) -> None:
+    print(f"{outcome.status:8} {name}", *outcome.message.splitlines()[:6], sep="\n         " if outcome.message else "")
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **record_all())
+    results = record(report=_print)
     print(f"wrote {FILE}")
+    sys.exit(any(outcome.status != "passed" for outcome in results.values()))

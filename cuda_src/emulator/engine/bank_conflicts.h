@@ -39,8 +39,8 @@ class BankConflicts {
     return stream.instructions.size() > kFarAhead && instruction.lanes != live_lanes(thread / kWarpSize);
   }
 
-  // ldmatrix reads each 8x8 matrix as eight 16-byte rows, in one transaction.
-  void ldmatrix(const uint32_t (&rows)[8], SiteId site) {
+  // ldmatrix and stmatrix move each 8x8 matrix as eight 16-byte rows, in one transaction.
+  void matrix(const uint32_t (&rows)[8], SiteId site) {
     EmulatorConflict& total = sites_[site_index(site)];
     ++total.instructions;
     total.wavefronts += wavefronts(rows, 0xffu, 0, 8, 16) - 1;

@@ -1,6 +1,6 @@
-// Tensor-core instructions on fragments: PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k8 with floating
-// point type" and "ldmatrix". A register holds two 16-bit elements, the one of lower index in the lower half.
-// For lane l, g = l / 4 and t = l % 4.
+// Matrix instructions on fragments: PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k8 with floating point
+// type", "ldmatrix" and "stmatrix". A register holds two 16-bit elements, the one of lower index in the lower
+// half. For lane l, g = l / 4 and t = l % 4.
 #pragma once
 #include "../half.h"
 #include "collectives.h"
@@ -59,35 +59,61 @@ inline void mma(const char* name, float* d, const uint32_t* a, const uint32_t* b
   });
 }
 
-struct LdmatrixSlot {
-  uint32_t* r;
+// `Register` is uint32_t for ldmatrix, const uint32_t for stmatrix.
+template <class Register>
+struct MatrixSlot {
+  Register* r;
   uint32_t address;
 };
 
+// The eight rows of a matrix in shared memory, as the lanes 8 * matrix + row give them.
+template <class Register>
+inline void matrix_rows(Machine& m, const Meeting& meeting, int matrix, const char* operation, Access kind,
+                        SiteId site, uint32_t (&rows)[8]) {
+  const int first = m.current->thread / kWarpSize * kWarpSize;
+  for (int row = 0; row < 8; ++row) {
+    const int lane = matrix * 8 + row;
+    rows[row] = slot<MatrixSlot<Register>>(meeting, lane).address;
+    if (rows[row] % 16)
+      m.fail({"misaligned",
+              format("%s at {0}: lane %d gives shared+%u, not a multiple of 16", operation, lane, rows[row]),
+              {first + lane},
+              {site}});
+    m.shared_access(*m.fibers[first + lane], rows[row], 16, kind, site);
+  }
+  if (m.counting) m.bank_conflicts.matrix(rows, site);
+}
+
 inline void execute_ldmatrix(Machine& m, const Meeting& meeting, int matrices, bool transposed) {
   const SiteId site = m.named_site(meeting.site.file, meeting.site.line);
-  const int first = m.current->thread / kWarpSize * kWarpSize;
   for (int matrix = 0; matrix < matrices; ++matrix) {
     uint32_t rows[8];
     uint16_t elements[8][8];
-    for (int row = 0; row < 8; ++row) {
-      const int lane = matrix * 8 + row;
-      rows[row] = slot<LdmatrixSlot>(meeting, lane).address;
-      if (rows[row] % 16)
-        m.fail({"misaligned",
-                format("ldmatrix at {0}: lane %d gives shared+%u, not a multiple of 16", lane, rows[row]),
-                {first + lane},
-                {site}});
-      m.shared_access(*m.fibers[first + lane], rows[row], 16, Access::kRead, site);
-      memcpy(elements[row], m.shared + rows[row], 16);
-    }
-    if (m.counting) m.bank_conflicts.ldmatrix(rows, site);
+    matrix_rows<uint32_t>(m, meeting, matrix, "ldmatrix", Access::kRead, site, rows);
+    for (int row = 0; row < 8; ++row) memcpy(elements[row], m.shared + rows[row], 16);
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int g = lane / 4, t = lane % 4;
       const uint32_t low = transposed ? elements[2 * t][g] : elements[g][2 * t];
       const uint32_t high = transposed ? elements[2 * t + 1][g] : elements[g][2 * t + 1];
-      slot<LdmatrixSlot>(meeting, lane).r[matrix] = low | high << 16;
+      slot<MatrixSlot<uint32_t>>(meeting, lane).r[matrix] = low | high << 16;
     }
+  }
+}
+
+inline void execute_stmatrix(Machine& m, const Meeting& meeting, int matrices, bool transposed) {
+  const SiteId site = m.named_site(meeting.site.file, meeting.site.line);
+  for (int matrix = 0; matrix < matrices; ++matrix) {
+    uint32_t rows[8];
+    uint16_t elements[8][8];
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const uint32_t pair = slot<MatrixSlot<const uint32_t>>(meeting, lane).r[matrix];
+      for (int half = 0; half < 2; ++half) {
+        const int g = lane / 4, column = lane % 4 * 2 + half;
+        (transposed ? elements[column][g] : elements[g][column]) = static_cast<uint16_t>(pair >> 16 * half);
+      }
+    }
+    matrix_rows<const uint32_t>(m, meeting, matrix, "stmatrix", Access::kWrite, site, rows);
+    for (int row = 0; row < 8; ++row) memcpy(m.shared + rows[row], elements[row], 16);
   }
 }
 
@@ -109,11 +135,22 @@ void emulator_ldmatrix(uint32_t* r, int matrices, uint32_t shared_address, int t
                        int line) {
   emulator::Machine& m = *emulator::machine;
   emulator::require_full_warp(m, "ldmatrix", {file, line});
-  emulator::LdmatrixSlot arguments{r, shared_address};
+  emulator::MatrixSlot<uint32_t> arguments{r, shared_address};
   emulator::collective(m, "ldmatrix", static_cast<uint32_t>(matrices * 2 + transposed), 0xffffffffu,
                        &arguments, {file, line}, [&](emulator::Meeting& meeting) {
                          ++m.counters.ldmatrix;
                          emulator::execute_ldmatrix(m, meeting, matrices, transposed);
+                       });
+}
+
+void emulator_stmatrix(uint32_t shared_address, const uint32_t* r, int matrices, int transposed, const char* file,
+                       int line) {
+  emulator::Machine& m = *emulator::machine;
+  emulator::require_full_warp(m, "stmatrix", {file, line});
+  emulator::MatrixSlot<const uint32_t> arguments{r, shared_address};
+  emulator::collective(m, "stmatrix", static_cast<uint32_t>(matrices * 2 + transposed), 0xffffffffu,
+                       &arguments, {file, line}, [&](emulator::Meeting& meeting) {
+                         emulator::execute_stmatrix(m, meeting, matrices, transposed);
                        });
 }
 }

@@ -225,3 +225,13 @@ def _ldmatrix(emit: Emitter, instruction: Instruction) -> str:
     call = f"emulator_ldmatrix(r, {len(registers)}, {offset}, {int(instruction.has('trans'))}, PTX_SITE);"
     writes = " ".join(emit.write(register, f"r[{i}]") for i, register in enumerate(registers))
     return f"{{ uint32_t r[{len(registers)}]; {call} {writes} }}"
+
+
+@instruction("stmatrix.sync.aligned.m8n8")
+def _stmatrix(emit: Emitter, instruction: Instruction) -> str:
+    emit.require(instruction, 90)
+    a, b = instruction.operands
+    values = [emit.read(register, "b32") for register in vector(b)]
+    offset = f"static_cast<uint32_t>({emit.address(a, 'shared')} - shared)"
+    call = f"emulator_stmatrix({offset}, r, {len(values)}, {int(instruction.has('trans'))}, PTX_SITE);"
+    return f"{{ const uint32_t r[] = {{{', '.join(values)}}}; {call} }}"
