@@ -276,6 +276,30 @@ def _atomics() -> Primitive:
     return Primitive("atomic", body, {"x": x}, outputs, expected, threads=64)
 
 
+def _additions() -> list[Primitive]:
+    """One at a time, and two neighbours at once; thread 3's are not wanted."""
+    x = rng_of("add_global").integers(-50, 50, (64, 2)).astype(np.float32)
+
+    def expected(inputs: Arrays) -> Arrays:
+        sums = np.zeros((5, 2))
+        wanted = np.arange(64) != 3
+        np.add.at(sums, np.arange(64)[wanted] % 5, inputs["x"][wanted])
+        return {"y": sums.astype("f4")}
+
+    bodies = {
+        "add_global": """\
+  for (int e = 0; e < 2; ++e) ptx::add_global(params.y + t % 5 * 2 + e, params.x[2 * t + e], t != 3);""",
+        "add_global_pair": "  ptx::add_global(params.y + t % 5 * 2, params.x[2 * t], params.x[2 * t + 1], t != 3);",
+    }
+    return [
+        Primitive(
+            name, body, {"x": x}, {"y": _empty((5, 2), "float32")}, expected, threads=64, headers=("reduce",),
+            min_arch=90 if name == "add_global_pair" else 75,
+        )
+        for name, body in bodies.items()
+    ]  # fmt: skip
+
+
 PRIMITIVES = [
     _widths(),
     *_functions(),
@@ -287,4 +311,5 @@ PRIMITIVES = [
     *MATRICES,
     _cp_async(),
     _atomics(),
+    *_additions(),
 ]
