@@ -1,0 +1,160 @@
+"""Measures what the book lacks: each case by each method, verified, timed, written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cupy_flash.backends.cupy_ import CupyBackend
+from cupy_flash.cli.bench.book import OK, Book, Row
+from cupy_flash.cli.bench.cases import Case, Inputs, Numbers
+from cupy_flash.cli.bench.methods import Bound, Method
+from cupy_flash.cli.bench.table import OURS
+from cupy_flash.cli.bench.verify import Expected
+from cupy_flash.plan import plan_backward, plan_forward
+from cupy_flash.problem import DTYPES, AttentionProblem
+
+MATMUL_SIZE, COPY_BYTES = 8192, 2**30
+MATMUL = Case("matmul", "float16", 1, 1, 1, MATMUL_SIZE, MATMUL_SIZE, MATMUL_SIZE, False)
+COPY = Case("copy", "uint8", 1, 1, 1, 1, COPY_BYTES, 1, False)
+
+
+class DeviceLost(Exception):
+    """The GPU refuses everything more from this process."""
+
+
+class Gpu:
+    """What the runner needs of the current GPU; the tests give it another."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        from cupy_flash.cli.bench.timing import EventTimer
+
+        self.cupy = cupy
+        self.backend = CupyBackend()
+        self.timer: Any = EventTimer()
+        self.stream = self.timer.stream
+        self.numbers = Numbers(cupy)
+
+    def plan(self, case: Case) -> str:
+        """Our launches for a case."""
+        zero = np.zeros((), DTYPES[case.dtype])
+        q_shape = case.batch, case.heads_q, case.seqlen_q, case.head_dim
+        k_shape = case.batch, case.heads_k, case.seqlen_k, case.head_dim
+        q, k = (np.broadcast_to(zero, shape) for shape in (q_shape, k_shape))
+        problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal)
+        plan = (plan_backward if case.direction == "backward" else plan_forward)(problem, self.backend.device)
+        return "; ".join(f"{launch.kernel} x {launch.grid}" for launch in plan.launches)
+
+    def is_lost(self) -> bool:
+        try:
+            self.cupy.cuda.runtime.deviceSynchronize()
+        except self.cupy.cuda.runtime.CUDARuntimeError:
+            return True
+        return False
+
+    def matmul(self) -> Callable[[], Any]:
+        a = self.numbers.inputs(Case("forward", "float16", 1, 1, 1, MATMUL_SIZE, MATMUL_SIZE, MATMUL_SIZE, False))
+        out = self.cupy.empty((MATMUL_SIZE, MATMUL_SIZE), "float16")
+        x, y = a.q[0, 0], a.k[0, 0]
+        return lambda: self.cupy.matmul(x, y, out=out)
+
+    def copy(self) -> Callable[[], Any]:
+        source, target = (self.cupy.cuda.alloc(COPY_BYTES) for _ in range(2))
+        return lambda: target.copy_from_device_async(source, COPY_BYTES, self.stream)
+
+
+def measure_limits(gpu: Any, book: Book, today: str) -> None:
+    """The matmul's TFLOP/s and the copy's GB/s, which all else is compared with."""
+    for case, make, column, amount in (
+        (MATMUL, gpu.matmul, "tflops", 2 * MATMUL_SIZE**3 / 1e12),
+        (COPY, gpu.copy, "gbps", 2 * COPY_BYTES / 1e9),
+    ):
+        if book.find(case, "cupy"):
+            continue
+        try:
+            timing = gpu.timer.measure(make())
+        except Exception as error:
+            book.add(case, method="cupy", status=_reason(error), date=today)
+            if gpu.is_lost():
+                raise DeviceLost(_reason(error)) from error
+            continue
+        speed = {column: amount / timing.median}
+        book.add(case, method="cupy", status=OK, timer="events", date=today, **_times(timing), **speed)
+
+
+def pending(cases: Sequence[Case], methods: Sequence[Method], book: Book) -> list[tuple[Case, Method]]:
+    """What is not in the book: methods that are slow to prepare or to run come after all others."""
+    groups = [m for m in methods if not m.slow], [m for m in methods if m.slow]
+    return [(c, m) for group in groups for c in cases for m in group if not book.find(c, m.name)]
+
+
+def measure_all(
+    gpu: Any, todo: Sequence[tuple[Case, Method]], book: Book, today: str, told: Callable[[Row], None], deadline: float
+) -> int:
+    """Measure until done or until `time.monotonic` passes the deadline; returns how many are left.
+
+    Raises
+    ------
+    DeviceLost
+        If a method breaks the device for the process. Its row is written: the next run goes on after it.
+    """
+    now: Case | None = None
+    for done, (case, method) in enumerate(todo):
+        if time.monotonic() > deadline:
+            return len(todo) - done
+        if case != now:
+            x, now = gpu.numbers.inputs(case), case
+            expected = Expected(case, x)
+        columns: dict[str, object] = {
+            "method": method.name, "method_version": method.version, "timer": method.timer, "date": today,
+        }  # fmt: skip
+        try:
+            if method.name == OURS:
+                columns["plan"] = gpu.plan(case)
+            with method.on_stream(gpu.stream):
+                columns |= _measure(gpu, case, method, x, expected)
+        except Exception as error:
+            columns["status"] = _reason(error)
+        told(book.add(case, **columns))
+        if columns["status"] != OK and gpu.is_lost():
+            raise DeviceLost(f"{method.name}, {case}: {columns['status']}")
+        method.release()
+    return 0
+
+
+def _measure(gpu: Any, case: Case, method: Method, x: Inputs, expected: Expected) -> dict[str, object]:
+    bound = method.bind(case, x)
+    error = expected.error(bound, x)
+    call = _call(case, bound, x)
+    timing = method.measure(gpu.timer, call)
+    return {
+        "status": OK,
+        **_times(timing),
+        "tflops": case.flops / timing.median / 1e12,
+        "gbps": case.bytes_moved / timing.median / 1e9,
+        "peak_bytes": method.peak_bytes(call),
+        "error": error,
+    }
+
+
+def _call(case: Case, bound: Bound, x: Inputs) -> Callable[[], Any]:
+    if case.direction != "backward":
+        return bound.forward
+    saved, dout = bound.saved(), bound.take(x.dout)
+    return lambda: bound.backward(saved, dout)
+
+
+def _times(timing: Any) -> dict[str, object]:
+    median, p10, p90 = (1e6 * x for x in timing[:3])
+    return {"median_us": median, "p10_us": p10, "p90_us": p90, "repeats": timing.repeats}
+
+
+def _reason(error: Exception) -> str:
+    """One line, not too long for a cell."""
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, ArithmeticError) else f"{type(error).__name__}: {text}")[:200]
