@@ -14,6 +14,7 @@ from cupy_flash.cli.bench.cases import Case, Inputs, Numbers
 from cupy_flash.cli.bench.methods import Bound, Method
 from cupy_flash.cli.bench.table import OURS
 from cupy_flash.cli.bench.verify import Expected
+from cupy_flash.device import Device
 from cupy_flash.plan import plan_backward, plan_forward
 from cupy_flash.problem import DTYPES, AttentionProblem
 
@@ -40,15 +41,9 @@ class Gpu:
         self.stream = self.timer.stream
         self.numbers = Numbers(cupy)
 
-    def plan(self, case: Case) -> str:
-        """Our launches for a case."""
-        zero = np.zeros((), DTYPES[case.dtype])
-        q_shape = case.batch, case.heads_q, case.seqlen_q, case.head_dim
-        k_shape = case.batch, case.heads_k, case.seqlen_k, case.head_dim
-        q, k = (np.broadcast_to(zero, shape) for shape in (q_shape, k_shape))
-        problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal)
-        plan = (plan_backward if case.direction == "backward" else plan_forward)(problem, self.backend.device)
-        return "; ".join(f"{launch.kernel} x {launch.grid}" for launch in plan.launches)
+    @property
+    def device(self) -> Device:
+        return self.backend.device
 
     def is_lost(self) -> bool:
         try:
@@ -58,14 +53,25 @@ class Gpu:
         return False
 
     def matmul(self) -> Callable[[], Any]:
-        a = self.numbers.inputs(Case("forward", "float16", 1, 1, 1, MATMUL_SIZE, MATMUL_SIZE, MATMUL_SIZE, False))
-        out = self.cupy.empty((MATMUL_SIZE, MATMUL_SIZE), "float16")
-        x, y = a.q[0, 0], a.k[0, 0]
-        return lambda: self.cupy.matmul(x, y, out=out)
+        inputs = self.numbers.inputs(Case("forward", "float16", 1, 1, 1, MATMUL_SIZE, MATMUL_SIZE, MATMUL_SIZE, False))
+        x, y = inputs.q[0, 0], inputs.k[0, 0]
+        return lambda: self.cupy.matmul(x, y)
 
     def copy(self) -> Callable[[], Any]:
         source, target = (self.cupy.cuda.alloc(COPY_BYTES) for _ in range(2))
         return lambda: target.copy_from_device_async(source, COPY_BYTES, self.stream)
+
+
+def plan_text(case: Case, device: Device) -> str:
+    """Our launches for a case."""
+    zero = np.zeros((), DTYPES[case.dtype])
+    q, k = (
+        np.broadcast_to(zero, (case.batch, heads, seqlen, case.head_dim))
+        for heads, seqlen in ((case.heads_q, case.seqlen_q), (case.heads_k, case.seqlen_k))
+    )
+    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal)
+    plan = plan_backward(problem, device) if case.direction == "backward" else plan_forward(problem, device)
+    return "; ".join(f"{launch.kernel} x {launch.grid}" for launch in plan.launches)
 
 
 def measure_limits(gpu: Any, book: Book, today: str) -> None:
@@ -115,7 +121,7 @@ def measure_all(
         }  # fmt: skip
         try:
             if method.name == OURS:
-                columns["plan"] = gpu.plan(case)
+                columns["plan"] = plan_text(case, gpu.device)
             with method.on_stream(gpu.stream):
                 columns |= _measure(gpu, case, method, x, expected)
         except Exception as error:

@@ -60,7 +60,7 @@ def render(rows: list[Row]) -> str:
 
 def _table(unit: str, cases: dict[Case, dict[str, Row]], most: float | None, of_most: str) -> str:
     lines = [
-        f"| | D | B | H | S | {unit} | {of_most} | best other | {unit} | ratio | memory |",
+        f"| | D | B | H | S | {unit} | {of_most} | best other | its {unit} | ratio | memory |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, methods in cases.items():
