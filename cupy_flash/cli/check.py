@@ -32,7 +32,6 @@ from cupy_flash.plan import plan_backward, plan_forward
 
 NAMES = ("out", "lse", "dq", "dk", "dv")
 TESTS = Path(__file__).parents[2] / "tests"  # in a checkout; a wheel has none
-GOLDEN = TESTS / "golden" / "primitives.npz"
 GPU_REPEATS, EMULATED_REPEATS = 100, 3
 
 
@@ -287,7 +286,7 @@ def _primitives(path: Path | None) -> Iterator[Check]:
     sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
     record = importlib.import_module("golden.record")
     recorded: dict[str, np.ndarray] = {}
-    target = path or (None if GOLDEN.exists() else GOLDEN)  # an earlier record is replaced when asked
+    target = path or (None if record.FILE.exists() else record.FILE)  # an earlier record is replaced when asked
 
     def check(primitive: Any) -> str:
         outputs = record.run_on_gpu(primitive)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import math
 import re
 import subprocess
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cupy_flash import __version__, backends
+from cupy_flash import __version__, backends, source
 from cupy_flash.cli import Unavailable, UserError
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
@@ -173,19 +174,20 @@ def _dotted(version: int) -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, with a mark if the code has changed since; outside a checkout the version."""
+    """The checkout's commit, with a mark if the code has changed since; elsewhere a digest of the CUDA sources."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    if not (ROOT / "cuda_src").is_dir():
-        return __version__
     try:
+        if not (ROOT / ".git").exists():
+            raise FileNotFoundError
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "cupy_flash", "cuda_src")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return __version__
+        files = sorted(path for path in source.root().rglob("*.*") if path.is_file())
+        return f"sources-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]}"
 
 
 def _default_path(device: str, today: str) -> Path:

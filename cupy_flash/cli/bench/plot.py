@@ -56,7 +56,7 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
 
 def _title(case: Case) -> str:
     if case.direction == "decode":
-        return f"{case.dtype}, head dimension {case.head_dim}, {case.heads_q} heads of {case.heads_k} keys"
+        return f"{case.dtype}, head dimension {case.head_dim}, {case.heads_q} heads, {case.heads_k} of keys"
     return f"{case.dtype}, head dimension {case.head_dim}{', causal' if case.causal else ''}"
 
 
