@@ -72,10 +72,11 @@ def test_inputs_are_views_of_shared_memory_and_differ_by_row():
     assert len(np.unique(k[0, 0].view(np.uint16), axis=0)) == 2**17
 
 
-def test_plans_are_told():
-    assert "mma/attention_forward(" in runner.plan_text(small(), named("sm_90a"))
-    text = runner.plan_text(small("backward", dtype="bfloat16"), named("sm_80"))
-    assert "attention_delta" in text and "attention_dkdv" in text and " x " in text
+def test_launches_are_those_of_the_plan():
+    forward = runner.launches(small(), named("sm_90a"))
+    assert forward[0].kernel.entry == "attention_forward" and forward[0].kernel.family == "mma"
+    entries = {x.kernel.entry for x in runner.launches(small("backward", dtype="bfloat16"), named("sm_80"))}
+    assert entries >= {"attention_forward", "attention_delta", "attention_dkdv"}
 
 
 # Verification.
@@ -225,7 +226,7 @@ def cupy(monkeypatch):
     device = types.SimpleNamespace(attributes={"L2CacheSize": 1024}, compute_capability="80", synchronize=lambda: None)
     fake = types.ModuleType("cupy")
     fake.__getattr__ = lambda name: getattr(np, name)
-    fake.__version__, fake.done, fake.lost = "14.0", done, False
+    fake.__version__, fake.done, fake.lost, fake.compiled = "14.0", done, False, set()
     fake.get_default_memory_pool = Pool
     fake.cuda = types.SimpleNamespace(
         runtime=runtime,
@@ -242,6 +243,7 @@ def cupy(monkeypatch):
     monkeypatch.setattr(timing, "_spin_kernel", lambda index: lambda grid, block, arguments: done.append("spin"))
     monkeypatch.setattr(runner, "CupyBackend", lambda: types.SimpleNamespace(device=named("sm_80")))
     monkeypatch.setattr(runner, "MATMUL_SIZE", 64)
+    monkeypatch.setattr(runner, "compile_all", lambda kernels, arch: fake.compiled.update(kernels))
     return fake
 
 
@@ -297,7 +299,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_bench_measures_writes_and_plots(command, tmp_path, capsys):
+def test_bench_measures_writes_and_plots(command, cupy, tmp_path, capsys):
     pytest.importorskip("matplotlib")
 
     def refuse():
@@ -320,6 +322,7 @@ def test_bench_measures_writes_and_plots(command, tmp_path, capsys):
         assert float(row["median_us"]) == 1000 and row["peak_bytes"] == "4096"
         assert float(row["tflops"]) == pytest.approx(case.flops / 1e-3 / 1e12, rel=1e-5)
         assert "attention_" in row["plan"] and float(row["error"]) > 0
+        assert {str(kernel) for kernel in cupy.compiled} >= set(re.findall(r"(\w+/\w+\(.*?\)) x \d+", row["plan"]))
         assert row["commit"] == "abc" and row["device"] == "NVIDIA Fake 1" and row["cuda"] == "13.2"
     assert {r["status"] for r in by_method["refusing"]} == {"ValueError: no kernel for this | shape"}
     assert {r["method_version"] for r in by_method["peer"]} == {np.__version__}

@@ -79,6 +79,7 @@ def measure(gpu: Any, book: Book, chosen: list[Any], methods: list[Method], toda
             runner.measure_limits(gpu, book, today)
             todo = runner.pending(chosen, methods, book)
             print(f"{book.path}: {len(todo)} measurements to make", file=sys.stderr, flush=True)
+            runner.prepare({case for case, method in todo if method.name == table.OURS}, gpu.device)
             with _Progress(len(todo)) as progress:
                 left = runner.measure_all(gpu, todo, book, today, progress, deadline)
     except runner.DeviceLost as error:

@@ -136,7 +136,7 @@ class Standard(Method):
 
 def standard(xp: Any, case: Case, x: Inputs) -> Bound:
     """Attention by its definition with `xp`, cupy or numpy."""
-    group, scale = case.heads_q // case.heads_k, case.head_dim**-0.5
+    scale = case.head_dim**-0.5
     dtype = DTYPES[case.dtype]
 
     def grouped(a: Any) -> Any:
@@ -168,7 +168,7 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
         ds *= p
         ds *= dtype.type(scale)
         dk = xp.matmul(ds.swapaxes(-1, -2), q)
-        if group > 1:
+        if case.group > 1:
             dk, dv = (g.sum(2, keepdims=True) for g in (dk, dv))
         return tuple(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv))
 
@@ -260,7 +260,7 @@ class Sdpa(Torch):
 
     def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
         attention, functional = import_module("torch.nn.attention"), import_module("torch.nn.functional")
-        options = {"enable_gqa": True} if case.heads_q != case.heads_k else {}
+        options = {"enable_gqa": True} if case.group > 1 else {}
         with attention.sdpa_kernel([getattr(attention.SDPBackend, self.backend)]):
             return functional.scaled_dot_product_attention(q, k, v, is_causal=case.causal, **options)
 
@@ -279,7 +279,7 @@ class Flex(Torch):
         torch, flex = import_module("torch"), import_module("torch.nn.attention.flex_attention")
         torch._dynamo.reset()  # else it stops compiling after a few shapes
         compiled = torch.compile(flex.flex_attention, dynamic=False)
-        options = {"enable_gqa": True} if case.heads_q != case.heads_k else {}
+        options = {"enable_gqa": True} if case.group > 1 else {}
         if case.causal:
             options["block_mask"] = flex.create_block_mask(
                 lambda b, h, i, j: i >= j, None, None, case.seqlen_q, case.seqlen_k, device="cuda"

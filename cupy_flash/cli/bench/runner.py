@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from cupy_flash.cli.bench.cases import Case, Inputs, Numbers
 from cupy_flash.cli.bench.methods import Bound, Method
 from cupy_flash.cli.bench.table import OURS
 from cupy_flash.cli.bench.verify import Expected
+from cupy_flash.compile import compile_all
 from cupy_flash.device import Device
-from cupy_flash.plan import plan_backward, plan_forward
+from cupy_flash.plan import Launch, plan_backward, plan_forward
 from cupy_flash.problem import DTYPES, AttentionProblem
 
 MATMUL_SIZE, COPY_BYTES = 8192, 2**30
@@ -62,7 +63,7 @@ class Gpu:
         return lambda: target.copy_from_device_async(source, COPY_BYTES, self.stream)
 
 
-def plan_text(case: Case, device: Device) -> str:
+def launches(case: Case, device: Device) -> list[Launch]:
     """Our launches for a case."""
     zero = np.zeros((), DTYPES[case.dtype])
     q, k = (
@@ -70,8 +71,14 @@ def plan_text(case: Case, device: Device) -> str:
         for heads, seqlen in ((case.heads_q, case.seqlen_q), (case.heads_k, case.seqlen_k))
     )
     problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal)
-    plan = plan_backward(problem, device) if case.direction == "backward" else plan_forward(problem, device)
-    return "; ".join(f"{launch.kernel} x {launch.grid}" for launch in plan.launches)
+    if case.direction == "backward":
+        return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
+    return plan_forward(problem, device).launches
+
+
+def prepare(cases: Iterable[Case], device: Device) -> None:
+    """Compile our kernels on all cores before the first is needed."""
+    compile_all({launch.kernel for case in cases for launch in launches(case, device)}, device.arch)
 
 
 def measure_limits(gpu: Any, book: Book, today: str) -> None:
@@ -113,15 +120,15 @@ def measure_all(
     for done, (case, method) in enumerate(todo):
         if time.monotonic() > deadline:
             return len(todo) - done
-        if case != now:
-            x, now = gpu.numbers.inputs(case), case
-            expected = Expected(case, x)
         columns: dict[str, object] = {
             "method": method.name, "method_version": method.version, "timer": method.timer, "date": today,
         }  # fmt: skip
         try:
+            if case != now:
+                x = gpu.numbers.inputs(case)
+                expected, now = Expected(case, x), case
             if method.name == OURS:
-                columns["plan"] = plan_text(case, gpu.device)
+                columns["plan"] = "; ".join(f"{x.kernel} x {x.grid}" for x in launches(case, gpu.device))
             with method.on_stream(gpu.stream):
                 columns |= _measure(gpu, case, method, x, expected)
         except Exception as error:
