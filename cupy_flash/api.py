@@ -344,7 +344,8 @@ def _backward(
         dlse = None if dlse is None else _with_head(dlse, shape)
         grads = module.backward(problem, dout, q, k, v, out, lse, dlse, bool(deterministic))
         dq, dk, dv = (
-            sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s) for grad, s in zip(grads, shapes, strict=True)
+            grad if grad.shape == s else sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s)
+            for grad, s in zip(grads, shapes, strict=True)
         )
     return dq, dk, dv
 

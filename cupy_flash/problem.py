@@ -193,12 +193,17 @@ def _problem(q: _Described, k: _Described, v: _Described, causal: Any, scale: An
 
 def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless `array` has exactly this shape and dtype."""
+    _check_description(name, _describe(array), shape, dtype)
+    _check_aligned(name, array)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_description(name: str, array: _Described, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
     if np.dtype(array.dtype) != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}: expected {dtype}")
     _check_strides(name, array)
-    _check_aligned(name, array)
 
 
 def _check_strides(name: str, array: Any) -> None:

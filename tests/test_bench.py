@@ -12,14 +12,14 @@ import pytest
 
 from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash.__main__ import main
-from cupy_flash.cli import UserError, bench, check
+from cupy_flash.cli import UserError, ahead, bench, check
 from cupy_flash.cli.bench import book as books
 from cupy_flash.cli.bench import methods, readme, runner, table, timing
 from cupy_flash.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
 from cupy_flash.cli.bench.plot import plot
 from cupy_flash.cli.bench.verify import Expected
 from cupy_flash.cli.problems import LAYOUTS, problems
-from cupy_flash.compile import text_to_cubin
+from cupy_flash.compile import CompileError, text_to_cubin
 from cupy_flash.device import named
 from cupy_flash.problem import DTYPES
 
@@ -243,7 +243,7 @@ def cupy(monkeypatch):
     monkeypatch.setattr(timing, "_spin_kernel", lambda index: lambda grid, block, arguments: done.append("spin"))
     monkeypatch.setattr(runner, "CupyBackend", lambda: types.SimpleNamespace(device=named("sm_80")))
     monkeypatch.setattr(runner, "MATMUL_SIZE", 64)
-    monkeypatch.setattr(runner, "compile_all", lambda kernels, arch: fake.compiled.update(kernels))
+    monkeypatch.setattr(ahead, "compile_all", lambda kernels, arch: fake.compiled.update(kernels))
     return fake
 
 
@@ -698,6 +698,15 @@ def test_check_goes_on_after_an_exception_and_fails(monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, capsys):
+    def fail(kernels, arch):
+        raise CompileError("simt/forward.cu -arch=sm_80: no\nlong log")
+
+    monkeypatch.setattr(ahead, "compile_all", fail)
+    ahead.compile_ahead([], "sm_80")
+    assert capsys.readouterr().err.endswith("simt/forward.cu -arch=sm_80: no\n")
+
+
 def test_a_lost_device_ends_the_checks(cupy, capsys):
     def lose():
         cupy.lost = True
@@ -714,7 +723,8 @@ def test_a_lost_device_ends_the_checks(cupy, capsys):
         (["--backend", "cpu"], "--backend is 'cpu'"),
         (["--backend", "emulator:sm_1"], "architecture is 'sm_1'"),
         (["--backend", "emulator", "--only", "nothing like this"], "no check has that in its name"),
-        (["--backend", "emulator", "--golden", "/missing/file.npz"], "/missing is not a directory"),
+        (["--golden", "/missing/file.npz"], "/missing is not a directory"),
+        (["--backend", "emulator", "--golden", "file.npz"], "expected --backend cuda"),
     ],
 )
 def test_malformed_checks_are_named(arguments, message, capsys):

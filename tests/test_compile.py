@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sass import check_main_loop
 
 from cupy_flash import compile, device, kernels, source, startup
 from cupy_flash.device import named
@@ -18,7 +19,7 @@ pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRT
 ARCHES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 
 
-def check_resources(kernel: Specialization, arch: str) -> None:
+def check_machine_code(kernel: Specialization, arch: str) -> None:
     compiled = compile.to_cubin(kernel, arch)
     assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
     limits, constants = named(arch), dict(kernel.constants)
@@ -26,6 +27,8 @@ def check_resources(kernel: Specialization, arch: str) -> None:
     blocks = constants.get("kMinBlocks", 1)
     assert blocks * 32 * constants["kNWarps"] * registers <= limits.registers_per_sm
     assert compiled.path.read_bytes()[:4] == b"\x7fELF"
+    if kernel.family == "mma":
+        check_main_loop(kernel, compiled.path)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -42,7 +45,7 @@ def test_kernels_compile_without_spills(arch, dtype):
     ]
     assert {kernel.entry for kernel in sample} == {"attention_forward", "attention_dkdv", "attention_dq"}
     for kernel in sample:
-        check_resources(kernel, arch)
+        check_machine_code(kernel, arch)
 
 
 # bfloat16 differs from float16 by the names of instructions only, and so do sm_86 and sm_89 from one another and,
@@ -59,7 +62,7 @@ ALL = [
 def test_all_kernels_compile_without_spills(arch, dtype):
     for kernel in all_specializations(named(arch)):
         if ("Element", dtype) in kernel.types:
-            check_resources(kernel, arch)
+            check_machine_code(kernel, arch)
 
 
 @pytest.mark.slow
@@ -74,7 +77,7 @@ def test_kernels_of_two_head_dimensions_compile_without_spills(head_dim, head_di
             kernels.dkdv(variant, device, atomic_dq=True),
             kernels.dq(variant, device),
         ):
-            check_resources(kernel, device.arch)
+            check_machine_code(kernel, device.arch)
 
 
 @pytest.fixture

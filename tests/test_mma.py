@@ -12,7 +12,7 @@ from conftest import On
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch
+from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, merge_attention
 from cupy_flash.device import named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.plan import plan_backward, plan_forward
@@ -155,6 +155,9 @@ def test_forward_does_exactly_what_the_schedule_says(replan, causal):
     tiles = sum(-(-key_end(min(m0 + rows, sq) - 1) // block_n) for m0 in range(0, sq, rows))
     products = rows // 16 * (block_n // 8 * (d // 16) + d // 8 * (block_n // 16))
     assert forward.mma == 4 * tiles * products
+    # Of each 16 x 16 piece one ldmatrix: Q again for every block of keys, K and V once.
+    pieces = rows // 16 * (d // 16) + 2 * (block_n // 16) * (d // 16)
+    assert forward.ldmatrix == 4 * tiles * pieces
 
 
 def test_results_are_written_once():
@@ -255,6 +258,9 @@ MUTANTS = {
     "combine: one split too many": (
         "attention/combine.cu", "for (int split = 0; split < num_splits; ++split) sum += weight(split);",
         "for (int split = 0; split <= num_splits; ++split) sum += weight(split);", {"out_of_bounds"}),
+    "merge: one column too many": (
+        "attention/merge.cu", "for (int col = r.lane; col < cols; col += 32)",
+        "for (int col = r.lane; col <= cols; col += 32)", {"out_of_bounds", "global_race"}),
     "dkdv: P published without a barrier": (
         "mma/backward_dkdv.cu", "    }\n    __syncthreads();\n\n    if (kAtomicDq)", "    }\n\n    if (kAtomicDq)",
         {"shared_race", "uninitialised"}),
@@ -262,8 +268,8 @@ MUTANTS = {
         "mma/ring.cuh", "    __syncthreads();\n    fill(step + kStages - 1);", "    fill(step + kStages - 1);",
         {"shared_race", "uninitialised", "async_copy"}),
     "dkdv: dQ added without atomics": (
-        "mma/backward_dkdv.cu", "if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);",
-        "if (col < gDq.cols) dst[col] += acc_dq[i][j];", {"global_race"}),
+        "mma/backward_dkdv.cu", "ptx::add_global(dst + step, acc[i][j], inside && col0 + step < g.cols);",
+        "if (inside && col0 + step < g.cols) dst[step] += acc[i][j];", {"global_race"}),
     "dkdv: dK's tile written while K is read": (
         "mma/backward_dkdv.cu", "  __syncthreads();  // dK's and dV's tiles lie where K and V were", "",
         {"shared_race"}),
@@ -284,8 +290,9 @@ def run_checked():
         _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
         vjp(dout)
         options = {"causal": True, "q_offset": -140, "deterministic": True, "backend": "emulator"}
-        _, vjp = flash_attention_vjp(q, k[:, :60], v[:, :60], **options)
+        (out, lse), vjp = flash_attention_vjp(q, k[:, :60], v[:, :60], return_lse=True, **options)
         vjp(dout)
+        merge_attention(out, lse, out, lse, backend="emulator")
 
 
 @pytest.mark.parametrize("name", MUTANTS)

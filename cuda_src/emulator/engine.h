@@ -100,6 +100,8 @@ enum EmulatorAtomic {
 };
 float emulator_atomic_f32(int operation, float* p, float value, const char* file, int line);
 double emulator_atomic_f64(int operation, double* p, double value, const char* file, int line);
+// Adds to two neighbours, as one red of a vector does.
+void emulator_add_f32x2(float* p, float x, float y, const char* file, int line);
 uint32_t emulator_atomic_u32(int operation, uint32_t* p, uint32_t value, uint32_t compare, const char* file,
                              int line);
 int32_t emulator_atomic_s32(int operation, int32_t* p, int32_t value, int32_t compare, const char* file,

@@ -13,6 +13,7 @@
 #include "params.cuh"
 #include "platform.cuh"
 #include "ptx/opaque.cuh"
+#include "ptx/reduce.cuh"
 #include "specialization.cuh"
 
 constexpr int kKeyAcross = kNWarps / kWarpsN;                   // warps that share keys of dK and dV
@@ -44,6 +45,38 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
+// g += acc, for the rows from row0 on, two neighbouring columns at once or one by one.
+template <int kAcross, bool kPairs, int kRows, int kCols>
+__device__ __forceinline__ void add_columns(const Matrix<float>& g, int row0, int across,
+                                            const float (&acc)[kRows][kCols]) {
+  const int col0 = col_of<kAcross>(0, across);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const bool inside = row0 + row_of(i) < g.rows;
+    float* dst = g.at(row0 + row_of(i), col0);
+#pragma unroll
+    for (int j = 0; j < kCols; j += 2) {
+      const int step = col_of<kAcross>(j) - col_of<kAcross>(0);  // a constant
+      if (kPairs) {
+        ptx::add_global(dst + step, acc[i][j], acc[i][j + 1], inside && col0 + step < g.cols);
+      } else {
+        ptx::add_global(dst + step, acc[i][j], inside && col0 + step < g.cols);
+        ptx::add_global(dst + step + 1, acc[i][j + 1], inside && col0 + step + 1 < g.cols);
+      }
+    }
+  }
+}
+
+template <int kAcross, int kRows, int kCols>
+__device__ __forceinline__ void add_fragment(const Matrix<float>& g, int row0, int across,
+                                             const float (&acc)[kRows][kCols]) {
+  if (kAddsPairs && g.vectorized) {
+    add_columns<kAcross, true>(g, row0, across, acc);
+  } else {
+    add_columns<kAcross, false>(g, row0, across, acc);
+  }
+}
+
 // dQ += dS K  [kBlockM, kHeadDim], in two halves of the columns where beside dK and dV there is no room for all.
 __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Matrix<float>& gDq, int m0) {
   constexpr int kParts = kQueryCols % 8 == 0 && kScoreRows * kQueryCols > 32 ? 2 : 1, kTurns = kParts * kAcross;
@@ -55,34 +88,7 @@ __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Matrix<fl
     set_zero(acc_dq);
     matmul<kBlockN, kTurns>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, row0),
                             Pieces<KeyTile, kRowsFirst>(shared.key, 0, turn * kPiece));
-#pragma unroll
-    for (int i = 0; i < kScoreRows; ++i) {
-      const int row = m0 + row0 + row_of(i);
-      if (row >= gDq.rows) continue;
-      float* dst = gDq.at(row, 0);
-#pragma unroll
-      for (int j = 0; j < kQueryCols / kParts; ++j) {
-        const int col = col_of<kTurns>(j, turn);
-        if (col < gDq.cols) atomicAdd(dst + col, acc_dq[i][j]);
-      }
-    }
-  }
-}
-
-// Add a block's share of dK or dV to the sum over all shares.
-template <int kCols>
-__device__ __forceinline__ void add_to_sum(const Matrix<float>& g, int row0, int across,
-                                           const float (&acc)[kKeyRows][kCols]) {
-#pragma unroll
-  for (int i = 0; i < kKeyRows; ++i) {
-    const int row = row0 + row_of(i);
-    if (row >= g.rows) continue;
-    float* dst = g.at(row, 0);
-#pragma unroll
-    for (int j = 0; j < kCols; ++j) {
-      const int col = col_of<kKeyAcross>(j, across);
-      if (col < g.cols) atomicAdd(dst + col, acc[i][j]);
-    }
+    add_fragment<kTurns>(gDq, m0 + row0, turn, acc_dq);
   }
 }
 
@@ -106,10 +112,12 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
   const Keys keys = keys_of_block(shape, params.schedule.num_splits, ptx::opaque(blockIdx.x));
   const int rows = shape.seqlen_k;
   if (params.schedule.num_splits > 1) {
-    add_to_sum(head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim),
-               keys.n0 + row0, across, acc_dk);
-    add_to_sum(head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v),
-               keys.n0 + row0, across, acc_dv);
+    add_fragment<kKeyAcross>(
+        head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0 + row0,
+        across, acc_dk);
+    add_fragment<kKeyAcross>(
+        head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0 + row0,
+        across, acc_dv);
     return;
   }
   store_fragment<kKeyAcross>(shared.key, row0, across, acc_dk);

@@ -93,22 +93,23 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend is {name!r}: expected a string or None")
-    converted = {key: _as_array(key, x) for key, x in arrays.items()}
-    on_gpu = {key: not isinstance(x, np.ndarray) for key, x in converted.items()}
+    converted = [_as_array(key, x) for key, x in arrays.items()]
     if name is None:
-        name = "cuda" if next(iter(on_gpu.values())) else "cpu"  # by the first array
+        name = "cpu" if isinstance(converted[0], np.ndarray) else "cuda"
     if name not in _instances:
         _instances[name] = get(name)
     backend = _instances[name]
     wants_gpu = backend.namespace is not np
-    for key, gpu in on_gpu.items():
-        if gpu != wants_gpu:
-            seen, wanted = ("CuPy", "NumPy") if gpu else ("NumPy", "CuPy")
+    for key, x in zip(arrays, converted, strict=True):
+        if isinstance(x, np.ndarray) is wants_gpu:
+            seen, wanted = ("NumPy", "CuPy") if wants_gpu else ("CuPy", "NumPy")
             raise TypeError(f"{key} is a {seen} array: backend {name!r} takes {wanted} arrays only")
-    return backend, list(converted.values())
+    return backend, converted
 
 
 def _as_array(name: str, x: Any) -> Any:
+    if type(x) is np.ndarray:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
     if isinstance(x, np.ndarray):

@@ -26,9 +26,10 @@ from cupy_flash import (
 )
 from cupy_flash.analysis.budget import magnitudes, spent
 from cupy_flash.cli import Unavailable, UserError
+from cupy_flash.cli.ahead import compile_ahead
 from cupy_flash.cli.problems import Problem, problems
-from cupy_flash.compile import compile_all
 from cupy_flash.plan import plan_backward, plan_forward
+from cupy_flash.problem import DTYPES
 
 NAMES = ("out", "lse", "dq", "dk", "dv")
 TESTS = Path(__file__).parents[2] / "tests"  # in a checkout; a wheel has none
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     family = args.backend.partition(":")[0]
     if family not in ("cuda", "emulator"):
         raise UserError(f"--backend is {args.backend!r}: expected cuda, emulator or emulator:ARCH")
+    if args.golden and family != "cuda":
+        raise UserError("--golden records what a GPU answers: expected --backend cuda")
     if args.golden and not args.golden.absolute().parent.is_dir():
         raise UserError(f"{args.golden.absolute().parent} is not a directory")
     try:
@@ -80,24 +83,28 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise Unavailable(str(error)) from None
     on_gpu = family == "cuda"
-    chosen = [p for p in problems() if args.only in str(p)]
-    if on_gpu:
-        _compile(backend, chosen)
-    checks = [_values(args.backend, p if on_gpu else p.reduced(), str(p)) for p in chosen]
-    checks += [_repeats(args.backend, dtype, on_gpu) for dtype in ("float16", "bfloat16", "float32", "float64")]
-    checks.append(Check("merge of two parts of the keys", lambda: _merge(args.backend, on_gpu)))
-    if on_gpu:
-        checks.append(Check("stream: launches go to the current one", _stream))
-        checks += [Check(f"graph: capture, replay, deterministic={d}", partial(_graph, d)) for d in (False, True)]
+    checks = [*_checks(args.backend, on_gpu), *(_primitives(args.golden) if on_gpu else ())]
     checks = [check for check in checks if args.only in check.name]
-    if on_gpu:
-        checks += [check for check in _primitives(args.golden) if args.only in check.name]
     if not checks:
         raise UserError(f"--only is {args.only!r}: no check has that in its name")
+    if on_gpu:
+        _compile(backend, [p for p in problems() if args.only in str(p)])
     failed = _run_all(checks, on_gpu)
     if failed:
         raise UserError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
     print(f"{len(checks)} checks passed")
+
+
+def _checks(backend: str, on_gpu: bool) -> Iterator[Check]:
+    for p in problems():
+        yield _values(backend, p if on_gpu else p.reduced(), str(p))
+    for dtype in DTYPES:
+        yield _repeats(backend, dtype, on_gpu)
+    yield Check("merge of two parts of the keys", partial(_merge, backend, on_gpu))
+    if on_gpu:
+        yield Check("stream: launches go to the current one", _stream)
+        for deterministic in (False, True):
+            yield Check(f"graph: capture, replay, deterministic={deterministic}", partial(_graph, deterministic))
 
 
 def _run_all(checks: list[Check], on_gpu: bool) -> list[str]:
@@ -129,15 +136,13 @@ def _device_error() -> str:
 
 
 def _compile(backend: Any, chosen: list[Problem]) -> None:
-    """Compile the kernels on all cores before the first is needed."""
     kernels = set()
     for p in chosen:
         problem = p.problem()
         if problem.seqlen_q and problem.seqlen_k:
             plans = plan_forward(problem, backend.device), plan_backward(problem, backend.device, p.deterministic)
             kernels |= {launch.kernel for plan in plans for launch in plan.launches}
-    print(f"compiling {len(kernels)} kernels", file=sys.stderr, flush=True)
-    compile_all(kernels, backend.device.arch)
+    compile_ahead(kernels, backend.device.arch)
 
 
 def _namespace(backend: str) -> Any:

@@ -124,6 +124,14 @@ def test_atomics(opcode, operation, type_, start, fold):
     assert out[0] == fold(np.arange(32).astype(dtype))
 
 
+def test_addition_to_two_neighbours():
+    body = "cvt.rn.f32.u32 %f1, %tid; red.relaxed.gpu.global.add.v2.f32 [%out+8], {%f1, 0f3F000000}; ret;"
+    out = run(f".reg .b32 %f<2>; {body}", np.ones(4, np.float32), target=90)
+    assert out.tolist() == [1, 1, 1 + 496, 1 + 16]
+    with pytest.raises(emulator.EmulatorError, match="misaligned"):
+        run(f".reg .b32 %f<2>; {body.replace('+8', '+4')}", np.ones(4, np.float32), target=90)
+
+
 def test_atomics_return_the_old_value_and_exchange():
     body = f""".reg .b32 %r<4>;
     atom.global.add.u32 %r1, [%out+128], 1;

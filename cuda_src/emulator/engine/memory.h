@@ -189,6 +189,14 @@ EMULATOR_INTEGER_ATOMIC(s64, int64_t)
 #undef EMULATOR_FLOAT_ATOMIC
 #undef EMULATOR_INTEGER_ATOMIC
 
+void emulator_add_f32x2(float* p, float x, float y, const char* file, int line) {
+  if (reinterpret_cast<uintptr_t>(p) % 8)
+    emulator::machine->fail("misaligned", "addition to two floats at {0}: the address is no multiple of 8",
+                            {file, line});
+  emulator_atomic_f32(kAtomicAdd, p, x, file, line);
+  emulator_atomic_f32(kAtomicAdd, p + 1, y, file, line);
+}
+
 void emulator_trap(const char* message, const char* file, int line) {
   emulator::machine->fail("trap", emulator::format("%s at {0}", message), {file, line});
 }

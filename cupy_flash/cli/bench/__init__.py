@@ -19,6 +19,7 @@ from typing import Any
 
 from cupy_flash import __version__, backends, source
 from cupy_flash.cli import Unavailable, UserError
+from cupy_flash.cli.ahead import compile_ahead
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
 from cupy_flash.cli.bench.cases import cases
@@ -79,7 +80,8 @@ def measure(gpu: Any, book: Book, chosen: list[Any], methods: list[Method], toda
             runner.measure_limits(gpu, book, today)
             todo = runner.pending(chosen, methods, book)
             print(f"{book.path}: {len(todo)} measurements to make", file=sys.stderr, flush=True)
-            runner.prepare({case for case, method in todo if method.name == table.OURS}, gpu.device)
+            ours = [case for case, method in todo if method.name == table.OURS]
+            compile_ahead({x.kernel for case in ours for x in runner.launches(case, gpu.device)}, gpu.device.arch)
             with _Progress(len(todo)) as progress:
                 left = runner.measure_all(gpu, todo, book, today, progress, deadline)
     except runner.DeviceLost as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from cupy_flash.cli.bench.cases import Case, Inputs, Numbers
 from cupy_flash.cli.bench.methods import Bound, Method
 from cupy_flash.cli.bench.table import OURS
 from cupy_flash.cli.bench.verify import Expected
-from cupy_flash.compile import compile_all
 from cupy_flash.device import Device
 from cupy_flash.plan import Launch, plan_backward, plan_forward
 from cupy_flash.problem import DTYPES, AttentionProblem
@@ -74,11 +73,6 @@ def launches(case: Case, device: Device) -> list[Launch]:
     if case.direction == "backward":
         return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
     return plan_forward(problem, device).launches
-
-
-def prepare(cases: Iterable[Case], device: Device) -> None:
-    """Compile our kernels on all cores before the first is needed."""
-    compile_all({launch.kernel for case in cases for launch in launches(case, device)}, device.arch)
 
 
 def measure_limits(gpu: Any, book: Book, today: str) -> None:

@@ -78,6 +78,8 @@ def _st(emit: Emitter, instruction: Instruction) -> str:
 @instruction("atom", "red")
 def _atomic(emit: Emitter, instruction: Instruction) -> str:
     operands = list(instruction.operands)
+    if instruction.has("v2", "v4", "v8"):
+        return _add_pair(emit, instruction, *operands)
     d = operands.pop(0) if instruction.opcode[0] == "atom" else "_"
     operation = next((part for part in instruction.opcode[1:] if part in _ATOMICS), None)
     type_ = instruction.opcode[-1].replace("b", "u") if instruction.opcode[-1][0] == "b" else instruction.opcode[-1]
@@ -92,6 +94,15 @@ def _atomic(emit: Emitter, instruction: Instruction) -> str:
     pointer = f"isa::at<{c_type}>({emit.address(operands[0], _space(instruction))})"
     call = f"emulator_atomic_{type_}({_ATOMICS[operation]}, {pointer}, {', '.join(values)}, PTX_SITE)"
     return emit.write(d, call)
+
+
+def _add_pair(emit: Emitter, instruction: Instruction, target: str, source: str) -> str:
+    emit.require(instruction, 90)
+    if instruction.opcode[0] != "red" or not instruction.has("add") or instruction.opcode[-2:] != ("v2", "f32"):
+        raise instruction.unsupported()
+    pointer = f"isa::at<float>({emit.address(target, _space(instruction))})"
+    x, y = (emit.read(register, "f32") for register in vector(source))
+    return f"emulator_add_f32x2({pointer}, {x}, {y}, PTX_SITE);"
 
 
 @instruction("cp.async.ca.shared", "cp.async.cg.shared", "cp.async.ca.shared::cta", "cp.async.cg.shared::cta")

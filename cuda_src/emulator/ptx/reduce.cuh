@@ -1,0 +1,14 @@
+// Host version of cuda_src/ptx/reduce.cuh.
+#pragma once
+#include "platform.cuh"
+
+namespace ptx {
+
+__forceinline__ void add_global(float* dst, float x, bool wanted, EMULATOR_SITE) {
+  if (wanted) emulator_atomic_f32(kAtomicAdd, dst, x, file, line);
+}
+__forceinline__ void add_global(float* dst, float x, float y, bool wanted, EMULATOR_SITE) {
+  if (wanted) emulator_add_f32x2(dst, x, y, file, line);
+}
+
+}  // namespace ptx
