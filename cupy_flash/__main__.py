@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from cupy_flash import __version__
-from cupy_flash.cli import UserError, compile, demo, explain, info
+from cupy_flash.cli import UserError, bench, check, compile, demo, explain, info
 
-COMMANDS = {"demo": demo, "info": info, "compile": compile, "explain": explain}
+COMMANDS = {"demo": demo, "info": info, "compile": compile, "explain": explain, "check": check, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, or 1 after an error that the user can put right.
+    """Run one command and return the exit status: 0, 1 after an error that the user can put right, 2 where the machine
+    lacks what the command is for.
 
     argparse itself exits with status 2 on a malformed command line.
     """
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except UserError as error:
         print(f"cupy_flash {args.command}: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         return 130
     return 0

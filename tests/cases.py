@@ -1,9 +1,7 @@
 """Problems with their arrays: what hypothesis draws, and the error budget every backend must keep."""
 
-import math
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 from oracle import attention
@@ -14,6 +12,7 @@ from cupy_flash import (
     flash_attention,
     flash_attention_backward,
 )
+from cupy_flash.analysis.budget import magnitudes, spent
 from cupy_flash.problem import DTYPES
 
 LAYOUTS = ("contiguous", "bshd", "padded", "reversed", "strided_cols", "offset")
@@ -143,56 +142,7 @@ def check(case, on, *, dlse=True, **backward_options):
     return out, lse, *grads
 
 
-def magnitudes(q, k, v, dout, dlse, *, causal, q_offset, scale):
-    """For each result, the sum of the absolute values of its terms, at its largest element.
-
-    One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
-    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor.
-    """
-    group = q.shape[-3] // k.shape[-3]
-    q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
-    k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
-    sq, sk = q.shape[-2], k.shape[-2]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
-    s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
-    p = np.exp(s - s.max(-1, keepdims=True, initial=-1e300))
-    p /= np.maximum(p.sum(-1, keepdims=True), 1)
-    q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
-    dp = dout @ v.swapaxes(-1, -2)
-    ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
-    factor = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
-    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
-    terms = {
-        "out": p @ v,
-        "lse": np.ones(1),
-        "dq": ds @ k,
-        "dk": shared * ds.swapaxes(-1, -2) @ q,
-        "dv": shared * p.swapaxes(-1, -2) @ dout,
-    }
-    return {name: factor * _largest(x) for name, x in terms.items()}
-
-
-def _largest(x):
-    return x.max(initial=0)
-
-
 def within_budget(name, x, naive, exact, size=1.0):
-    """At most twice the error of naive attention in the same dtype, plus eps times the size of the result's terms.
-
-    A result in a half type is also rounded once itself.
-    """
-    assert x.shape == exact.shape, name
-    storage_eps, sum_eps = (
-        float(ml_dtypes.finfo(x.dtype).eps),
-        np.finfo(np.result_type(x.dtype, np.float32)).eps,
-    )
-    x, naive, exact = (np.asarray(a).astype(np.float64) for a in (x, naive, exact))
-    assert np.array_equal(np.isneginf(x), np.isneginf(exact)), f"{name}: rows that see no key"
-    finite = np.isfinite(exact)
-    if not finite.any():
-        return
-    x, naive, exact = x[finite], naive[finite], exact[finite]
-    error, naive_error = np.abs(x - exact).max(), np.abs(naive - exact).max()
-    budget = 2 * naive_error + sum_eps * size + storage_eps * np.abs(exact).max()
-    assert error <= budget, f"{name}: error {error:.3g}, naive attention has {naive_error:.3g}"
+    """Assert the budget of `cupy_flash.analysis.budget`."""
+    error, budget = spent(x, naive, exact, size)
+    assert error <= budget, f"{name}: error {error:.3g}, the budget is {budget:.3g}"

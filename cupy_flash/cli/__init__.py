@@ -3,3 +3,11 @@
 
 class UserError(Exception):
     """Something the user can put right: printed as one line, without a traceback."""
+
+    status = 1
+
+
+class Unavailable(UserError):
+    """This machine lacks what the command is for."""
+
+    status = 2

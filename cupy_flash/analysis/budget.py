@@ -1,0 +1,67 @@
+"""How far from float64 a result may be: the budget that the tests and `python -m cupy_flash check` hold kernels to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray
+
+
+def magnitudes(
+    q: Array, k: Array, v: Array, dout: Array, dlse: Array | None, *, causal: bool, q_offset: Any, scale: Any
+) -> dict[str, float]:
+    """For each result, the sum of the absolute values of its terms, at its largest element.
+
+    One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
+    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor.
+    """
+    group = q.shape[-3] // k.shape[-3]
+    q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
+    k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
+    sq, sk = q.shape[-2], k.shape[-2]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
+    s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True, initial=-1e300))
+    p /= np.maximum(p.sum(-1, keepdims=True), 1)
+    q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
+    dp = dout @ v.swapaxes(-1, -2)
+    ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
+    factor = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
+    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
+    terms = {
+        "out": p @ v,
+        "lse": np.ones(1),
+        "dq": ds @ k,
+        "dk": shared * ds.swapaxes(-1, -2) @ q,
+        "dv": shared * p.swapaxes(-1, -2) @ dout,
+    }
+    return {name: factor * _largest(x) for name, x in terms.items()}
+
+
+def _largest(x: Array) -> float:
+    return float(x.max(initial=0))
+
+
+def spent(x: Array, naive: Array, exact: Array, size: float = 1.0) -> tuple[float, float]:
+    """The largest error of `x` and the budget for it: at most twice the error of naive attention in the same dtype,
+    plus eps times the size of the result's terms.
+
+    A result in a half type is also rounded once itself. Rows that see no key must be the same in both.
+    """
+    if x.shape != exact.shape:
+        return math.inf, 0.0
+    storage_eps, sum_eps = float(ml_dtypes.finfo(x.dtype).eps), np.finfo(np.result_type(x.dtype, np.float32)).eps
+    x, naive, exact = (np.asarray(a).astype(np.float64) for a in (x, naive, exact))
+    if not np.array_equal(np.isneginf(x), np.isneginf(exact)):
+        return math.inf, 0.0
+    finite = np.isfinite(exact)
+    if not finite.any():
+        return 0.0, 0.0
+    x, naive, exact = x[finite], naive[finite], exact[finite]
+    error, naive_error = float(np.abs(x - exact).max()), float(np.abs(naive - exact).max())
+    return error, float(2 * naive_error + sum_eps * size + storage_eps * np.abs(exact).max())

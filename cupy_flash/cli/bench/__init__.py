@@ -1,0 +1,208 @@
+"""time the kernels on the GPU against the other libraries installed here
+
+Rows go to a CSV file as they are measured; the same command goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cupy_flash import __version__, backends, source
+from cupy_flash.cli import Unavailable, UserError
+from cupy_flash.cli.ahead import compile_ahead
+from cupy_flash.cli.bench import readme, runner, table
+from cupy_flash.cli.bench.book import OK, Book, Row, case_of
+from cupy_flash.cli.bench.cases import cases
+from cupy_flash.cli.bench.methods import Method, all_methods
+from cupy_flash.cli.bench.plot import plot
+from cupy_flash.cli.progress import progress
+
+ROOT = Path(__file__).parents[3]  # of a checkout
+QUICK_MINUTES = 4.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help=f"few cases, and {QUICK_MINUTES} minutes at most")
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command later goes on")
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument("--methods", default="", metavar="TEXT", help="only methods whose name contains this, and ours")
+    parser.add_argument(
+        "--out", type=Path, metavar="CSV", help="default: benchmarks/results/<device>-<date>.csv in a checkout"
+    )
+    parser.add_argument("--readme", action="store_true", help="only make the README's table, from the newest results")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, then print the table.
+
+    Raises
+    ------
+    Unavailable
+        If there is no GPU.
+    UserError
+        If the results cannot be written, or a method broke the device.
+    """
+    if args.readme:
+        return _write_readme()
+    try:
+        backends.get("cuda")
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from None
+    started = time.monotonic()
+    minutes = args.minutes if args.minutes is not None else QUICK_MINUTES if args.quick else math.inf
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    place = _place()
+    path = args.out or _default_path(place["device"], today)
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.absolute().parent} is not a directory")
+    book = Book(path, place)
+    chosen = [case for case in cases(args.dtype, args.quick) if args.only in str(case)]
+    methods = _loaded([m for m in all_methods() if args.methods in m.name or m.name == table.OURS])
+    measure(runner.Gpu(), book, chosen, methods, today, started + 60 * minutes)
+    return None
+
+
+def measure(gpu: Any, book: Book, chosen: list[Any], methods: list[Method], today: str, deadline: float) -> None:
+    """Fill the book, then print its table and plot it."""
+    try:
+        with gpu.stream:
+            runner.measure_limits(gpu, book, today)
+            todo = runner.pending(chosen, methods, book)
+            print(f"{book.path}: {len(todo)} measurements to make", file=sys.stderr, flush=True)
+            ours = [case for case, method in todo if method.name == table.OURS]
+            compile_ahead({x.kernel for case in ours for x in runner.launches(case, gpu.device)}, gpu.device.arch)
+            with _Progress(len(todo)) as progress:
+                left = runner.measure_all(gpu, todo, book, today, progress, deadline)
+    except runner.DeviceLost as error:
+        raise UserError(f"the GPU refuses more after {error}. The same command goes on after it") from None
+    rows = book.here()
+    print(table.render(rows))
+    for row in rows:
+        if row["status"] != OK:
+            print(f"failed: {row['method']}, {case_of(row)}: {row['status']}")
+    if left:
+        print(f"{left} measurements left when time was up: the same command goes on")
+    print(book.path)
+    try:
+        for written in plot(rows, book.path.with_suffix("")):
+            print(written)
+    except ImportError:
+        print('no plots: they need matplotlib, pip install "cupy-flash[demo]"')
+
+
+class _Progress:
+    """One line a measurement on standard error, below it a bar where tqdm is installed."""
+
+    def __init__(self, total: int) -> None:
+        self.bar = None
+        with contextlib.suppress(UserError):
+            self.bar = progress("bench", total)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.close()
+
+    def __call__(self, row: Row) -> None:
+        case = case_of(row)
+        result = row["status"]
+        if result == OK:
+            unit = table.unit_of(case)
+            result = f"{float(row[unit]):.4g} {'GB/s' if unit == 'gbps' else 'TFLOP/s'}"
+        line = f"{case!s:<62} {row['method']:<16} {result}"
+        if self.bar:
+            self.bar.write(line, file=sys.stderr)
+            self.bar.update()
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _loaded(methods: list[Method]) -> list[Method]:
+    """Those that can be had; the others are told with the reason."""
+    found = []
+    for method in methods:
+        try:
+            method.load()
+        except Exception as error:
+            print(f"not compared: {method.name}, {type(error).__name__}: {' '.join(str(error).split())[:150]}")
+        else:
+            found.append(method)
+    return found
+
+
+def _place() -> Row:
+    """Where the measurements are made, and of what."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    return {
+        "device": properties["name"].decode(),
+        "arch": f"sm_{properties['major']}{properties['minor']}",
+        "driver": _driver(),
+        "cuda": _dotted(runtime.runtimeGetVersion()),
+        "cupy": cupy.__version__,
+        "cupy_flash": __version__,
+        "commit": _commit(),
+    }
+
+
+def _driver() -> str:
+    """The driver's own version where the system tells it, else the CUDA version that it offers."""
+    path = Path("/proc/driver/nvidia/version")
+    if path.exists():
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", path.read_text().partition("Module")[2])
+        if found:
+            return found[0]
+    import cupy
+
+    return f"for CUDA {_dotted(cupy.cuda.runtime.driverGetVersion())}"
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _commit() -> str:
+    """The checkout's commit, with a mark if the code has changed since; elsewhere a digest of the CUDA sources."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if not (ROOT / ".git").exists():
+            raise FileNotFoundError
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "cupy_flash", "cuda_src")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        files = sorted(path for path in source.root().rglob("*.*") if path.is_file())
+        return f"sources-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]}"
+
+
+def _default_path(device: str, today: str) -> Path:
+    folder = ROOT / "benchmarks" / "results"
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return (folder if folder.is_dir() else Path()) / f"{name}-{today}.csv"
+
+
+def _write_readme() -> None:
+    path = ROOT / "README.md"
+    if not path.exists():
+        raise UserError("--readme needs a checkout of the sources")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(readme.replace(text, ROOT / "benchmarks" / "results"), encoding="utf-8")
+    print(path)

@@ -1,0 +1,367 @@
+"""The ways to compute attention that are compared, each behind one adapter, all on the same memory.
+
+An adapter's `load` raises where its library cannot be had; `bind` gives one case's calls. A library's tensors are views
+of CuPy's arrays, through DLPack. Those of PyTorch run on CuPy's current stream; JAX has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cupy_flash import __version__, flash_attention, flash_attention_backward
+from cupy_flash.cli.bench.cases import Case, Inputs
+from cupy_flash.cli.bench.timing import HostTimer, Timing
+from cupy_flash.problem import DTYPES
+
+
+@dataclass
+class Bound:
+    """One case in one library.
+
+    Attributes
+    ----------
+    forward : callable
+        The output, as the library has it.
+    saved : callable
+        What a backward needs: the result of a forward that keeps it.
+    backward : callable
+        From `saved()` and a gradient of the output, as the library has it, to those of q, k and v.
+    take, give : callable
+        A CuPy array (B, H, S, D) as the library's tensor, and back; views both.
+    """
+
+    forward: Callable[[], Any]
+    saved: Callable[[], Any]
+    backward: Callable[[Any, Any], tuple[Any, Any, Any]]
+    take: Callable[[Any], Any]
+    give: Callable[[Any], Any]
+
+
+class Method:
+    """Base: CuPy's own memory and stream."""
+
+    name = ""
+    distribution = ""
+    timer = "events"
+    slow = False  # compiles for long or runs for long: measured last
+
+    def load(self) -> None:
+        """Import what is needed, or raise."""
+
+    @property
+    def version(self) -> str:
+        try:
+            return version(self.distribution)
+        except PackageNotFoundError:
+            return "unknown"
+
+    def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """A context in which the library, too, launches on this CuPy stream."""
+        return nullcontext()
+
+    def bind(self, case: Case, x: Inputs) -> Bound:
+        raise NotImplementedError
+
+    def measure(self, timer: Any, call: Callable[[], Any]) -> Timing:
+        return timer.measure(call)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """Memory that a call takes beyond its inputs, its results included; None where that cannot be asked."""
+        import cupy
+
+        pool = cupy.cuda.MemoryPool()
+        with cupy.cuda.using_allocator(pool.malloc):
+            result = call()
+            cupy.cuda.get_current_stream().synchronize()
+            peak = pool.total_bytes()
+            del result
+        return peak
+
+    def release(self) -> None:
+        """Give cached memory back."""
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+class Flash(Method):
+    """This package."""
+
+    name = "cupy_flash"
+
+    @property
+    def version(self) -> str:
+        return __version__
+
+    def bind(self, case: Case, x: Inputs) -> Bound:
+        q, k, v, _ = x
+        options: dict[str, Any] = {"causal": case.causal}
+        return Bound(
+            forward=lambda: flash_attention(q, k, v, **options),
+            saved=lambda: flash_attention(q, k, v, return_lse=True, **options),
+            backward=lambda saved, dout: flash_attention_backward(dout, q, k, v, *saved, **options),
+            take=lambda a: a,
+            give=lambda a: a,
+        )
+
+
+class Standard(Method):
+    """Standard attention: matrix products in the storage type, the score matrix in memory."""
+
+    name = "standard (CuPy)"
+    slow = True
+
+    def load(self) -> None:
+        import cupy
+
+        cupy.matmul(*cupy.ones((2, 16, 16), cupy.float16))  # needs cuBLAS
+
+    @property
+    def version(self) -> str:
+        import cupy
+
+        return cupy.__version__
+
+    def bind(self, case: Case, x: Inputs) -> Bound:
+        import cupy
+
+        return standard(cupy, case, x)
+
+
+def standard(xp: Any, case: Case, x: Inputs) -> Bound:
+    """Attention by its definition with `xp`, cupy or numpy."""
+    scale = case.head_dim**-0.5
+    dtype = DTYPES[case.dtype]
+
+    def grouped(a: Any) -> Any:
+        return a.reshape(case.batch, case.heads_k, -1, *a.shape[2:])
+
+    def ungrouped(a: Any) -> Any:
+        return a.reshape(case.batch, -1, *a.shape[3:])
+
+    q, k, v = grouped(x.q), grouped(x.k), grouped(x.v)
+    if case.causal:
+        i, j = xp.arange(case.seqlen_q)[:, None], xp.arange(case.seqlen_k)
+        mask = xp.where(j > i + (case.seqlen_k - case.seqlen_q), dtype.type(-xp.inf), dtype.type(0))
+
+    def probabilities() -> Any:
+        s = xp.matmul(q, k.swapaxes(-1, -2))
+        s *= dtype.type(scale)
+        if case.causal:
+            s += mask
+        s -= s.max(-1, keepdims=True)
+        xp.exp(s, out=s)
+        s /= s.sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
+        return s
+
+    def backward(p: Any, dout: Any) -> tuple[Any, Any, Any]:
+        do = grouped(dout)
+        dv = xp.matmul(p.swapaxes(-1, -2), do)
+        ds = xp.matmul(do, v.swapaxes(-1, -2))
+        ds -= (p * ds).sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
+        ds *= p
+        ds *= dtype.type(scale)
+        dk = xp.matmul(ds.swapaxes(-1, -2), q)
+        if case.group > 1:
+            dk, dv = (g.sum(2, keepdims=True) for g in (dk, dv))
+        return tuple(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv))
+
+    return Bound(
+        forward=lambda: ungrouped(xp.matmul(probabilities(), v)),
+        saved=probabilities,
+        backward=backward,
+        take=lambda a: a,
+        give=lambda a: a,
+    )
+
+
+class Torch(Method):
+    """What all PyTorch methods share: DLPack, the stream, autograd, the memory statistics."""
+
+    distribution = "torch"
+
+    def load(self) -> None:
+        torch = import_module("torch")
+        if not torch.cuda.is_available():
+            raise RuntimeError("this PyTorch has no CUDA, or not for this driver")
+
+    def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        torch = import_module("torch")
+        return torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr))
+
+    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
+        """The output of tensors (B, H, S, D)."""
+        raise NotImplementedError
+
+    def bind(self, case: Case, x: Inputs) -> Bound:
+        torch = import_module("torch")
+        half = {"float16": torch.float16, "bfloat16": torch.bfloat16}[case.dtype]
+
+        def take(a: Any) -> Any:  # through int16: not every pair of versions passes bfloat16
+            return torch.from_dlpack(a.view("int16")).view(half)
+
+        def give(t: Any) -> Any:
+            import cupy
+
+            return cupy.from_dlpack(t.detach().view(torch.int16)).view(DTYPES[case.dtype])
+
+        attend = self.prepare(case)
+        plain = [take(a) for a in x[:3]]
+        leaves = [t.detach().requires_grad_() for t in plain]
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return attend(*plain)
+
+        return Bound(
+            forward=forward,
+            saved=lambda: attend(*leaves),
+            backward=lambda out, dout: torch.autograd.grad(out, leaves, dout, retain_graph=True),
+            take=take,
+            give=give,
+        )
+
+    def prepare(self, case: Case) -> Callable[..., Any]:
+        """The function of (q, k, v) for one case."""
+        return lambda q, k, v: self.attend(case, q, k, v)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        cuda = import_module("torch").cuda
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        result = call()
+        cuda.synchronize()
+        peak = cuda.max_memory_allocated() - before
+        del result
+        return peak
+
+    def release(self) -> None:
+        super().release()
+        import_module("torch").cuda.empty_cache()
+
+
+class Sdpa(Torch):
+    """torch.nn.functional.scaled_dot_product_attention with one of its backends."""
+
+    def __init__(self, name: str, backend: str) -> None:
+        self.name, self.backend = f"torch {name}", backend
+        self.slow = name == "math"
+
+    def load(self) -> None:
+        super().load()
+        getattr(import_module("torch.nn.attention").SDPBackend, self.backend)
+
+    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
+        attention, functional = import_module("torch.nn.attention"), import_module("torch.nn.functional")
+        options = {"enable_gqa": True} if case.group > 1 else {}
+        with attention.sdpa_kernel([getattr(attention.SDPBackend, self.backend)]):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=case.causal, **options)
+
+
+class Flex(Torch):
+    """torch.nn.attention.flex_attention, compiled for each case."""
+
+    name = "FlexAttention"
+    slow = True
+
+    def load(self) -> None:
+        super().load()
+        import_module("torch.nn.attention.flex_attention")
+
+    def prepare(self, case: Case) -> Callable[..., Any]:
+        torch, flex = import_module("torch"), import_module("torch.nn.attention.flex_attention")
+        torch._dynamo.reset()  # else it stops compiling after a few shapes
+        compiled = torch.compile(flex.flex_attention, dynamic=False)
+        options = {"enable_gqa": True} if case.group > 1 else {}
+        if case.causal:
+            options["block_mask"] = flex.create_block_mask(
+                lambda b, h, i, j: i >= j, None, None, case.seqlen_q, case.seqlen_k, device="cuda"
+            )
+        return lambda q, k, v: compiled(q, k, v, **options)
+
+
+class FlashAttention4(Torch):
+    """flash-attn-4, the package flash_attn.cute: tensors (B, S, H, D), which is how the memory lies."""
+
+    name = "flash-attn-4"
+    distribution = "flash-attn-4"
+    slow = True
+
+    def load(self) -> None:
+        super().load()
+        import_module("flash_attn.cute")
+
+    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
+        out = import_module("flash_attn.cute").flash_attn_func(
+            *(t.transpose(1, 2) for t in (q, k, v)),
+            causal=case.causal,
+            num_splits=0 if case.direction == "decode" else 1,  # 0: by its own rule
+        )
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+class Jax(Method):
+    """jax.nn.dot_product_attention with cuDNN: arrays (B, S, H, D), which is how the memory lies."""
+
+    name = "jax cudnn"
+    distribution = "jax"
+    timer = "host"
+
+    def load(self) -> None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it takes most of the GPU's memory otherwise
+        jax = import_module("jax")
+        if jax.default_backend() != "gpu":
+            raise RuntimeError("this JAX has no CUDA")
+
+    def bind(self, case: Case, x: Inputs) -> Bound:
+        jax = import_module("jax")
+
+        def take(a: Any) -> Any:
+            return import_module("jax.dlpack").from_dlpack(a.swapaxes(1, 2))
+
+        def give(a: Any) -> Any:
+            import cupy
+
+            return cupy.from_dlpack(jax.block_until_ready(a)).swapaxes(1, 2)
+
+        def attend(q: Any, k: Any, v: Any) -> Any:
+            return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal, implementation="cudnn")
+
+        q, k, v = (take(a) for a in x[:3])
+        forward = jax.jit(attend)
+        saved = jax.jit(lambda q, k, v: jax.vjp(attend, q, k, v)[1])
+        backward = jax.jit(lambda vjp, dout: vjp(dout))
+        return Bound(
+            forward=lambda: forward(q, k, v),
+            saved=lambda: saved(q, k, v),
+            backward=backward,
+            take=take,
+            give=give,
+        )
+
+    def measure(self, timer: Any, call: Callable[[], Any]) -> Timing:
+        return HostTimer().measure(call, import_module("jax").block_until_ready)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        return None  # its statistics cannot be reset
+
+
+def all_methods() -> list[Method]:
+    return [
+        Flash(),
+        Sdpa("flash", "FLASH_ATTENTION"),
+        Sdpa("cudnn", "CUDNN_ATTENTION"),
+        Sdpa("efficient", "EFFICIENT_ATTENTION"),
+        Sdpa("math", "MATH"),
+        Jax(),
+        FlashAttention4(),
+        Flex(),
+        Standard(),
+    ]

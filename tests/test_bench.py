@@ -1,0 +1,756 @@
+"""`check` and `bench` with everything but the GPU: NumPy in CuPy's place, stand-ins for the other libraries."""
+
+import contextlib
+import csv
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cupy_flash import attention_reference, attention_reference_backward
+from cupy_flash.__main__ import main
+from cupy_flash.cli import UserError, ahead, bench, check
+from cupy_flash.cli.bench import book as books
+from cupy_flash.cli.bench import methods, readme, runner, table, timing
+from cupy_flash.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
+from cupy_flash.cli.bench.plot import plot
+from cupy_flash.cli.bench.verify import Expected
+from cupy_flash.cli.problems import LAYOUTS, problems
+from cupy_flash.compile import CompileError, text_to_cubin
+from cupy_flash.device import named
+from cupy_flash.problem import DTYPES
+
+ROOT = Path(__file__).parents[1]
+TODAY = "2026-01-02"
+PLACE = {
+    "device": "NVIDIA Fake 1", "arch": "sm_80", "driver": "1.2.3", "cuda": "13.0", "cupy": "14.0",
+    "cupy_flash": "0.1.0", "commit": "abc",
+}  # fmt: skip
+
+
+def small(direction="forward", causal=True, heads_k=4, **fields):
+    sq = 1 if direction == "decode" else 96
+    values = {"dtype": "float16", "batch": 2, "heads_q": 4, "seqlen_q": sq, "seqlen_k": 96, "head_dim": 32}
+    return Case(direction, heads_k=heads_k, causal=causal and direction != "decode", **values | fields)
+
+
+SMALL = [small(), small("backward"), small("decode", heads_k=2), small("backward", causal=False, heads_k=2)]
+
+
+# What is measured.
+
+
+def test_cases_are_those_of_the_papers():
+    full = cases("float16", quick=False)
+    training = [c for c in full if c.direction != "decode"]
+    assert len(set(full)) == len(full)
+    assert len(training) == 2 * 2 * 3 * 6
+    assert all(c.batch * c.seqlen_q == TOKENS and c.heads_q * c.head_dim == HIDDEN for c in training)
+    assert {c.seqlen_k for c in full if c.direction == "decode"} >= {131072}
+    assert set(cases("float16", quick=True)) < set(full)
+    assert {c.dtype for c in cases("bfloat16", quick=True)} == {"bfloat16"}
+
+
+def test_work_is_counted_as_the_papers_do():
+    case = Case("forward", "float16", 2, 3, 3, 5, 7, 11, False)
+    assert case.flops == 4 * 2 * 3 * 5 * 7 * 11
+    assert Case("backward", "float16", 2, 4, 4, 6, 6, 8, True).flops == 2.5 * 4 * 2 * 4 * 6 * 6 * 8 / 2
+    decode = Case("decode", "float16", 1, 8, 2, 1, 1000, 64, False)
+    assert decode.bytes_moved == 2 * (2 * 8 * 64 + 2 * 2 * 1000 * 64)
+
+
+def test_inputs_are_views_of_shared_memory_and_differ_by_row():
+    numbers = Numbers(np)
+    long, short = (numbers.inputs(small(batch=b, seqlen_q=s, seqlen_k=s)) for b, s in ((1, 64), (2, 32)))
+    assert long.q.shape == (1, 4, 64, 32) and long.q.swapaxes(1, 2).flags.c_contiguous
+    assert np.shares_memory(long.q, short.q)
+    case = Case("forward", "float16", 1, 1, 1, 1, 2**17, 64, False)
+    k = numbers.inputs(case).k  # more than the pool of numbers
+    assert len(np.unique(k[0, 0].view(np.uint16), axis=0)) == 2**17
+
+
+def test_launches_are_those_of_the_plan():
+    forward = runner.launches(small(), named("sm_90a"))
+    assert forward[0].kernel.entry == "attention_forward" and forward[0].kernel.family == "mma"
+    entries = {x.kernel.entry for x in runner.launches(small("backward", dtype="bfloat16"), named("sm_80"))}
+    assert entries >= {"attention_forward", "attention_delta", "attention_dkdv"}
+
+
+# Verification.
+
+
+def standard(case):
+    x = Numbers(np).inputs(case)
+    return methods.standard(np, case, x), x
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_verification_accepts_standard_attention(case, dtype):
+    case = Case(**{**vars(case), "dtype": dtype})
+    bound, x = standard(case)
+    assert 0 < Expected(case, x).error(bound, x) < 0.05
+
+
+@pytest.mark.parametrize("wrong", ["dq", "dk", "dv"])
+def test_verification_rejects_a_wrong_gradient(wrong):
+    case = small("backward")
+    bound, x = standard(case)
+    correct = bound.backward
+
+    def backward(saved, dout):
+        grads = dict(zip(("dq", "dk", "dv"), correct(saved, dout), strict=True))
+        grads[wrong] = grads[wrong] * np.float16(1.1)
+        return tuple(grads.values())
+
+    bound.backward = backward
+    with pytest.raises(ArithmeticError, match=f"wrong: {wrong} is off by"):
+        Expected(case, x).error(bound, x)
+
+
+@pytest.mark.parametrize("spoil", [lambda out: out[..., ::-1], lambda out: out * np.nan])
+def test_verification_rejects_a_wrong_output(spoil):
+    case = small()
+    bound, x = standard(case)
+    correct = bound.forward
+    bound.forward = lambda: spoil(correct())
+    with pytest.raises(ArithmeticError, match="wrong: out is off by"):
+        Expected(case, x).error(bound, x)
+
+
+# Timing.
+
+
+def test_events_enclose_the_call_alone(monkeypatch, cupy):
+    done = cupy.done
+    timer = timing.EventTimer()
+    result = timer.measure(lambda: done.append("call"))
+    assert done[:4] == ["call", "synchronize", "call", "synchronize"]
+    assert done[-1] == "synchronize"
+    repeats = done[4:-1]
+    assert repeats == ["flush", "spin", "record", "call", "record"] * result.repeats
+    assert timing.MIN_REPEATS <= result.repeats <= timing.MAX_REPEATS
+    assert (result.median, result.p10, result.p90) == (0.001, 0.001, 0.001)  # the stand-in's events are 1 ms apart
+
+
+def test_the_host_timer_finds_the_time_of_one_call(monkeypatch):
+    """A queue that takes 3 ms a call after a latency of 50 ms, launches of 1 ms in between."""
+    now, ready = [0.0], [0.0]
+
+    def call():
+        now[0] += 0.001
+        ready[0] = max(ready[0], now[0] + 0.05) + 0.003
+
+    def wait(result):
+        now[0] = max(now[0], ready[0])
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    result = timing.HostTimer().measure(call, wait)
+    assert result.median == pytest.approx(0.003)
+
+
+def test_spread_is_the_percentiles():
+    assert timing.Timing.of([float(i) for i in range(101)]) == (50, 10, 90, 101)
+
+
+def test_the_spinning_kernel_compiles(tmp_path, monkeypatch):
+    pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
+    assert text_to_cubin(timing.SPIN, "spin.cu", "spin", "sm_90a").path.exists()
+
+
+# A stand-in for CuPy on which the whole command runs.
+
+
+class Stream:
+    ptr = 77
+
+    def __init__(self, done, non_blocking=True):
+        self.done_list = done
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def synchronize(self):
+        self.done_list.append("synchronize")
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """NumPy with the parts of cupy.cuda that the harness uses; `done` lists what was asked of the device."""
+    done = []
+
+    class Event:
+        def record(self, stream):
+            assert isinstance(stream, Stream)
+            done.append("record")
+
+    class Memory:
+        def memset_async(self, value, size, stream):
+            done.append("flush")
+
+        def copy_from_device_async(self, source, size, stream):
+            pass
+
+    class Pool:
+        def malloc(self, size):
+            raise AssertionError
+
+        def total_bytes(self):
+            return 4096
+
+        def free_all_blocks(self):
+            pass
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def device_synchronize():
+        if fake.lost:
+            raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    runtime = types.SimpleNamespace(
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda index: {"name": b"NVIDIA Fake 1", "major": 8, "minor": 0},
+        runtimeGetVersion=lambda: 13020,
+        driverGetVersion=lambda: 13000,
+        deviceSynchronize=device_synchronize,
+        CUDARuntimeError=CUDARuntimeError,
+    )
+    device = types.SimpleNamespace(attributes={"L2CacheSize": 1024}, compute_capability="80", synchronize=lambda: None)
+    fake = types.ModuleType("cupy")
+    fake.__getattr__ = lambda name: getattr(np, name)
+    fake.__version__, fake.done, fake.lost, fake.compiled = "14.0", done, False, set()
+    fake.get_default_memory_pool = Pool
+    fake.cuda = types.SimpleNamespace(
+        runtime=runtime,
+        Device=lambda *index: device,
+        Event=Event,
+        Stream=lambda non_blocking: Stream(done),
+        MemoryPool=Pool,
+        alloc=lambda size: Memory(),
+        get_elapsed_time=lambda begin, end: 1.0,
+        get_current_stream=lambda: Stream(done),
+        using_allocator=lambda allocator: contextlib.nullcontext(),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(timing, "_spin_kernel", lambda index: lambda grid, block, arguments: done.append("spin"))
+    monkeypatch.setattr(runner, "CupyBackend", lambda: types.SimpleNamespace(device=named("sm_80")))
+    monkeypatch.setattr(runner, "MATMUL_SIZE", 64)
+    monkeypatch.setattr(ahead, "compile_all", lambda kernels, arch: fake.compiled.update(kernels))
+    return fake
+
+
+def test_the_stand_in_offers_nothing_that_cupy_lacks(cupy, monkeypatch):
+    monkeypatch.undo()
+    real = pytest.importorskip("cupy", reason="CuPy comes with the extra cuda13")
+    assert all(hasattr(real.cuda, name) for name in vars(cupy.cuda))
+    assert all(hasattr(real.cuda.runtime, name) for name in vars(cupy.cuda.runtime))
+    for owner, names in {
+        real.cuda.MemoryPointer: ("memset_async", "copy_from_device_async"),
+        real.cuda.MemoryPool: ("malloc", "total_bytes", "free_all_blocks"),
+        real.cuda.Stream: ("synchronize", "done", "begin_capture", "end_capture", "__enter__"),
+        real.cuda.Event: ("record",),
+        real.cuda.Device: ("attributes", "compute_capability", "synchronize"),
+        real.cuda.Graph: ("launch",),
+        real.ndarray: ("__dlpack__", "view", "copy", "get"),
+        real: ("from_dlpack", "get_default_memory_pool", "matmul", "where", "exp"),
+    }.items():
+        assert all(hasattr(owner, name) for name in names), owner
+
+
+class Numbered(methods.Method):
+    """Standard attention in NumPy under another name, failing or wrong if asked."""
+
+    distribution = "numpy"
+
+    def __init__(self, name, fail=None):
+        self.name, self.fail = name, fail
+
+    def bind(self, case, x):
+        if self.fail:
+            self.fail()
+        return methods.standard(np, case, x)
+
+
+@pytest.fixture
+def command(cupy, monkeypatch, tmp_path):
+    """`bench` on small cases with given methods; returns the exit status."""
+    get = bench.backends.get
+    monkeypatch.setattr(bench.backends, "get", lambda name: None if name == "cuda" else get(name))
+    monkeypatch.setattr(bench, "_commit", lambda: "abc")
+    monkeypatch.setattr(bench, "cases", lambda dtype, quick: SMALL)
+
+    def command(*arguments, peers=(), out=tmp_path / "results.csv"):
+        monkeypatch.setattr(bench, "all_methods", lambda: [methods.Flash(), *peers])
+        return main(["bench", "--out", str(out), *arguments])
+
+    return command
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_bench_measures_writes_and_plots(command, cupy, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+
+    def refuse():
+        raise ValueError("no kernel for this |\n shape")
+
+    class Missing(Numbered):
+        def load(self):
+            raise ImportError("No module named 'other'")
+
+    peers = [Numbered("peer"), Numbered("refusing", refuse), Missing("absent"), methods.Standard()]
+    assert command(peers=peers) == 0
+    rows = rows_of(tmp_path / "results.csv")
+    assert tuple(rows[0]) == books.FIELDS
+    assert len(rows) == 2 + 4 * len(SMALL)
+    by_method = {name: [r for r in rows if r["method"] == name] for name in ("cupy_flash", "peer", "refusing", "cupy")}
+    assert {r["direction"] for r in by_method["cupy"]} == {"matmul", "copy"}
+    for row in by_method["cupy_flash"]:
+        case = books.case_of(row)
+        assert row["status"] == "ok" and case in SMALL
+        assert float(row["median_us"]) == 1000 and row["peak_bytes"] == "4096"
+        assert float(row["tflops"]) == pytest.approx(case.flops / 1e-3 / 1e12, rel=1e-5)
+        assert "attention_" in row["plan"] and float(row["error"]) > 0
+        assert {str(kernel) for kernel in cupy.compiled} >= set(re.findall(r"(\w+/\w+\(.*?\)) x \d+", row["plan"]))
+        assert row["commit"] == "abc" and row["device"] == "NVIDIA Fake 1" and row["cuda"] == "13.2"
+    assert {r["status"] for r in by_method["refusing"]} == {"ValueError: no kernel for this | shape"}
+    assert {r["method_version"] for r in by_method["peer"]} == {np.__version__}
+    printed = capsys.readouterr()
+    assert "not compared: absent, ImportError: No module named 'other'" in printed.out
+    assert printed.out.count("failed: refusing") == len(SMALL)
+    assert "| 1.00 |" in printed.out  # all events of the stand-in are 1 ms apart
+    assert "peer" in printed.err and "TFLOP/s" in printed.err
+    for direction in ("forward", "backward", "decode"):
+        assert (tmp_path / f"results-{direction}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_goes_on_where_it_stopped(command, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results.csv"
+    assert command("--minutes", "0") == 0
+    assert f"{len(SMALL)} measurements left" in capsys.readouterr().out
+    assert len(rows_of(out)) == 2  # the limits
+    assert command("--only", "decode") == 0
+    assert len(rows_of(out)) == 3
+    assert command() == 0
+    assert len(rows_of(out)) == 2 + len(SMALL)
+    with out.open("a") as file:
+        file.write("forward,float16,2")  # a run that was killed while it wrote
+    before = out.read_text()
+    assert command() == 0
+    assert out.read_text() == before
+    out.write_text(before.rpartition("\n")[0] + "\n")
+    monkeypatch.setattr(bench, "_commit", lambda: "another")
+    assert command() == 0
+    assert len(rows_of(out)) == 2 * (2 + len(SMALL))
+
+
+def test_a_method_that_breaks_the_device_is_written_down_and_passed_over(command, cupy, tmp_path, capsys):
+    def crash():
+        cupy.lost = True
+        raise RuntimeError("an illegal memory access")
+
+    peers = [Numbered("crashing", crash), Numbered("peer")]
+    for done in range(1, len(SMALL) + 1):
+        cupy.lost = False
+        assert command(peers=peers) == 1
+        assert "the GPU refuses more after crashing" in capsys.readouterr().err
+        assert sum(r["method"] == "crashing" for r in rows_of(tmp_path / "results.csv")) == done
+    cupy.lost = False
+    assert command(peers=peers) == 0
+    assert len(rows_of(tmp_path / "results.csv")) == 2 + 3 * len(SMALL)
+
+
+def test_slow_methods_come_last():
+    slow = Numbered("slow")
+    slow.slow = True
+    book = books.Book(Path("nowhere.csv"), PLACE)
+    todo = runner.pending(SMALL, [slow, Numbered("fast")], book)
+    assert [m.name for _, m in todo] == ["fast"] * 4 + ["slow"] * 4
+
+
+def test_results_of_other_columns_are_not_mixed(command, tmp_path, capsys):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    assert command() == 1
+    assert "other columns" in capsys.readouterr().err
+
+
+def test_without_progress_bars_and_plots_bench_still_measures(command, tmp_path, monkeypatch, capsys):
+    for name in ("tqdm", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert command() == 0
+    printed = capsys.readouterr()
+    assert "no plots" in printed.out and printed.err.count("cupy_flash") == len(SMALL)
+
+
+def test_files_are_named_after_device_and_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert bench._default_path("NVIDIA H200", TODAY) == Path("nvidia-h200-2026-01-02.csv")
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    assert bench._default_path("NVIDIA H200", TODAY).parent == tmp_path / "benchmarks" / "results"
+    assert re.fullmatch(r"sources-[0-9a-f]{12}", bench._commit())  # no repository
+
+
+# Table and README.
+
+
+def row(case, method, speed, status="ok", **columns):
+    values = dict.fromkeys(books.FIELDS, "") | books.case_columns(case) | PLACE
+    speeds = {"tflops": str(speed), "gbps": str(speed), "peak_bytes": "2000000", "method_version": "9", "date": TODAY}
+    return values | speeds | {"method": method, "status": status} | columns
+
+
+def rows():
+    forward, decode = small(), small("decode", heads_k=2)
+    return [
+        row(runner.MATMUL, "cupy", 800),
+        row(runner.COPY, "cupy", 4000),
+        row(forward, "cupy_flash", 400),
+        row(forward, "slower", 300),
+        row(forward, "faster", 500),
+        row(forward, "broken", 0, "ValueError: no"),
+        row(decode, "cupy_flash", 3600),
+        row(decode, "slower", 1800),
+    ]
+
+
+def test_the_table_shows_the_ratio_to_the_best_and_the_share_of_the_most():
+    text = table.render(rows())
+    assert "| forward, causal, float16 | 32 | 2 | 4 | 96 | 400 | 50% | faster | 500 | 0.80 | 2 MB |" in text
+    assert "| decode, float16 | 32 | 2 | 4/2 | 96 | 3600 | 90% | slower | 1800 | 2.00 | 2 MB |" in text
+    assert "800 TFLOP/s, 4000 GB/s" in text
+
+
+def test_the_table_shows_our_failures_and_cases_without_others():
+    text = table.render([row(small(), "cupy_flash", 0, "wrong: out is off by 1")])
+    assert "| wrong: out is off by 1 | - | - | - | - |" in text
+    alone = table.render([row(small(), "cupy_flash", 7)])
+    assert "| 7 | - | - | - | - | 2 MB |" in alone
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, books.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_readme_section_is_of_the_newest_file_and_its_last_commit(tmp_path):
+    assert readme.section(tmp_path) == readme.NOT_YET
+    write(tmp_path / "z-2026-01-01.csv", rows())
+    old = [{**r, "commit": "older", "tflops": "1", "gbps": "1"} for r in rows()]
+    write(tmp_path / "a-2026-01-02.csv", old + rows())
+    (tmp_path / "b-golden.csv").write_text("not results")
+    text = readme.section(tmp_path)
+    assert "a-2026-01-02.csv" in text and "NVIDIA Fake 1, 2026-01-02" in text and "faster 9" in text
+    assert table.render(rows()) in text
+    page = f"before\n{readme.BEGIN}\nwhatever\n{readme.END}\nafter\n"
+    made = readme.replace(page, tmp_path)
+    assert made == f"before\n{readme.BEGIN}\n{text}\n{readme.END}\nafter\n"
+    assert readme.replace(made, tmp_path) == made
+    with pytest.raises(UserError, match="once each"):
+        readme.replace("no marks", tmp_path)
+
+
+def test_the_readme_is_in_step_with_the_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.replace(text, ROOT / "benchmarks" / "results") == text
+
+
+def test_the_plot_of_the_full_set_of_cases(tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = [
+        row(c, m, 100 + i) for c in cases("float16", quick=False) for i, m in enumerate(("cupy_flash", "a", "b"))
+    ]
+    written = plot([*rows()[:2], *measured], tmp_path / "x")
+    assert [p.name for p in written] == ["x-forward.png", "x-backward.png", "x-decode.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+
+
+# The other libraries.
+
+
+class Tensor(np.ndarray):
+    """What the adapters ask of a torch.Tensor."""
+
+    def detach(self):
+        return self
+
+    def requires_grad_(self):
+        return self
+
+    def transpose(self, a, b):
+        return self.swapaxes(a, b)
+
+
+def attend(q, k, v, causal):
+    out = attention_reference(*(np.asarray(t) for t in (q, k, v)), causal=causal).view(Tensor)
+    out.causal = causal
+    return out
+
+
+@pytest.fixture
+def libraries(cupy, monkeypatch):
+    """Modules torch, flash_attn.cute and jax on NumPy; `asked` lists how they were called."""
+    asked = []
+
+    def module(name, **members):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**members))
+        return sys.modules[name]
+
+    @contextlib.contextmanager
+    def sdpa_kernel(chosen):
+        asked.append(chosen[0])
+        yield
+
+    def sdpa(q, k, v, is_causal, enable_gqa=False):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        return attend(q, k, v, is_causal)
+
+    def grad(out, leaves, dout, retain_graph):
+        causal = out.causal if hasattr(out, "causal") else out.base.causal
+        return tuple(
+            g.view(Tensor)
+            for g in attention_reference_backward(*(np.asarray(t) for t in (dout, *leaves)), causal=causal)
+        )
+
+    torch_cuda = types.SimpleNamespace(
+        is_available=lambda: True,
+        ExternalStream=lambda ptr: ptr,
+        stream=lambda ptr: asked.append(("stream", ptr)) or contextlib.nullcontext(),
+        synchronize=lambda: None,
+        reset_peak_memory_stats=lambda: None,
+        memory_allocated=lambda: 1000,
+        max_memory_allocated=lambda: 3000,
+        empty_cache=lambda: None,
+    )
+    module(
+        "torch",
+        cuda=torch_cuda,
+        float16=np.float16,
+        bfloat16=DTYPES["bfloat16"],
+        int16=np.int16,
+        from_dlpack=lambda a: np.from_dlpack(a).view(Tensor),
+        no_grad=contextlib.nullcontext,
+        autograd=types.SimpleNamespace(grad=grad),
+        _dynamo=types.SimpleNamespace(reset=lambda: asked.append("reset")),
+        compile=lambda f, dynamic: f,
+        __version__="0",
+    )
+    names = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+    module("torch.nn.attention", sdpa_kernel=sdpa_kernel, SDPBackend=types.SimpleNamespace(**{n: n for n in names}))
+    module("torch.nn.functional", scaled_dot_product_attention=sdpa)
+
+    def flex(q, k, v, block_mask=None, enable_gqa=False):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        if block_mask is not None:
+            i, j = np.arange(q.shape[2])[:, None], np.arange(k.shape[2])
+            assert (block_mask[0](0, 0, i, j) == (j <= i)).all() and block_mask[3:] == (q.shape[2], k.shape[2])
+        return attend(q, k, v, block_mask is not None)
+
+    module(
+        "torch.nn.attention.flex_attention",
+        flex_attention=flex,
+        create_block_mask=lambda mask, b, h, sq, sk, device: (mask, b, h, sq, sk),
+    )
+
+    def flash_attn_func(q, k, v, causal, num_splits):
+        asked.append(("splits", num_splits))
+        return attend(*(t.transpose(1, 2) for t in (q, k, v)), causal).transpose(1, 2), None
+
+    module("flash_attn.cute", flash_attn_func=flash_attn_func)
+
+    def dot_product_attention(q, k, v, is_causal, implementation):
+        assert implementation == "cudnn"
+        out = attention_reference(*(a.swapaxes(1, 2) for a in (q, k, v)), causal=is_causal)
+        asked.append(("jax", is_causal))
+        return out.swapaxes(1, 2)
+
+    def vjp(f, *arguments):
+        out = f(*arguments)
+        causal = asked[-1][1]
+        swapped = [a.swapaxes(1, 2) for a in arguments]
+        return out, lambda dout: tuple(
+            g.swapaxes(1, 2) for g in attention_reference_backward(dout.swapaxes(1, 2), *swapped, causal=causal)
+        )
+
+    module(
+        "jax",
+        jit=lambda f: f,
+        vjp=vjp,
+        block_until_ready=lambda a: a,
+        default_backend=lambda: "gpu",
+        nn=types.SimpleNamespace(dot_product_attention=dot_product_attention),
+    )
+
+    def from_dlpack(a):
+        assert a.flags.c_contiguous  # JAX has no strides
+        return a
+
+    module("jax.dlpack", from_dlpack=from_dlpack)
+    return asked
+
+
+PEERS = [m for m in methods.all_methods() if not isinstance(m, (methods.Flash, methods.Standard))]
+
+
+@pytest.mark.parametrize("method", PEERS, ids=lambda m: m.name)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_adapters_pass_the_same_problem_on(libraries, method, case):
+    method.load()
+    x = Numbers(np).inputs(case)
+    bound = method.bind(case, x)
+    assert np.shares_memory(bound.take(x.q), x.q)
+    assert bound.give(bound.take(x.q)).shape == x.q.shape
+    with method.on_stream(Stream([])):
+        assert Expected(case, x).error(bound, x) < 0.02
+    if isinstance(method, methods.Torch):
+        assert ("stream", Stream.ptr) in libraries
+        assert method.peak_bytes(bound.forward) == 2000
+    if isinstance(method, methods.Sdpa):
+        assert method.backend in libraries
+    if isinstance(method, methods.FlashAttention4):
+        assert ("splits", 0 if case.direction == "decode" else 1) in libraries
+
+
+def test_all_peers_run_through_the_command(command, libraries, monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    assert command(peers=PEERS) == 0
+    written = rows_of(tmp_path / "results.csv")
+    # The stand-ins take no time that the host's clock could tell apart twice.
+    assert {r["status"] for r in written if r["timer"] == "events"} == {"ok"}
+    assert {r["method"] for r in written} == {"cupy", "cupy_flash", *(m.name for m in PEERS)}
+
+
+def test_libraries_that_are_not_here_are_told(monkeypatch, capsys):
+    for name in ("torch", "jax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert bench._loaded(PEERS) == []
+    printed = capsys.readouterr().out
+    assert all(f"not compared: {m.name}, ModuleNotFoundError" in printed for m in PEERS)
+
+
+def test_memory_of_jax_is_left_to_others(libraries, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    methods.Jax().load()
+    assert methods.os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+# check.
+
+
+@pytest.mark.parametrize("name", ["check", "bench"])
+def test_without_a_gpu_the_commands_say_so(name, monkeypatch, capsys):
+    def none(name):
+        raise RuntimeError('backend "cuda" needs a GPU: the driver shows none')
+
+    monkeypatch.setattr("cupy_flash.backends.get", none)
+    assert main([name]) == 2
+    printed = capsys.readouterr()
+    assert (
+        printed.out == "" and printed.err == f'cupy_flash {name}: backend "cuda" needs a GPU: the driver shows none\n'
+    )
+
+
+def test_problems_reach_what_the_kernels_differ_in():
+    found = list(problems())
+    assert len(set(map(str, found))) == len(found)
+    assert {p.d for p in found} >= {32, 64, 96, 128, 192, 256, 512}
+    assert {p.dtype for p in found} == set(DTYPES) and {p.layout for p in found} == set(LAYOUTS)
+    assert {p.group for p in found} >= {1, 2, 7, 8} and any(p.sq == 1 and p.sk > 2000 for p in found)
+    for p in found:
+        assert (p.problem().dtype == p.dtype and p.reduced().sk > 0) or p.sk == 0
+        q, k, v, dout, dlse = p.reduced().arrays()
+        assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
+
+
+@pytest.mark.parametrize("name", ["D 192, H 2, S 200x260", "repeats: float32", "merge"])
+def test_check_passes_on_the_emulator(name, capsys):
+    assert main(["check", "--backend", "emulator:sm_80", "--only", name]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" ok ") >= 1 and "checks passed" in printed
+
+
+def test_check_fails_on_a_wrong_kernel(mutate, capsys):
+    mutate("attention/online_softmax.cuh", "row_sum[i] *= rescale[i];", "")
+    assert main(["check", "--backend", "emulator", "--only", "float32, D 40"]) == 1
+    printed = capsys.readouterr()
+    assert "FAILED float32, D 40" in printed.out and "the budget is" in printed.out
+    assert "1 of 1 checks failed: float32, D 40" in printed.err
+
+
+def test_check_goes_on_after_an_exception_and_fails(monkeypatch, capsys):
+    def broken(*args, **options):
+        raise TypeError("no such kernel")
+
+    monkeypatch.setattr(check, "flash_attention", broken)
+    assert main(["check", "--backend", "emulator", "--only", "S 1x1"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, capsys):
+    def fail(kernels, arch):
+        raise CompileError("simt/forward.cu -arch=sm_80: no\nlong log")
+
+    monkeypatch.setattr(ahead, "compile_all", fail)
+    ahead.compile_ahead([], "sm_80")
+    assert capsys.readouterr().err.endswith("simt/forward.cu -arch=sm_80: no\n")
+
+
+def test_a_lost_device_ends_the_checks(cupy, capsys):
+    def lose():
+        cupy.lost = True
+        raise RuntimeError("an illegal memory access")
+
+    failed = check._run_all([check.Check("a", lose), check.Check("b", lambda: "fine")], on_gpu=True)
+    assert failed == ["a", "b"]
+    assert "not run: the device is lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "cpu"], "--backend is 'cpu'"),
+        (["--backend", "emulator:sm_1"], "architecture is 'sm_1'"),
+        (["--backend", "emulator", "--only", "nothing like this"], "no check has that in its name"),
+        (["--golden", "/missing/file.npz"], "/missing is not a directory"),
+        (["--backend", "emulator", "--golden", "file.npz"], "expected --backend cuda"),
+    ],
+)
+def test_malformed_checks_are_named(arguments, message, capsys):
+    assert main(["check", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_primitives_are_recorded_and_compared(cupy, monkeypatch, tmp_path, capsys):
+    """The checkout's own recorder, its kernels answered by their oracles, one of them wrongly."""
+    from golden import record
+    from golden.primitives import PRIMITIVES
+
+    def answer(primitive):
+        answers = {n: np.array(v, primitive.outputs[n].dtype) for n, v in primitive.expected(primitive.inputs).items()}
+        if primitive.name == "vote":
+            answers["any"] = 1 - answers["any"]
+        return answers
+
+    monkeypatch.setattr(record, "run_on_gpu", answer)
+    checks = list(check._primitives(tmp_path / "golden.npz"))
+    names = [p.name for p in PRIMITIVES if p.min_arch <= 80]
+    assert [c.name for c in checks] == [f"primitive: {name}" for name in names]
+    assert check._run_all(checks, on_gpu=True) == ["primitive: vote"]
+    with np.load(tmp_path / "golden.npz") as golden:
+        assert {name.partition("/")[0] for name in golden} == set(names)
+    monkeypatch.setattr(check, "TESTS", tmp_path)
+    assert list(check._primitives(None)) == []
+    with pytest.raises(UserError, match="checkout"):
+        list(check._primitives(tmp_path / "golden.npz"))
