@@ -732,25 +732,29 @@ def test_malformed_checks_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_primitives_are_recorded_and_compared(cupy, monkeypatch, tmp_path, capsys):
-    """The checkout's own recorder, its kernels answered by their oracles, one of them wrongly."""
-    from golden import record
-    from golden.primitives import PRIMITIVES
+def test_primitives_are_recorded_and_compared(monkeypatch, tmp_path, capsys):
+    """By the checkout's recorder, which tests/emulator/test_golden.py tests."""
+    record = check._recorder(None)
+    asked = []
 
-    def answer(primitive):
-        answers = {n: np.array(v, primitive.outputs[n].dtype) for n, v in primitive.expected(primitive.inputs).items()}
-        if primitive.name == "vote":
-            answers["any"] = 1 - answers["any"]
-        return answers
+    def answer(file, *, names, report):
+        asked.append(file)
+        outcomes = {name: record.Outcome("differs", "any\nis wrong") for name in names}
+        outcomes["widen"] = record.Outcome("passed")
+        for name, outcome in outcomes.items():
+            report(name, outcome)
+        return outcomes
 
-    monkeypatch.setattr(record, "run_on_gpu", answer)
-    checks = list(check._primitives(tmp_path / "golden.npz"))
-    names = [p.name for p in PRIMITIVES if p.min_arch <= 80]
-    assert [c.name for c in checks] == [f"primitive: {name}" for name in names]
-    assert check._run_all(checks, on_gpu=True) == ["primitive: vote"]
-    with np.load(tmp_path / "golden.npz") as golden:
-        assert {name.partition("/")[0] for name in golden} == set(names)
+    monkeypatch.setattr(record, "record", answer)
+    assert check._record(record, tmp_path / "golden.npz", ["vote", "widen"]) == ["primitive: vote"]
+    printed = capsys.readouterr().out
+    assert "FAILED primitive: vote" in printed and "ok     primitive: widen" in printed and "is wrong" not in printed
+    monkeypatch.setattr(record, "FILE", tmp_path / "earlier.npz")
+    check._record(record, None, ["widen"])
+    record.FILE.touch()
+    check._record(record, None, ["widen"])
+    assert asked == [tmp_path / "golden.npz", tmp_path / "earlier.npz", None]
     monkeypatch.setattr(check, "TESTS", tmp_path)
-    assert list(check._primitives(None)) == []
+    assert check._recorder(None) is None
     with pytest.raises(UserError, match="checkout"):
-        list(check._primitives(tmp_path / "golden.npz"))
+        check._recorder(tmp_path / "golden.npz")

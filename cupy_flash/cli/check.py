@@ -83,16 +83,20 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise Unavailable(str(error)) from None
     on_gpu = family == "cuda"
-    checks = [*_checks(args.backend, on_gpu), *(_primitives(args.golden) if on_gpu else ())]
-    checks = [check for check in checks if args.only in check.name]
-    if not checks:
+    checks = [check for check in _checks(args.backend, on_gpu) if args.only in check.name]
+    record = _recorder(args.golden) if on_gpu else None
+    primitives = [name for name in _primitives(record) if args.only in _title(name)] if record else []
+    count = len(checks) + len(primitives)
+    if not count:
         raise UserError(f"--only is {args.only!r}: no check has that in its name")
     if on_gpu:
         _compile(backend, [p for p in problems() if args.only in str(p)])
     failed = _run_all(checks, on_gpu)
+    if primitives:
+        failed += _record(record, args.golden, primitives)
     if failed:
-        raise UserError(f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
-    print(f"{len(checks)} checks passed")
+        raise UserError(f"{len(failed)} of {count} checks failed: {'; '.join(failed)}")
+    print(f"{count} checks passed")
 
 
 def _checks(backend: str, on_gpu: bool) -> Iterator[Check]:
@@ -277,40 +281,36 @@ def _graph(deterministic: bool) -> str:
     return f"the replay differs by {error:.3g}"
 
 
-def _primitives(path: Path | None) -> Iterator[Check]:
-    """Each primitive against its oracle; the file holds each answer as soon as it is there.
+def _title(primitive: str) -> str:
+    return f"primitive: {primitive}"
 
-    They come last: a primitive that is used wrongly can take the device with it.
-    """
+
+def _recorder(path: Path | None) -> Any:
+    """The module golden.record of a checkout's tests, None in a wheel."""
     if not (TESTS / "golden" / "record.py").exists():
         if path:
             raise UserError("--golden needs a checkout of the sources: the primitives' kernels lie in its tests")
-        return
-    import cupy
-
+        return None
     sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
-    record = importlib.import_module("golden.record")
-    recorded: dict[str, np.ndarray] = {}
+    return importlib.import_module("golden.record")
+
+
+def _primitives(record: Any) -> list[str]:
+    return [primitive.name for primitive in record.available(record.current_device().compute_capability)]
+
+
+def _record(record: Any, path: Path | None, names: list[str]) -> list[str]:
+    """Names of the primitives that do not answer as the PTX ISA says; the answers go to a file.
+
+    They run in a process of their own, as one that is used wrongly can take the device with it.
+    """
     target = path or (None if record.FILE.exists() else record.FILE)  # an earlier record is replaced when asked
 
-    def check(primitive: Any) -> str:
-        outputs = record.run_on_gpu(primitive)
-        recorded.update({f"{primitive.name}/{name}": value for name, value in outputs.items()})
-        if target:
-            np.savez_compressed(target, **recorded)  # type: ignore[arg-type]
-        for name, value in primitive.expected(primitive.inputs).items():
-            if not _agree(outputs[name], value, primitive.rtol):
-                raise Failed(f"{name} is not what the PTX ISA says")
-        return f"recorded in {target.name}" if target else "as the PTX ISA says"
+    def report(name: str, outcome: Any) -> None:
+        verdict = "ok" if outcome.status == "passed" else "FAILED"
+        print(f"          {verdict:6} {_title(name):<64} {outcome.message.partition(chr(10))[0]}", flush=True)
 
-    for primitive in record.available(int(cupy.cuda.Device().compute_capability)):
-        yield Check(f"primitive: {primitive.name}", partial(check, primitive))
-
-
-def _agree(x: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
-    if rtol:
-        return bool(np.allclose(x, expected, rtol, rtol, equal_nan=True))
-    expected = np.broadcast_to(expected, x.shape).astype(x.dtype)
-    both_nan = (x != x) & (expected != expected)
-    bits = np.dtype(f"u{x.itemsize}")
-    return bool((both_nan | (x.view(bits) == np.ascontiguousarray(expected).view(bits))).all())
+    outcomes = record.record(target, names=names, report=report)
+    if target:
+        print(f"primitives recorded in {target}")
+    return [_title(name) for name, outcome in outcomes.items() if outcome.status != "passed"]

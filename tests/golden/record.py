@@ -173,7 +173,7 @@ def judge(primitive: Primitive, outputs: Arrays | None, message: str) -> Outcome
 
 
 def record(
-    file: Path = FILE,
+    file: Path | None = FILE,
     *,
     names: Iterable[str] | None = None,
     timeout: float = 60.0,
@@ -185,7 +185,7 @@ def record(
 
     Parameters
     ----------
-    file : Path
+    file : Path, optional
         The .npz to write: "<primitive>/<output>", "<primitive>/in/<array>" as launched, and "summary", JSON of the
         device, NVRTC's version and the outcomes.
     names : iterable of str, optional
@@ -233,7 +233,8 @@ def record(
             "nvrtc": ".".join(map(str, nvrtc_version())),
             "outcomes": {name: asdict(outcome) for name, outcome in outcomes.items()},
         }
-        np.savez_compressed(file, **arrays, **{SUMMARY: np.array(json.dumps(summary))})
+        if file:
+            np.savez_compressed(file, **arrays, **{SUMMARY: np.array(json.dumps(summary))})
     return outcomes
 
 
