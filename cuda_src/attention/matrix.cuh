@@ -8,7 +8,7 @@ struct Matrix {
   Element* data;
   int64_t row_stride, col_stride;
   int row_begin, rows, cols;  // rows [row_begin, rows) take part; the others are never read and count as 0
-  bool vectorized;
+  int vectorized;  // a flag; as an int it leaves no padding, which a copy to shared memory would leave unwritten
 
   __device__ bool holds(int row, int col) const { return row >= row_begin && row < rows && col < cols; }
 
