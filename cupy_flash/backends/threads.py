@@ -6,22 +6,27 @@ threads use every core. BLAS must not start threads of its own inside them.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_threads() -> int:
     """Return how many threads compute: CUPY_FLASH_NUM_THREADS, else as many as this process may use CPUs.
+
+    That is what its affinity and the quota of its control group allow.
 
     Raises
     ------
@@ -33,16 +38,29 @@ def num_threads() -> int:
         if not chosen.isdecimal() or int(chosen) == 0:
             raise ValueError(f"CUPY_FLASH_NUM_THREADS is {chosen!r}: expected a positive number")
         return int(chosen)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, _quota(_CGROUP) or cpus)
+
+
+@functools.cache
+def _quota(root: Path) -> int | None:
+    """CPUs that a container's control group grants, rounded up; None without a limit (cgroups of version 2, then 1)."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdecimal() and int(period) > 0:  # "max" and -1 are no limit
+            return max(1, math.ceil(int(quota) / int(period)))
+    return None
 
 
 def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = True, use_helpers: bool = True) -> None:
     """Call `function` on every item, on the caller's thread and on helpers from the pool.
 
-    Items are started in order, each by the next thread that is free. Returns when all have ended. NumPy's
-    floating-point warnings are off inside `function`. Several threads may call `run` at once.
+    Items are started in order, each by the next thread that is free. Returns when all have ended, after an interrupt
+    too: threads then finish the item they are at and start no other. NumPy's floating-point warnings are off inside
+    `function`. Several threads may call `run` at once.
 
     Parameters
     ----------
@@ -66,9 +84,7 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
         helpers = min(available, len(items)) - 1 if use_helpers else 0
         futures = [_state.executor().submit(job.work) for _ in range(helpers)]
         job.work()
-        for future in futures:
-            if not future.cancel():
-                future.result()
+        job.wait_for(futures)
     if job.error is not None:
         raise job.error
 
@@ -146,19 +162,33 @@ class _Job:
         self._lock = threading.Lock()
 
     def work(self) -> None:
-        with np.errstate(all="ignore"):
-            while True:
-                with self._lock:
-                    item = next(self._items, self) if self.error is None else self
-                if item is self:
-                    return
-                try:
-                    self._function(item)
-                except _Aborted:
-                    return
-                except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
+        """Take items until there are none, or one failed."""
+        try:
+            with np.errstate(all="ignore"):
+                while True:
                     with self._lock:
-                        self.error = self.error or error
+                        item = next(self._items, self) if self.error is None else self
+                    if item is self:
+                        return
+                    self._function(item)
+        except _Aborted:
+            return
+        except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
+            self.stop(error)
+
+    def stop(self, error: BaseException) -> None:
+        """Let no thread start another item."""
+        self.error = self.error or error
+
+    def wait_for(self, futures: Sequence[Future[None]]) -> None:
+        """Wait until no thread works any more, however often interrupted: until then the arrays must live."""
+        while True:
+            try:
+                if all(future.cancel() or future.done() for future in futures):
+                    return
+                wait(futures)
+            except BaseException as error:
+                self.stop(error)
 
 
 class _OneBlasThread:
