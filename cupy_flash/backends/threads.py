@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,10 +81,13 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
     available = num_threads()
     job = _Job(function, items)
     with _state.one_blas_thread if use_blas else nullcontext():
-        helpers = min(available, len(items)) - 1 if use_helpers else 0
-        futures = [_state.executor().submit(job.work) for _ in range(helpers)]
-        job.work()
-        job.wait_for(futures)
+        try:
+            for _ in range(min(available, len(items)) - 1 if use_helpers else 0):
+                _state.executor().submit(job.help)
+            job.work()
+        except BaseException as error:
+            job.stop(error)
+        job.wait()
     if job.error is not None:
         raise job.error
 
@@ -159,14 +162,15 @@ class _Job:
         self.error: BaseException | None = None
         self._function = function
         self._items = iter(items)
-        self._lock = threading.Lock()
+        self._helpers = 0
+        self._changed = threading.Condition()
 
     def work(self) -> None:
         """Take items until there are none, or one failed."""
         try:
             with np.errstate(all="ignore"):
                 while True:
-                    with self._lock:
+                    with self._changed:
                         item = next(self._items, self) if self.error is None else self
                     if item is self:
                         return
@@ -176,17 +180,26 @@ class _Job:
         except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
             self.stop(error)
 
+    def help(self) -> None:
+        """`work` on a thread of the pool, where no interrupt is raised."""
+        with self._changed:
+            self._helpers += 1
+        self.work()
+        with self._changed:
+            self._helpers -= 1
+            self._changed.notify_all()
+
     def stop(self, error: BaseException) -> None:
         """Let no thread start another item."""
         self.error = self.error or error
 
-    def wait_for(self, futures: Sequence[Future[None]]) -> None:
-        """Wait until no thread works any more, however often interrupted: until then the arrays must live."""
+    def wait(self) -> None:
+        """Wait until no helper works any more, however often interrupted: until then the arrays must live."""
         while True:
             try:
-                if all(future.cancel() or future.done() for future in futures):
-                    return
-                wait(futures)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._helpers == 0)
+                return
             except BaseException as error:
                 self.stop(error)
 
