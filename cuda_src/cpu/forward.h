@@ -1,146 +1,331 @@
-// Forward of one block of queries: for each tile of keys
+// Forward of a block of queries: for each tile of keys
 //   S^T = K Q^T;  P = exp2(score(S) - m);  l += rowsum(P);  O^T += V^T P^T
 // and at the end O / l and lse = m + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries lie side by side
-// in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
+// in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are. Where there are few blocks
+// of queries, several items of work share one, each with a chunk of the keys (Flash-Decoding).
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/mask.h"
 #include "cpu/product.h"
 #include "cpu/scratch.h"
 #include "cpu/score.h"
+#include "cpu/seen.h"
 
-constexpr int64_t kKeyTile = 64 / kRows * kRows;  // whole register tiles; K and V of it fit L1 at d = 64
+constexpr int64_t kQueryBlock = 192;
+constexpr int64_t kKeyTile = 120;  // whole register tiles
 // m follows the largest score only when that has passed it by so much: p stays under 2^8, and rescaling is rare.
 constexpr double kSlack = 8;
 
-template <class T>
-struct ForwardScratch {
-  T *rows, *q, *o, *m, *l, *k, *v, *p;
+// How the forward is cut into items of work: by the shape alone, so that the number of threads changes no bit.
+struct ForwardPlan {
+  int64_t packed;         // heads of a group side by side in a block, so that few queries share their keys
+  int64_t rows;           // queries of a head in a block
+  int64_t units, blocks;  // of packed heads, and of a head's queries
+  int64_t chunk, chunks;  // keys of an item, and items that share a block
 
-  ForwardScratch(Scratch& scratch, const Shape& shape, int64_t queries) {
-    const int64_t d = whole_vectors<T>(shape.head_dim), dv = whole_vectors<T>(shape.head_dim_v);
-    const int64_t columns = whole_panels<T>(queries);
-    rows = scratch.take<T>(queries * (d > dv ? d : dv));
-    q = scratch.take<T>(columns * shape.head_dim);
-    o = scratch.take<T>(columns * shape.head_dim_v);
+  ForwardPlan(const Shape& s, int64_t panel) {
+    const int64_t queries = s.seqlen_q - s.first_query;
+    packed = s.group() * queries <= kQueryBlock ? s.group() : 1;
+    rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
+    units = s.heads_q / packed;
+    blocks = ceil_div(queries, rows);
+    // An item loads and merges its queries once more: its keys are many times theirs.
+    const int64_t few = ceil_div(32, units * blocks), longest = 4 * columns() > 240 ? 4 * columns() : 240;
+    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, longest), 1, few)), kRows);
+    chunks = ceil_div(s.seqlen_k, chunk);
+  }
+
+  int64_t columns() const { return packed * rows; }
+  int64_t items() const { return units * blocks * chunks; }
+};
+
+// What the keys seen so far leave of a block of queries, in panels.
+template <class T>
+struct ForwardState {
+  T *o, *m, *l;  // [panels][width][panel], [panels][panel] twice
+
+  ForwardState(Scratch& scratch, int64_t columns, int64_t width) {
+    o = scratch.take<T>(columns * width);
     m = scratch.take<T>(columns);
     l = scratch.take<T>(columns);
-    k = scratch.take<T>(kKeyTile * d);
-    v = scratch.take<T>(kKeyTile * dv);
-    p = scratch.take<T>(kKeyTile * kPanel<T>);
   }
 };
 
-// Scores of a panel of queries from row0 on and keys from col0 on, -inf where hidden, and their largest.
-template <class T>
-__attribute__((noinline)) void panel_scores(const CausalMask& mask, const ScaledScore<T>& score, int64_t row0,
-                                            int64_t col0, int64_t keys, int64_t depth, Operand<T> k, const T* q,
-                                            T* s, Vector<T> (&largest)[kVectors]) {
-  const bool cut = !mask.covers(row0, col0, keys);
-  Vector<T> top[kVectors];
-  for (auto& x : top) x = splat(-kInfinity<T>);
-  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
-    constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-    UNROLL
-    for (int m = 0; m < kM; ++m) {
-      UNROLL
-      for (int n = 0; n < kVectors; ++n) {
-        const int64_t row = row0 + n * kLanes<T>, col = col0 + r + m;
-        Vector<T> x = score.forward(sum[m][n], row, col);
-        if (cut) x = mask.lanes_see<T>(row, col) ? x : splat(-kInfinity<T>);
-        top[n] = max_of(top[n], x);
-        store(s + (r + m) * kPanel<T> + n * kLanes<T>, x);
+// Arithmetic in T, factors of products as E: T or Pair. N vectors make a panel.
+template <class T, class E, int N>
+class ForwardBlock {
+ public:
+  static constexpr int64_t kPanel = N * kLanes<T>, kStep = kLanes<T>;
+
+  ForwardBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
+    depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
+    pitch_ = kIsPair<E> ? depth_ : round_up(shape_.head_dim, kPitchUnit<T>);
+    pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
+    columns_ = round_up(plan.columns(), kPanel);
+    const int64_t widest = pitch_ > pitch_v_ ? pitch_ : pitch_v_;
+    line_ = scratch.take<T>(kPanel * widest);
+    q_ = scratch.take<E>(columns_ * depth_);
+    k_ = scratch.take<E>(kKeyTile * pitch_);
+    v_ = scratch.take<E>(kKeyTile * pitch_v_);
+    p_ = scratch.take<T>(kKeyTile * kPanel);
+    pairs_ = kIsPair<E> ? scratch.take<E>(kKeyTile / 2 * kPanel) : nullptr;
+    rows_ = scratch.take<Integer<T>>(columns_);
+  }
+
+  ForwardState<T> state(Scratch& scratch) const { return {scratch, columns_, pitch_v_}; }
+
+  // One item of work: a block of queries and a chunk of keys.
+  void attend(int64_t unit, int64_t block, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
+    load_queries(unit, block);
+    __builtin_memset(x.o, 0, columns_ * pitch_v_ * sizeof(T));
+    __builtin_memset(x.l, 0, columns_ * sizeof(T));
+    for (int64_t i = 0; i < columns_; ++i) x.m[i] = -kInfinity<T>;
+    const int64_t key_head = unit * plan_.packed / shape_.group();
+    const int64_t end = clamp(mask_.key_end(last_row_), 0, j_end);
+    const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
+    for (int64_t j0 = j_begin; j0 < end; j0 += size) tile(key_head, j0, clamp(end - j0, 0, size), x);
+  }
+
+  // The states of a block's chunks, in their order, to that of the first.
+  template <class States>
+  void merge(States states, int64_t chunks) const {
+    const ForwardState<T> first = states(0);
+    for (int64_t i = 0; i < columns_; i += kStep) {
+      Vector<T> top = splat(-kInfinity<T>), total = {};
+      for (int64_t c = 0; c < chunks; ++c) top = max_of(top, load(states(c).m + i));
+      const Vector<T> base = finite_base(top);
+      const int64_t column = i / kPanel * kPanel * pitch_v_ + i % kPanel;
+      for (int64_t c = 0; c < chunks; ++c) {
+        const ForwardState<T> x = states(c);
+        const Vector<T> factor = exp2<T>(load(x.m + i) - base);
+        total += load(x.l + i) * factor;
+        for (int64_t r = 0; r < pitch_v_; ++r) {
+          const int64_t at = column + r * kPanel;
+          store(first.o + at, (c ? load(first.o + at) : Vector<T>{}) + load(x.o + at) * factor);
+        }
       }
-    }
-  });
-  for (int n = 0; n < kVectors; ++n) largest[n] = top[n];
-}
-
-// Scores become p = exp2(s - m) and their sums join l. Where m has to follow, l and o are scaled to the new m.
-template <class T>
-__attribute__((noinline)) void panel_softmax(int64_t keys, T* s, const Vector<T> (&largest)[kVectors], T* m, T* l,
-                                             T* o, int64_t width) {
-  constexpr int kStep = kLanes<T>;
-  Vector<T> base[kVectors], sum[kVectors];
-  Mask<T> passed = {};
-  UNROLL
-  for (int n = 0; n < kVectors; ++n) passed |= largest[n] > load(m + n * kStep) + T(kSlack);
-  const bool follow = any(passed);
-  UNROLL
-  for (int n = 0; n < kVectors; ++n) {
-    const Vector<T> old = load(m + n * kStep);
-    const Vector<T> now = largest[n] > old + T(kSlack) ? largest[n] : old;
-    // A row whose scores so far are all -inf: less 0 they give p = 0, less -inf they would give nan.
-    base[n] = now == splat(-kInfinity<T>) ? Vector<T>{} : now;
-    sum[n] = Vector<T>{};
-    if (!follow) continue;
-    const Vector<T> factor = exp2<T>(old - base[n]);
-    store(m + n * kStep, now);
-    store(l + n * kStep, load(l + n * kStep) * factor);
-    for (int64_t c = 0; c < width; ++c) {
-      T* x = o + c * kPanel<T> + n * kStep;
-      store(x, load(x) * factor);
+      store(first.m + i, top);
+      store(first.l + i, total);
     }
   }
-  for (int64_t j = 0; j < keys; ++j) {
-    UNROLL
-    for (int n = 0; n < kVectors; ++n) {
-      T* x = s + j * kPanel<T> + n * kStep;
-      const Vector<T> p = exp2<T>(load(x) - base[n]);
-      sum[n] += p;
-      store(x, p);
+
+  // out and lse of a block.
+  void finish(int64_t unit, int64_t block, const ForwardState<T>& x) const {
+    for (int64_t i = 0; i < plan_.columns(); ++i) {
+      const int64_t head = unit * plan_.packed + i / plan_.rows, row = first_row(block) + i % plan_.rows;
+      if (row >= shape_.seqlen_q) continue;
+      const T* o = x.o + i / kPanel * kPanel * pitch_v_ + i % kPanel;
+      const T l = x.l[i], inverse = l == 0 ? T(0) : 1 / l;
+      for (int64_t c = 0; c < shape_.head_dim_v; ++c) line_[c] = o[c * kPanel] * inverse;
+      store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_, shape_.head_dim_v);
+      const T lse = l == 0 ? -kInfinity<T> : T((double(x.m[i]) + __builtin_log2(double(l))) * kLn2);
+      __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
     }
   }
-  UNROLL
-  for (int n = 0; n < kVectors; ++n) store(l + n * kStep, load(l + n * kStep) + sum[n]);
-}
 
-template <class T>
-void forward_block(const Shape& shape, const char* q, const char* k, const char* v, char* out, char* lse, int64_t i0,
-                   int64_t queries, void* memory) {
-  const CausalMask mask(shape);
-  const ScaledScore<T> score(shape);
-  const int64_t d = shape.head_dim, dv = shape.head_dim_v;
-  const int64_t pitch = whole_vectors<T>(d), pitch_v = whole_vectors<T>(dv), columns = whole_panels<T>(queries);
-  Scratch scratch(memory);
-  const ForwardScratch<T> x(scratch, shape, queries);
+ private:
+  // Scores of a row that are all -inf give p = 0 less 0; less -inf they would give nan.
+  static Vector<T> finite_base(Vector<T> m) { return m == splat(-kInfinity<T>) ? Vector<T>{} : m; }
 
-  load_rows(shape.dtype, x.rows, pitch, q + i0 * shape.q.row, shape.q, queries, d);
-  transpose(x.q, x.rows, pitch, queries, d);
-  __builtin_memset(x.o, 0, columns * dv * sizeof(T));
-  __builtin_memset(x.l, 0, columns * sizeof(T));
-  for (int64_t i = 0; i < columns; ++i) x.m[i] = -kInfinity<T>;
+  // The last blocks come first: when causal they see the most keys.
+  int64_t first_row(int64_t block) const { return shape_.first_query + (plan_.blocks - 1 - block) * plan_.rows; }
 
-  const int64_t end = mask.key_end(i0 + queries - 1);
-  for (int64_t j0 = 0; j0 < end; j0 += kKeyTile) {
-    const int64_t keys = clamp(end - j0, 0, kKeyTile);
-    load_rows(shape.dtype, x.k, pitch, k + j0 * shape.k.row, shape.k, keys, d);
-    load_rows(shape.dtype, x.v, pitch_v, v + j0 * shape.v.row, shape.v, keys, dv);
-    const bool finite = mask.covers(i0, j0, keys) || all_finite(x.v, keys * pitch_v);
-    for (int64_t i = 0; i < queries; i += kPanel<T>) {
-      const int64_t rows = clamp(queries - i, 0, kPanel<T>);
-      const int64_t seen = clamp(mask.key_end(i0 + i + rows - 1) - j0, 0, keys);
+  void load_queries(int64_t unit, int64_t block) {
+    const int64_t i0 = first_row(block);
+    last_row_ = clamp(i0 + plan_.rows, 0, shape_.seqlen_q) - 1;
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      for (int64_t n = 0; n < kPanel; ++n) {
+        // Columns that are left over repeat the last query.
+        const int64_t column = clamp(i + n, 0, plan_.columns() - 1);
+        const int64_t row = clamp(i0 + column % plan_.rows, 0, last_row_);
+        const char* q = at(call_.q, shape_.q, unit * plan_.packed + column / plan_.rows, row);
+        E* line = (E*)line_ + n * pitch_;
+        if constexpr (kIsPair<E>) load_pairs(line, pitch_, q, shape_.q, 1, shape_.head_dim);
+        else load_row(shape_.dtype, line, q, shape_.q.col, shape_.head_dim);
+        rows_[i + n] = Integer<T>(row);
+      }
+      transpose(q_ + i * depth_, kPanel, (const E*)line_, pitch_, kPanel, depth_);
+    }
+  }
+
+  void load_keys(int64_t head, int64_t j0, int64_t keys) {
+    const char *k = at(call_.k, shape_.k, head, j0), *v = at(call_.v, shape_.v, head, j0);
+    if constexpr (kIsPair<E>) {
+      load_pairs(k_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      __builtin_memset(k_ + keys * pitch_, 0, (round_up(keys, kThird) - keys) * pitch_ * sizeof(E));
+      load_row_pairs(v_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+    } else {
+      load_factor(shape_.dtype, k_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      load_rows(shape_.dtype, v_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+    }
+  }
+
+  void tile(int64_t head, int64_t j0, int64_t keys, const ForwardState<T>& x) {
+    load_keys(head, j0, keys);
+    const bool finite = mask_.covers(rows_[0], j0, round_up(keys, kThird)) || values_finite(head, j0, keys);
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      Integer<T> low = rows_[i], high = rows_[i];
+      for (int64_t n = 1; n < kPanel; ++n) {
+        low = rows_[i + n] < low ? rows_[i + n] : low;
+        high = rows_[i + n] > high ? rows_[i + n] : high;
+      }
+      const int64_t seen = clamp(mask_.key_end(high) - j0, 0, keys);
       if (seen == 0) continue;
-      Vector<T> largest[kVectors];
-      T* o = x.o + i * dv;
-      panel_scores<T>(mask, score, i0 + i, j0, seen, d, {x.k, pitch, 1}, x.q + i * d, x.p, largest);
-      panel_softmax<T>(seen, x.p, largest, x.m + i, x.l + i, o, dv);
-      if (finite || mask.covers(i0 + i, j0, seen)) {
-        accumulate<T, kVectors>(dv, seen, {x.v, 1, pitch_v}, x.p, kPanel<T>, o, kPanel<T>);
+      const bool cut = !mask_.covers(low, j0, round_up(seen, kThird));
+      Vector<T> largest[N];
+      T* o = x.o + i * pitch_v_;
+      scores(cut, i, j0, seen, largest);
+      softmax(seen, largest, x.m + i, x.l + i, o);
+      if (cut && !finite) {
+        accumulate_seen_values(head, j0, seen, i, o);
+      } else if constexpr (kIsPair<E>) {
+        round_to_pairs(pairs_, p_, kPanel, seen);
+        accumulate<T, N, E>(pitch_v_, ceil_div(seen, 2), {v_, 1, pitch_v_}, pairs_, kPanel, o, kPanel);
       } else {
-        accumulate_seen<T>(mask, i0 + i, rows, j0, seen, x.p, kPanel<T>, {x.v, 0, pitch_v, 1}, {o, 1, 0, kPanel<T>},
-                           dv);
+        accumulate<T, N, E>(pitch_v_, seen, {v_, 1, pitch_v_}, p_, kPanel, o, kPanel);
       }
     }
   }
 
-  for (int64_t i = 0; i < queries; ++i) {
-    const T* o = x.o + i / kPanel<T> * kPanel<T> * dv + i % kPanel<T>;
-    const T l = x.l[i];
-    const T inverse = l == 0 ? T(0) : 1 / l;
-    for (int64_t c = 0; c < dv; ++c) x.rows[c] = o[c * kPanel<T>] * inverse;
-    store_row(shape.dtype, out + (i0 + i) * shape.out.row, shape.out.col, x.rows, dv);
-    const T value = l == 0 ? -kInfinity<T> : T((double(x.m[i]) + __builtin_log2(double(l))) * kLn2);
-    __builtin_memcpy(lse + (i0 + i) * shape.lse, &value, sizeof value);
+  // Scores of the panel of queries from column i on and of keys from j0 on, -inf where hidden, and their largest.
+  __attribute__((noinline)) void scores(bool cut, int64_t i, int64_t j0, int64_t keys, Vector<T> (&largest)[N]) {
+    Vector<T> top[N];
+    for (auto& x : top) x = splat(-kInfinity<T>);
+    const Integer<T>* rows = rows_ + i;
+    T* const p = p_;
+    const CausalMask mask = mask_;
+    const ScaledScore<T> score = score_;
+    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * depth_, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
+      constexpr int kM = sizeof(sum) / sizeof(sum[0]);
+      UNROLL
+      for (int m = 0; m < kM; ++m) {
+        UNROLL
+        for (int n = 0; n < N; ++n) {
+          const int64_t col = j0 + r + m;
+          const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
+          Vector<T> x = score.forward(sum[m][n], row, col);
+          if (cut) x = mask.lanes_see<T>(row, col) ? x : splat(-kInfinity<T>);
+          top[n] = max_of(top[n], x);
+          store(p + (r + m) * kPanel + n * kStep, x);
+        }
+      }
+    });
+    for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
-}
+
+  // Scores become p = exp2(s - m) and their sums join l. Where m has to follow, l and o are scaled to the new m.
+  __attribute__((noinline)) void softmax(int64_t keys, const Vector<T> (&largest)[N], T* m, T* l, T* o) {
+    T* const s = p_;
+    Vector<T> base[N], sum[N];
+    Mask<T> passed = {};
+    UNROLL
+    for (int n = 0; n < N; ++n) passed |= largest[n] > load(m + n * kStep) + T(kSlack);
+    const bool follow = any(passed);
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      const Vector<T> old = load(m + n * kStep);
+      const Vector<T> now = largest[n] > old + T(kSlack) ? largest[n] : old;
+      base[n] = finite_base(now);
+      sum[n] = Vector<T>{};
+      if (!follow) continue;
+      const Vector<T> factor = exp2<T>(old - base[n]);
+      store(m + n * kStep, now);
+      store(l + n * kStep, load(l + n * kStep) * factor);
+      for (int64_t c = 0; c < pitch_v_; ++c) {
+        T* x = o + c * kPanel + n * kStep;
+        store(x, load(x) * factor);
+      }
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      UNROLL
+      for (int n = 0; n < N; ++n) {
+        T* x = s + j * kPanel + n * kStep;
+        const Vector<T> p = exp2<T>(load(x) - base[n]);
+        sum[n] += p;
+        store(x, p);
+      }
+    }
+    UNROLL
+    for (int n = 0; n < N; ++n) store(l + n * kStep, load(l + n * kStep) + sum[n]);
+  }
+
+  const T* value(int64_t head, int64_t j) const {
+    load_row(shape_.dtype, line_, at(call_.v, shape_.v, head, j), shape_.v.col, shape_.head_dim_v);
+    return line_;
+  }
+
+  bool values_finite(int64_t head, int64_t j0, int64_t keys) const {
+    bool finite = true;
+    for (int64_t j = 0; j < keys; ++j) finite &= all_finite(value(head, j0 + j), pitch_v_);
+    return finite;
+  }
+
+  // O^T += V^T P^T where a hidden value is not finite.
+  void accumulate_seen_values(int64_t head, int64_t j0, int64_t keys, int64_t i, T* o) const {
+    for (int64_t j = 0; j < keys; ++j) {
+      accumulate_seen<T>(mask_, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel, {value(head, j0 + j), 0, 0, 1},
+                         {o, 1, 0, kPanel}, shape_.head_dim_v);
+    }
+  }
+
+  const Call& call_;
+  const Shape& shape_;
+  const ForwardPlan plan_;
+  const CausalMask mask_;
+  const ScaledScore<T> score_;
+  int64_t depth_, pitch_, pitch_v_, columns_, last_row_ = 0;
+  T *line_, *p_;
+  E *q_, *k_, *v_, *pairs_;
+  Integer<T>* rows_;
+};
+
+// The items of a call. Its memory holds a counter for each block of queries, states (one a worker, or one an item where
+// items share a block), and each worker's scratch.
+template <class T, class E, int N>
+class ForwardJob {
+ public:
+  ForwardJob(const Call& call, const ForwardPlan& plan) : call_(call), plan_(plan) {
+    Scratch memory(call.memory), worker(nullptr), state(nullptr);
+    Block(call, plan, worker).state(state);
+    worker_bytes_ = worker.bytes(), state_bytes_ = state.bytes();
+    ended_ = memory.take<int32_t>(plan.units * plan.blocks);
+    states_ = memory.take<char>((shares() ? plan.items() : call.threads) * state_bytes_);
+    workers_ = memory.take<char>(call.threads * worker_bytes_);
+    bytes_ = memory.bytes();
+  }
+
+  int64_t bytes() const { return bytes_; }  // for call.memory = nullptr
+  int64_t items() const { return plan_.items(); }
+
+  void begin() const { __builtin_memset(ended_, 0, plan_.units * plan_.blocks * sizeof *ended_); }
+
+  void run(int64_t item, int64_t worker) const {
+    const int64_t block = item / plan_.chunks, chunk = item % plan_.chunks;
+    const int64_t unit = block / plan_.blocks, i = block % plan_.blocks;
+    Scratch scratch(workers_ + worker * worker_bytes_);
+    Block queries(call_, plan_, scratch);
+    const int64_t j0 = chunk * plan_.chunk, j1 = clamp(j0 + plan_.chunk, 0, call_.shape->seqlen_k);
+    queries.attend(unit, i, j0, j1, state(queries, shares() ? item : worker));
+    if (__atomic_add_fetch(ended_ + block, 1, __ATOMIC_ACQ_REL) < plan_.chunks) return;
+    const int64_t first = shares() ? item - chunk : worker;
+    if (shares()) queries.merge([&](int64_t c) { return state(queries, first + c); }, plan_.chunks);
+    queries.finish(unit, i, state(queries, first));
+  }
+
+ private:
+  using Block = ForwardBlock<T, E, N>;
+
+  bool shares() const { return plan_.chunks > 1; }
+
+  ForwardState<T> state(const Block& block, int64_t index) const {
+    Scratch scratch(states_ + index * state_bytes_);
+    return block.state(scratch);
+  }
+
+  const Call& call_;
+  const ForwardPlan plan_;
+  int64_t worker_bytes_, state_bytes_, bytes_;
+  int32_t* ended_;
+  char *states_, *workers_;
+};

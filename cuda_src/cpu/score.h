@@ -13,9 +13,9 @@ struct ScaledScore {
 
   explicit ScaledScore(const Shape& shape) : scale(T(shape.scale)), scale_log2(T(shape.scale * kLog2E)) {}
 
-  // The scores of queries row, row + 1, ... and one key, in log2 units.
-  Vector<T> forward(Vector<T> s, int64_t row, int64_t col) const { return s * scale_log2; }
+  // The scores of the queries in the lanes and one key, in log2 units.
+  Vector<T> forward(Vector<T> s, Mask<T> rows, int64_t col) const { return s * scale_log2; }
 
   // d loss / d s, from d loss / d score (natural units). A step that is not linear will need s too: keep it beside p.
-  Vector<T> backward(Vector<T> dscore, int64_t row, int64_t col) const { return dscore * scale; }
+  Vector<T> backward(Vector<T> dscore, Mask<T> rows, int64_t col) const { return dscore * scale; }
 };

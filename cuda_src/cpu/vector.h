@@ -7,21 +7,30 @@
 // Accumulators stay in registers only where their last use is inlined; clang would not of itself.
 #define ALWAYS_INLINE __attribute__((always_inline))
 
+// Bytes of a vector, and how many vectors the registers hold. Tests define both, for the compiler makes vectors of
+// another width from those it has.
+#if !defined(VECTOR_BYTES)
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+#define VECTOR_BYTES 64
+#define REGISTERS 32
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+#define VECTOR_BYTES 32
+#define REGISTERS 16
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define REGISTERS 32
 #else
-constexpr int kVectorBytes = 16;
+#define VECTOR_BYTES 16
+#define REGISTERS 16
 #endif
+#endif
+constexpr int kVectorBytes = VECTOR_BYTES;
 
-// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the 32 registers of
-// AVX-512 and NEON, or the 16 of AVX2 and SSE.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 8, kVectors = 3;
-#else
-constexpr int kRows = 6, kVectors = 2;
-#endif
+// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the registers, and the
+// loads of a step (kVectors vectors, kRows scalars) take less time than its kRows * kVectors multiply-adds. Of the last
+// rows, fewer than kRows, a tile does whole thirds.
+constexpr int kRows = REGISTERS == 32 ? 12 : 6, kVectors = 2;
+constexpr int kThird = kRows / 3;
 
 template <class T>
 struct IntegerOf;
@@ -45,8 +54,10 @@ using Mask = Vector<typename IntegerOf<T>::Type>;  // all bits of a lane set or 
 
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+// Rows in scratch are whole vectors, and whole thirds of a tile where they become rows of a product.
 template <class T>
-constexpr int kPanel = kVectors * kLanes<T>;  // queries side by side in a register tile
+constexpr int kPitchUnit = kLanes<T> > kThird ? kLanes<T> : kThird;
 
 template <class V>
 inline V load_as(const void* p) {
