@@ -301,31 +301,89 @@ check(Case(sq=200, sk=90, d=512, dv=64), lambda f, *a, **o: f(*a, backend="cpu",
 """
 
 
+RACES = """
+import os
+os.environ["CUPY_FLASH_NUM_THREADS"] = "4"
+from concurrent.futures import ThreadPoolExecutor
+from cases import Case, check
+from cupy_flash.backends import native
+native._FLAGS += ("-fsanitize=thread", "-g1")
+native.INLINE_WORK = 0
+text = native.source.flatten("cpu/attention.cpp")
+assert {old!r} in text
+native.source.flatten = lambda name: text.replace({old!r}, {new!r})
+
+def on(function, *arrays, **options):
+    return function(*arrays, backend="cpu", **options)
+
+cases = [
+    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=64, causal=True),
+    Case(heads_k=1, group=2, sq=3, sk=5300, d=64),
+    Case(heads_k=1, sq=500, sk=1000, d=32),
+]
+for case in cases:
+    check(case, on)
+with ThreadPoolExecutor(3) as pool:
+    list(pool.map(lambda case: check(case, on), cases * 2))
+print("clean")
+"""
+TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != block) sched_yield();"
+
+
 @pytest.fixture
-def sanitizer(tmp_path):
+def sanitizer():
+    """A function that gives the environment in which a library built with these sanitizers can be loaded."""
     compiler = find_compiler()
     if "g++" not in compiler.command[0] or compiler.is_clang:
         pytest.skip("needs g++")
-    paths = [
-        subprocess.run([*compiler.command, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    names = [Path(path.stdout.strip()) for path in paths]
-    if not all(name.is_absolute() for name in names):
-        pytest.skip("needs libasan and libubsan")
-    return {"LD_PRELOAD": " ".join(map(str, names)), "ASAN_OPTIONS": "detect_leaks=0", "CUPY_FLASH_CPU_TIER": "native"}
+
+    def preload(*libraries):
+        found = [
+            subprocess.run(
+                [*compiler.command, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in libraries
+        ]
+        if not all(Path(name).is_absolute() for name in found):
+            pytest.skip(f"needs {' and '.join(libraries)}")
+        return {"LD_PRELOAD": " ".join(found), "CUPY_FLASH_CPU_TIER": "native"}
+
+    return preload
+
+
+@pytest.fixture
+def address_sanitizer(sanitizer):
+    return sanitizer("libasan.so", "libubsan.so") | {"ASAN_OPTIONS": "detect_leaks=0"}
+
+
+@pytest.fixture
+def thread_sanitizer(sanitizer):
+    # OpenBLAS, of the reference, is not built for it: it may have no threads.
+    return sanitizer("libtsan.so") | {"TSAN_OPTIONS": "halt_on_error=1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing(sanitizer):
-    out, _ = python(SANITIZED, **sanitizer)
+def test_sanitizers_find_nothing(address_sanitizer):
+    out, _ = python(SANITIZED, **address_sanitizer)
     assert out.strip() == "clean"
 
 
 @pytest.mark.slow
-def test_sanitizers_find_an_overrun(sanitizer):
+def test_sanitizers_find_an_overrun(address_sanitizer):
     with pytest.raises(AssertionError, match="AddressSanitizer"):
-        python(OVERRUN, **sanitizer)
+        python(OVERRUN, **address_sanitizer)
+
+
+@pytest.mark.slow
+def test_the_thread_sanitizer_finds_nothing(thread_sanitizer):
+    out, _ = python(RACES.format(old=TURN, new=TURN), **thread_sanitizer)
+    assert out.strip() == "clean"
+
+
+@pytest.mark.slow
+def test_the_thread_sanitizer_finds_a_turn_not_waited_for(thread_sanitizer):
+    with pytest.raises(AssertionError, match="ThreadSanitizer: data race"):
+        python(RACES.format(old=TURN, new=""), **thread_sanitizer)
 
 
 def test_a_source_that_does_not_compile_is_an_error(monkeypatch):
