@@ -2,6 +2,7 @@
 // its caller can heed an interrupt; between calls no thread is at work.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/forward_rows.h"
 #include "cpu/pool.h"
 
 static Pool pool;
@@ -33,24 +34,30 @@ static int64_t work(Call& call, const Job& job) {
   return call.next < job.items();
 }
 
-template <class T, class E, int N, class Use>
+template <class T, class E, class Use>
+static int64_t with_panels(const Call& call, Use use) {
+  return use(ForwardJob<T, ForwardBlock<T, E, kVectors>>(call, ForwardPlan(*call.shape, kVectors * kLanes<T>)));
+}
+
+template <class T, class Use>
 static int64_t with_forward_in(const Call& call, Use use) {
-  return use(ForwardJob<T, E, N>(call, ForwardPlan(*call.shape, N * kLanes<T>)));
+  const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<T>);
+  if (rows.columns() <= kFewRows) return use(ForwardJob<T, RowBlock<T>>(call, rows));
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (narrow.columns() <= kLanes<T>) return use(ForwardJob<T, ForwardBlock<T, T, 1>>(call, narrow));
+  }
+  return with_panels<T, T>(call, use);
 }
 
 // use(job) for the job that fits the call.
 template <class Use>
 static int64_t with_forward(const Call& call, Use use) {
-  const int64_t dtype = call.shape->dtype;
-  if (dtype == kFloat64) return with_forward_in<double, double, kVectors>(call, use);
-  // Few queries fill no second vector, and memory is what they wait for.
-  if (ForwardPlan(*call.shape, kLanes<float>).columns() <= kLanes<float>) {
-    return with_forward_in<float, float, 1>(call, use);
-  }
   if constexpr (kUsesPairs) {
-    if (dtype == kBFloat16) return with_forward_in<float, Pair, kVectors>(call, use);
+    // Few queries wait for memory.
+    const bool few = ForwardPlan(*call.shape, 1).columns() <= kLanes<float>;
+    if (call.shape->dtype == kBFloat16 && !few) return with_panels<float, Pair>(call, use);
   }
-  return with_forward_in<float, float, kVectors>(call, use);
+  return call.shape->dtype == kFloat64 ? with_forward_in<double>(call, use) : with_forward_in<float>(call, use);
 }
 
 template <class T, class Use>

@@ -34,12 +34,12 @@ class BackwardBlock {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     columns_ = round_up(plan.queries, kPanel);
     const int64_t keys = round_up(plan.keys, kThird);
-    k_ = scratch.take<T>(keys * pitch_), dk_ = scratch.take<T>(keys * pitch_);
-    v_ = scratch.take<T>(keys * pitch_v_), dv_ = scratch.take<T>(keys * pitch_v_);
+    k_block_ = scratch.take<T>(keys * pitch_), dk_ = scratch.take<T>(keys * pitch_);
+    v_block_ = scratch.take<T>(keys * pitch_v_), dv_ = scratch.take<T>(keys * pitch_v_);
     q_ = scratch.take<T>(columns_ * pitch_), dout_ = scratch.take<T>(columns_ * pitch_v_);
     q_panels_ = scratch.take<T>(columns_ * pitch_), dout_panels_ = scratch.take<T>(columns_ * pitch_v_);
-    dq_ = scratch.take<T>(columns_ * pitch_);
-    line_ = scratch.take<T>(pitch_ > pitch_v_ ? pitch_ : pitch_v_);
+    dq_panels_ = scratch.take<T>(columns_ * pitch_);
+    line_ = scratch.take<T>(pitch_v_);
     p_ = scratch.take<T>(kKeyTile * columns_), ds_ = scratch.take<T>(kKeyTile * columns_);
     lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
     rows_ = scratch.take<Integer<T>>(columns_);
@@ -47,8 +47,9 @@ class BackwardBlock {
 
   void load_keys(int64_t head, int64_t j0, int64_t keys) {
     j0_ = j0, keys_ = keys;
-    load_factor(shape_.dtype, k_, pitch_, at(call_.k, shape_.k, head, j0), shape_.k, keys, shape_.head_dim);
-    load_factor(shape_.dtype, v_, pitch_v_, at(call_.v, shape_.v, head, j0), shape_.v, keys, shape_.head_dim_v);
+    k_ = load_factor(shape_.dtype, k_block_, pitch_, at(call_.k, shape_.k, head, j0), shape_.k, keys, shape_.head_dim);
+    v_ = load_factor(shape_.dtype, v_block_, pitch_v_, at(call_.v, shape_.v, head, j0), shape_.v, keys,
+                     shape_.head_dim_v);
     __builtin_memset(dk_, 0, round_up(keys, kThird) * pitch_ * sizeof(T));
     __builtin_memset(dv_, 0, round_up(keys, kThird) * pitch_v_ * sizeof(T));
   }
@@ -61,21 +62,21 @@ class BackwardBlock {
     }
   }
 
-  // A block of queries: dK and dV grow, and dq holds its part from these keys.
+  // A block of queries: dK and dV grow, and dq is its part from these keys.
   void attend(int64_t head, int64_t i0, int64_t queries) {
     load_queries(head, i0, queries);
-    __builtin_memset(dq_, 0, columns_ * pitch_ * sizeof(T));
+    __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
     const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
     const int64_t size = even_part(end, kKeyTile, kRows);
     for (int64_t u = 0; u < end; u += size) tile(u, clamp(end - u, 0, size));
+    // Q has been used: its rows take dQ.
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      transpose(q_ + i * pitch_, pitch_, dq_panels_ + i * pitch_, kPanel, pitch_, kPanel);
+    }
   }
 
   // Row i of the block, of width head_dim.
-  const T* dq(int64_t i) const {
-    const T* panel = dq_ + i / kPanel * kPanel * pitch_ + i % kPanel;
-    for (int64_t c = 0; c < shape_.head_dim; ++c) line_[c] = panel[c * kPanel];
-    return line_;
-  }
+  const T* dq(int64_t i) const { return q_ + i * pitch_; }
 
  private:
   // Q and dO as rows and as panels, lse in log2 units, delta.
@@ -84,10 +85,11 @@ class BackwardBlock {
     const Layout &q = shape_.q, &dout = shape_.dout, &out = shape_.out;
     load_rows(shape_.dtype, q_, pitch_, at(call_.q, q, head, i0), q, queries, shape_.head_dim);
     load_rows(shape_.dtype, dout_, pitch_v_, at(call_.dout, dout, head, i0), dout, queries, shape_.head_dim_v);
-    for (int64_t i = 0; i < round_up(queries, kPanel); i += kPanel) {
-      const int64_t rows = clamp(queries - i, 0, kPanel);
-      transpose(q_panels_ + i * pitch_, kPanel, q_ + i * pitch_, pitch_, rows, shape_.head_dim);
-      transpose(dout_panels_ + i * pitch_v_, kPanel, dout_ + i * pitch_v_, pitch_v_, rows, shape_.head_dim_v);
+    __builtin_memset(q_ + queries * pitch_, 0, (columns_ - queries) * pitch_ * sizeof(T));
+    __builtin_memset(dout_ + queries * pitch_v_, 0, (columns_ - queries) * pitch_v_ * sizeof(T));
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      transpose(q_panels_ + i * pitch_, kPanel, q_ + i * pitch_, pitch_, kPanel, pitch_);
+      transpose(dout_panels_ + i * pitch_v_, kPanel, dout_ + i * pitch_v_, pitch_v_, kPanel, pitch_v_);
     }
     for (int64_t i = 0; i < columns_; ++i) {
       // +inf makes p = 0: for a row without finite score, and past the last row.
@@ -132,7 +134,7 @@ class BackwardBlock {
         __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
         __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
       }
-      T* dq = dq_ + i * pitch_;
+      T* dq = dq_panels_ + i * pitch_;
       if (finite_k || !panel_cut) {
         accumulate<T, kVectors, T>(pitch_, seen, {k, 1, pitch_}, ds_ + i, columns_, dq, kPanel);
       } else {
@@ -206,10 +208,11 @@ class BackwardBlock {
   const CausalMask mask_;
   const ScaledScore<T> score_;
   int64_t pitch_, pitch_v_, columns_, j0_ = 0, keys_ = 0, i0_ = 0, queries_ = 0;
-  T *k_, *v_, *dk_, *dv_;                          // rows
-  T *q_, *dout_, *line_;                           // rows
-  T *q_panels_, *dout_panels_, *dq_;               // [panels][width][kPanel]
-  T *p_, *ds_, *lse_, *delta_;                     // [kKeyTile][columns], [columns]
+  const T *k_ = nullptr, *v_ = nullptr;              // rows, in place or loaded
+  T *k_block_, *v_block_, *dk_, *dv_;                // rows
+  T *q_, *dout_, *line_;                             // rows
+  T *q_panels_, *dout_panels_, *dq_panels_;          // [panels][width][kPanel]
+  T *p_, *ds_, *lse_, *delta_;                       // [kKeyTile][columns], [columns]
   Integer<T>* rows_;
 };
 

@@ -109,22 +109,19 @@ void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& 
   for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, x + r * layout.row, layout.col, width);
 }
 
-// As rows of a product: zeros follow up to a whole third of a register tile.
+// The same as the broadcast factor of a product: with zeros up to a whole third of a register tile, and where the rows
+// lie (then nothing is copied, and products overlap with fetching them) if they lie as they would in scratch.
 template <class T>
-void load_factor(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows,
-                 int64_t width) {
+const T* load_factor(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows,
+                     int64_t width) {
+  const bool same = sizeof(T) == 8 ? dtype == kFloat64 : dtype == kFloat32;
+  if (same && layout.col == sizeof(T) && layout.row == pitch * int64_t(sizeof(T)) && width == pitch &&
+      rows % kThird == 0 && int64_t(x) % sizeof(T) == 0) {
+    return (const T*)x;
+  }
   load_rows(dtype, y, pitch, x, layout, rows, width);
   __builtin_memset(y + rows * pitch, 0, (round_up(rows, kThird) - rows) * pitch * sizeof(T));
-}
-
-// Rows in scratch to a panel [width][panel], in whose vectors the rows lie side by side; 0 beyond the last row.
-template <class E>
-void transpose(E* y, int64_t panel, const E* x, int64_t pitch, int64_t rows, int64_t width) {
-  for (int64_t c = 0; c < width; ++c) {
-    int64_t r = 0;
-    for (; r < rows; ++r) y[c * panel + r] = x[r * pitch + c];
-    for (; r < panel; ++r) y[c * panel + r] = E{};
-  }
+  return y;
 }
 
 // Rows of bfloat16 as pairs of neighbours in a row, `pitch` pairs apart: the bits as they are.

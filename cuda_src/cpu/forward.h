@@ -51,6 +51,12 @@ struct ForwardState {
   }
 };
 
+// Natural, of a row with maximum m in log2 units and sum l.
+template <class T>
+T log_sum_exp(T m, T l) {
+  return l == 0 ? -kInfinity<T> : T((double(m) + __builtin_log2(double(l))) * kLn2);
+}
+
 // Arithmetic in T, factors of products as E: T or Pair. N vectors make a panel.
 template <class T, class E, int N>
 class ForwardBlock {
@@ -60,14 +66,14 @@ class ForwardBlock {
   ForwardBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
       : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
     depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
-    pitch_ = kIsPair<E> ? depth_ : round_up(shape_.head_dim, kPitchUnit<T>);
+    pitch_ = round_up(depth_, kPitchUnit<T>);
     pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     columns_ = round_up(plan.columns(), kPanel);
     const int64_t widest = pitch_ > pitch_v_ ? pitch_ : pitch_v_;
     line_ = scratch.take<T>(kPanel * widest);
-    q_ = scratch.take<E>(columns_ * depth_);
-    k_ = scratch.take<E>(kKeyTile * pitch_);
-    v_ = scratch.take<E>(kKeyTile * pitch_v_);
+    q_ = scratch.take<E>(columns_ * pitch_);
+    k_tile_ = scratch.take<E>(kKeyTile * pitch_);
+    v_tile_ = scratch.take<E>(kKeyTile * pitch_v_);
     p_ = scratch.take<T>(kKeyTile * kPanel);
     pairs_ = kIsPair<E> ? scratch.take<E>(kKeyTile / 2 * kPanel) : nullptr;
     rows_ = scratch.take<Integer<T>>(columns_);
@@ -112,15 +118,22 @@ class ForwardBlock {
 
   // out and lse of a block.
   void finish(int64_t unit, int64_t block, const ForwardState<T>& x) const {
-    for (int64_t i = 0; i < plan_.columns(); ++i) {
-      const int64_t head = unit * plan_.packed + i / plan_.rows, row = first_row(block) + i % plan_.rows;
-      if (row >= shape_.seqlen_q) continue;
-      const T* o = x.o + i / kPanel * kPanel * pitch_v_ + i % kPanel;
-      const T l = x.l[i], inverse = l == 0 ? T(0) : 1 / l;
-      for (int64_t c = 0; c < shape_.head_dim_v; ++c) line_[c] = o[c * kPanel] * inverse;
-      store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_, shape_.head_dim_v);
-      const T lse = l == 0 ? -kInfinity<T> : T((double(x.m[i]) + __builtin_log2(double(l))) * kLn2);
-      __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
+    const int64_t d = shape_.head_dim_v;
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      T* o = x.o + i * pitch_v_;
+      for (int64_t n = 0; n < kPanel; n += kStep) {
+        const Vector<T> l = load(x.l + i + n), inverse = l == Vector<T>{} ? Vector<T>{} : T(1) / l;
+        for (int64_t c = 0; c < pitch_v_; ++c) store(o + c * kPanel + n, load(o + c * kPanel + n) * inverse);
+      }
+      transpose(line_, pitch_v_, o, kPanel, pitch_v_, kPanel);
+      for (int64_t n = 0; n < kPanel && i + n < plan_.columns(); ++n) {
+        const int64_t head = unit * plan_.packed + (i + n) / plan_.rows;
+        const int64_t row = first_row(block) + (i + n) % plan_.rows;
+        if (row >= shape_.seqlen_q) continue;
+        store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
+        const T lse = log_sum_exp(x.m[i + n], x.l[i + n]);
+        __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
+      }
     }
   }
 
@@ -145,19 +158,20 @@ class ForwardBlock {
         else load_row(shape_.dtype, line, q, shape_.q.col, shape_.head_dim);
         rows_[i + n] = Integer<T>(row);
       }
-      transpose(q_ + i * depth_, kPanel, (const E*)line_, pitch_, kPanel, depth_);
+      transpose(q_ + i * pitch_, kPanel, (const E*)line_, pitch_, kPanel, pitch_);
     }
   }
 
   void load_keys(int64_t head, int64_t j0, int64_t keys) {
     const char *k = at(call_.k, shape_.k, head, j0), *v = at(call_.v, shape_.v, head, j0);
     if constexpr (kIsPair<E>) {
-      load_pairs(k_, pitch_, k, shape_.k, keys, shape_.head_dim);
-      __builtin_memset(k_ + keys * pitch_, 0, (round_up(keys, kThird) - keys) * pitch_ * sizeof(E));
-      load_row_pairs(v_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+      load_pairs(k_tile_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      __builtin_memset(k_tile_ + keys * pitch_, 0, (round_up(keys, kThird) - keys) * pitch_ * sizeof(E));
+      load_row_pairs(v_tile_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+      k_ = k_tile_, v_ = v_tile_;
     } else {
-      load_factor(shape_.dtype, k_, pitch_, k, shape_.k, keys, shape_.head_dim);
-      load_rows(shape_.dtype, v_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+      k_ = load_factor(shape_.dtype, k_tile_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      v_ = load_factor(shape_.dtype, v_tile_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
     }
   }
 
@@ -196,7 +210,7 @@ class ForwardBlock {
     T* const p = p_;
     const CausalMask mask = mask_;
     const ScaledScore<T> score = score_;
-    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * depth_, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
+    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * pitch_, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
       constexpr int kM = sizeof(sum) / sizeof(sum[0]);
       UNROLL
       for (int m = 0; m < kM; ++m) {
@@ -276,13 +290,14 @@ class ForwardBlock {
   const ScaledScore<T> score_;
   int64_t depth_, pitch_, pitch_v_, columns_, last_row_ = 0;
   T *line_, *p_;
-  E *q_, *k_, *v_, *pairs_;
+  E *q_, *k_tile_, *v_tile_, *pairs_;
+  const E *k_ = nullptr, *v_ = nullptr;  // the tile, in place or loaded
   Integer<T>* rows_;
 };
 
 // The items of a call. Its memory holds a counter for each block of queries, states (one a worker, or one an item where
 // items share a block), and each worker's scratch.
-template <class T, class E, int N>
+template <class T, class Block>
 class ForwardJob {
  public:
   ForwardJob(const Call& call, const ForwardPlan& plan) : call_(call), plan_(plan) {
@@ -314,8 +329,6 @@ class ForwardJob {
   }
 
  private:
-  using Block = ForwardBlock<T, E, N>;
-
   bool shares() const { return plan_.chunks > 1; }
 
   ForwardState<T> state(const Block& block, int64_t index) const {

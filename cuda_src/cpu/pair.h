@@ -7,6 +7,10 @@ struct Pair {
   uint32_t bits;  // the first in the low half
 };
 template <>
+struct IntegerOf<Pair> {
+  using Type = int32_t;
+};
+template <>
 struct VectorOf<Pair> {
   typedef uint32_t Type __attribute__((vector_size(kVectorBytes)));
 };

@@ -106,6 +106,56 @@ inline Mask<T> lane_index() {
   return index;
 }
 
+// The lower or upper halves of a and b, lane by lane in turn.
+template <class T>
+inline ALWAYS_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, bool upper) {
+  constexpr int kHalf = kLanes<T> / 2;
+#if defined(__clang__)
+  Vector<T> y;
+  UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) y[i] = (i % 2 ? b : a)[i / 2 + (upper ? kHalf : 0)];
+  return y;
+#else
+  Mask<T> order;
+  UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) order[i] = i / 2 + (upper ? kHalf : 0) + (i % 2 ? kLanes<T> : 0);
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// Of as many vectors as they have lanes.
+template <class T>
+inline ALWAYS_INLINE void transpose_square(Vector<T> (&x)[kLanes<T>]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  UNROLL
+  for (int size = 1; size < kLanes<T>; size *= 2) {
+    Vector<T> y[kLanes<T>];
+    UNROLL
+    for (int i = 0; i < kHalf; ++i) {
+      y[2 * i] = interleave<T>(x[i], x[i + kHalf], false);
+      y[2 * i + 1] = interleave<T>(x[i], x[i + kHalf], true);
+    }
+    UNROLL
+    for (int i = 0; i < kLanes<T>; ++i) x[i] = y[i];
+  }
+}
+
+// y[c][r] = x[r][c]; rows and columns are whole vectors.
+template <class T>
+void transpose(T* y, int64_t y_pitch, const T* x, int64_t x_pitch, int64_t rows, int64_t cols) {
+  constexpr int kStep = kLanes<T>;
+  for (int64_t r = 0; r < rows; r += kStep) {
+    for (int64_t c = 0; c < cols; c += kStep) {
+      Vector<T> square[kStep];
+      UNROLL
+      for (int i = 0; i < kStep; ++i) square[i] = load(x + (r + i) * x_pitch + c);
+      transpose_square<T>(square);
+      UNROLL
+      for (int i = 0; i < kStep; ++i) store(y + (c + i) * y_pitch + r, square[i]);
+    }
+  }
+}
+
 // 2^f on [-1/2, 1/2] is 1 + f q(f), q interpolated at Chebyshev nodes: relative error 5e-9 and 9e-18.
 template <class T>
 struct Exp2;
