@@ -2,6 +2,7 @@
 
 import _thread
 import ctypes
+import functools
 import os
 import platform
 import signal
@@ -223,8 +224,9 @@ BUILDS = {
 def test_vectors_of_any_width_are_right(build, monkeypatch):
     """The paths of other CPUs, by the compiler's vectors in parts."""
     monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[build]))
-    library = native.library.__wrapped__("portable")
-    monkeypatch.setattr(native, "library", lambda isa: library)
+    library = functools.cache(native.library.__wrapped__)
+    monkeypatch.setattr(native, "library", library)
+    monkeypatch.setattr(native, "isa", lambda: "portable")
     for case in CASES:
         check(case, on_cpu)
 

@@ -1,5 +1,6 @@
-// Entry points of the CPU backend's compiled tier. A call computes for a while and says whether work is left, so that
-// its caller can heed an interrupt; between calls no thread is at work.
+// Entry points of the CPU backend's compiled tier, for one type of arithmetic: NUMBER, float or double. A call computes
+// for a while and says whether work is left, so that its caller can heed an interrupt; between calls no thread is at
+// work.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/forward_rows.h"
@@ -34,40 +35,31 @@ static int64_t work(Call& call, const Job& job) {
   return call.next < job.items();
 }
 
-template <class T, class E, class Use>
-static int64_t with_panels(const Call& call, Use use) {
-  return use(ForwardJob<T, ForwardBlock<T, E, kVectors>>(call, ForwardPlan(*call.shape, kVectors * kLanes<T>)));
-}
+typedef NUMBER Number;
 
-template <class T, class Use>
-static int64_t with_forward_in(const Call& call, Use use) {
-  const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<T>);
-  if (rows.columns() <= kFewRows) return use(ForwardJob<T, RowBlock<T>>(call, rows));
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (narrow.columns() <= kLanes<T>) return use(ForwardJob<T, ForwardBlock<T, T, 1>>(call, narrow));
-  }
-  return with_panels<T, T>(call, use);
+template <class E, class Use>
+static int64_t with_panels(const Call& call, Use use) {
+  constexpr int kPanel = kVectors * kLanes<Number>;
+  return use(ForwardJob<Number, ForwardBlock<Number, E, kVectors>>(call, ForwardPlan(*call.shape, kPanel)));
 }
 
 // use(job) for the job that fits the call.
 template <class Use>
 static int64_t with_forward(const Call& call, Use use) {
-  if constexpr (kUsesPairs) {
-    // Few queries wait for memory.
-    const bool few = ForwardPlan(*call.shape, 1).columns() <= kLanes<float>;
-    if (call.shape->dtype == kBFloat16 && !few) return with_panels<float, Pair>(call, use);
+  const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<Number>);
+  if (rows.columns() <= kFewRows) return use(ForwardJob<Number, RowBlock<Number>>(call, rows));
+  if (narrow.columns() <= kLanes<Number>) {
+    return use(ForwardJob<Number, ForwardBlock<Number, Number, 1>>(call, narrow));
   }
-  return call.shape->dtype == kFloat64 ? with_forward_in<double>(call, use) : with_forward_in<float>(call, use);
-}
-
-template <class T, class Use>
-static int64_t with_backward_in(const Call& call, Use use) {
-  return use(BackwardJob<T>(call, BackwardPlan(*call.shape, kVectors * kLanes<T>)));
+  if constexpr (kUsesPairs && sizeof(Number) == sizeof(Pair)) {
+    if (call.shape->dtype == kBFloat16) return with_panels<Pair>(call, use);
+  }
+  return with_panels<Number>(call, use);
 }
 
 template <class Use>
 static int64_t with_backward(const Call& call, Use use) {
-  return call.shape->dtype == kFloat64 ? with_backward_in<double>(call, use) : with_backward_in<float>(call, use);
+  return use(BackwardJob<Number>(call, BackwardPlan(*call.shape, kVectors * kLanes<Number>)));
 }
 
 extern "C" {
