@@ -3,7 +3,6 @@
 // work.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
-#include "cpu/forward_rows.h"
 #include "cpu/pool.h"
 
 static Pool pool;
@@ -40,7 +39,7 @@ typedef NUMBER Number;
 template <class E, class Use>
 static int64_t with_panels(const Call& call, Use use) {
   constexpr int kPanel = kVectors * kLanes<Number>;
-  return use(ForwardJob<Number, ForwardBlock<Number, E, kVectors>>(call, ForwardPlan(*call.shape, kPanel)));
+  return use(ForwardJob<Number, PanelBlock<Number, E, kVectors>>(call, ForwardPlan(*call.shape, kPanel)));
 }
 
 // use(job) for the job that fits the call.
@@ -49,7 +48,7 @@ static int64_t with_forward(const Call& call, Use use) {
   const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<Number>);
   if (rows.columns() <= kFewRows) return use(ForwardJob<Number, RowBlock<Number>>(call, rows));
   if (narrow.columns() <= kLanes<Number>) {
-    return use(ForwardJob<Number, ForwardBlock<Number, Number, 1>>(call, narrow));
+    return use(ForwardJob<Number, PanelBlock<Number, Number, 1>>(call, narrow));
   }
   if constexpr (kUsesPairs && sizeof(Number) == sizeof(Pair)) {
     if (call.shape->dtype == kBFloat16) return with_panels<Pair>(call, use);

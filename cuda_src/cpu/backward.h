@@ -5,8 +5,13 @@
 // As in the forward, S^T and dS^T have queries in the lanes. K, V, dK and dV stay in scratch while the queries pass by.
 // The parts of a row of dQ are added in the order of the blocks of keys, whichever thread has them.
 #pragma once
-#include "cpu/forward.h"
-#include "cpu/pool.h"
+#include <sched.h>
+
+#include "cpu/convert.h"
+#include "cpu/forward_plan.h"
+#include "cpu/mask.h"
+#include "cpu/product.h"
+#include "cpu/seen.h"
 
 constexpr int64_t kKeyBlock = 4 * kKeyTile;
 
@@ -227,7 +232,8 @@ class BackwardJob {
     worker_bytes_ = worker.bytes();
     turns_ = memory.take<int32_t>(shape_.heads_q * plan.query_blocks);
     const bool widens = shape_.dtype == kFloat16 || shape_.dtype == kBFloat16;
-    sums_ = widens && plan.key_blocks > 1 ? memory.take<T>(shape_.heads_q * shape_.seqlen_q * shape_.head_dim) : nullptr;
+    const int64_t size = shape_.heads_q * shape_.seqlen_q * shape_.head_dim;
+    sums_ = widens && plan.key_blocks > 1 ? memory.take<T>(size) : nullptr;
     workers_ = memory.take<char>(call.threads * worker_bytes_);
     bytes_ = memory.bytes();
   }

@@ -1,7 +1,10 @@
-// Forward of very few queries, row by row: scores and sums as in forward.h, but with the head dimension in the lanes, as
-// queries would leave most of them empty. A row has keys of its own, so nothing is masked.
+// Forward of very few queries, row by row: scores and sums as in forward_panels.h, but with the head dimension in the
+// lanes, as queries would leave most of them empty. A row has keys of its own, so nothing is masked.
 #pragma once
-#include "cpu/forward.h"
+#include "cpu/convert.h"
+#include "cpu/forward_plan.h"
+#include "cpu/mask.h"
+#include "cpu/seen.h"
 
 constexpr int64_t kFewRows = 4;  // a panel's vector does 8 in AVX2 in the time of 4
 
@@ -79,7 +82,7 @@ class RowBlock {
   // 2^(m - base), 0 for m = -inf.
   static T power(T m, T base) { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base))[0]; }
 
-  // p of a row and the keys from j0 on, whose sum joins l; m follows as in ForwardBlock. Returns the factor for o.
+  // p of a row and the keys from j0 on, whose sum joins l; m follows as in PanelBlock. Returns the factor for o.
   __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const T* k, T& m, T& l) {
     Vector<T> top = splat(-kInfinity<T>);
     for (int64_t j = 0; j < keys; j += kStep) {

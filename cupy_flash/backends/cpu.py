@@ -15,6 +15,7 @@ from cupy_flash.problem import AttentionProblem
 from cupy_flash.toolchain import NoCompilerError, ToolchainError
 
 TIERS = ("auto", "native", "numpy")
+_COMMON = "float32"  # the arithmetic of all dtypes but float64
 
 Array = np.ndarray
 
@@ -52,11 +53,11 @@ class CpuBackend:
 
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"
-        if _tier() is native:
+        if _tier(_COMMON) is native:
             return f"compiled C++ for {native.isa()}, {cpus}"
         if tier_wanted() == "numpy":
             return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
-        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure()}"
+        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure(_COMMON)}"
 
 
 def tier_wanted() -> str:
@@ -73,7 +74,7 @@ def tier_wanted() -> str:
     return wanted
 
 
-def _tier(arithmetic: str = "float32") -> Any:
+def _tier(arithmetic: str) -> Any:
     """The module that computes in this dtype: `native` or `numpy_`."""
     wanted = tier_wanted()
     if wanted == "numpy":
@@ -87,7 +88,7 @@ def _tier(arithmetic: str = "float32") -> Any:
 
 
 @functools.cache
-def _failure(arithmetic: str = "float32") -> str | None:
+def _failure(arithmetic: str) -> str | None:
     """Why the compiled tier cannot run, None if it can. Anything but the lack of a compiler is warned of, once."""
     try:
         native.library(native.isa(), arithmetic)
