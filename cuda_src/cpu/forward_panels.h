@@ -198,6 +198,7 @@ class PanelBlock {
       const Vector<T> factor = exp2<T>(old - base[n]);
       store(m + n * kStep, now);
       store(l + n * kStep, load(l + n * kStep) * factor);
+      if (!any(old > splat(-kInfinity<T>))) continue;  // o is still 0, or nan
       for (int64_t c = 0; c < pitch_v_; ++c) {
         T* x = o + c * kPanel + n * kStep;
         store(x, load(x) * factor);

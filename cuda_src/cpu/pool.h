@@ -28,6 +28,8 @@ bool spin_until(Condition condition) {
 
 class Pool {
  public:
+  static constexpr int64_t kMaxThreads = 1024;
+
   typedef void (*Function)(void* context, int64_t worker);
 
   // Calls function(context, worker) as worker 0 on this thread, and as worker 1, 2, ... on up to `helpers` others; all
@@ -36,7 +38,8 @@ class Pool {
   void run(int64_t helpers, Function function, void* context) {
     if (helpers <= 0 || pthread_mutex_trylock(&caller_) != 0) return function(context, 0);
     pthread_mutex_lock(&mutex_);
-    while (threads_ < helpers && start_thread()) ++threads_;
+    while (threads_ < helpers && threads_ < kMaxThreads && start_thread()) ++threads_;
+    keep_helpers_off_this_cpu();
     function_ = function;
     context_ = context;
     wanted_ = helpers;
@@ -87,16 +90,31 @@ class Pool {
 
   bool start_thread() {
     pthread_attr_t attributes;
-    pthread_t thread;
     sigset_t all, before;
     sigfillset(&all);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // which the new thread inherits: signals are for the others
-    const bool started = pthread_create(&thread, &attributes, help_forever, this) == 0;
+    const bool started = pthread_create(thread_ + threads_, &attributes, help_forever, this) == 0;
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pthread_attr_destroy(&attributes);
     return started;
+  }
+
+  // A scheduler that packs threads, as on some virtual machines, wakes a helper on the CPU that this thread is about to
+  // keep busy, and moves it 2 ms later (measured; 0.08 ms with the CPUs that are left to it named).
+  void keep_helpers_off_this_cpu() {
+#if defined(__linux__)
+    cpu_set_t cpus;
+    const int cpu = sched_getcpu();
+    if (pthread_getaffinity_np(pthread_self(), sizeof cpus, &cpus) != 0) return;
+    if (cpu < 0 || !CPU_ISSET(cpu, &cpus) || CPU_COUNT(&cpus) == 1) return;
+    CPU_CLR(cpu, &cpus);
+    if (placed_ == threads_ && CPU_EQUAL(&cpus, &cpus_)) return;
+    for (int64_t i = 0; i < threads_; ++i) pthread_setaffinity_np(thread_[i], sizeof cpus, &cpus);
+    placed_ = threads_;
+    cpus_ = cpus;
+#endif
   }
 
   pthread_mutex_t caller_ = PTHREAD_MUTEX_INITIALIZER;  // held by the call that the pool is at work for
@@ -106,4 +124,9 @@ class Pool {
   void* context_ = nullptr;
   uint64_t job_ = 0;
   int64_t threads_ = 0, wanted_ = 0, begun_ = 0, ended_ = 0;
+  pthread_t thread_[kMaxThreads] = {};
+#if defined(__linux__)
+  int64_t placed_ = 0;  // threads that are kept to these CPUs
+  cpu_set_t cpus_ = {};
+#endif
 };

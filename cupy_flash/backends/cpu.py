@@ -29,7 +29,7 @@ class CpuBackend:
         return nullcontext()
 
     def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-        _tier(problem.accumulator.name).forward(problem, q, k, v, out, lse)
+        _tier(problem.arithmetic).forward(problem, q, k, v, out, lse)
 
     def backward(
         self,
@@ -44,7 +44,7 @@ class CpuBackend:
         deterministic: bool,
     ) -> tuple[Array, Array, Array]:
         # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
-        return _tier(problem.accumulator.name).backward(problem, dout, q, k, v, out, lse, dlse)
+        return _tier(problem.arithmetic).backward(problem, dout, q, k, v, out, lse, dlse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array

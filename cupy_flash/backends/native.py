@@ -110,7 +110,7 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
         out[..., :first, :] = 0
         lse[..., :first] = -np.inf
     if first < problem.seqlen_q:
-        _run("forward", problem, q=q, k=k, v=v, out=out, lse=lse)
+        _run("forward", problem, (q, k, v, out, lse))
 
 
 def backward(
@@ -128,20 +128,19 @@ def backward(
     first = first_query(problem)
     if first:
         dq[..., :first, :] = 0
-    rest = {} if dlse is None else {"dlse": dlse}
-    _run("backward", problem, q=q, k=k, v=v, out=out, lse=lse, dout=dout, **rest, dq=dq, dk=dk, dv=dv)
+    _run("backward", problem, (q, k, v, out, lse, dout, dlse, dq, dk, dv))
     return dq, dk, dv
 
 
-def _run(direction: str, problem: AttentionProblem, **arrays: Array) -> None:
-    shape = _shape(problem, tuple((name, x.strides) for name, x in arrays.items()))
+def _run(direction: str, problem: AttentionProblem, arrays: tuple[Array | None, ...]) -> None:
+    """Call the function of that name on arrays in the order of `_ARRAYS`."""
+    shape = _shape(problem, tuple([None if x is None else x.strides for x in arrays]))
     if not shape.heads_q:
         return
-    functions = library(isa(), problem.accumulator.name)
-    call = _Call(ctypes.addressof(shape), **{name: _address(x) for name, x in arrays.items()})
-    work = shape.heads_q * problem.seqlen_q * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
+    functions = library(isa(), problem.arithmetic)
+    call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
     available = threads.num_threads()
-    call.threads = available if work > INLINE_WORK else 1
+    call.threads = available if shape.work > INLINE_WORK else 1
     memory = _borrow(functions[f"{direction}_memory"](call))
     call.memory = _address(memory)
     function = functions[direction]
@@ -168,7 +167,7 @@ _DATA = _data_offset()
 
 
 @functools.lru_cache(maxsize=256)
-def _shape(problem: AttentionProblem, strides: tuple[tuple[str, tuple[int, ...]], ...]) -> _Shape:
+def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...]) -> _Shape:
     """What calls for this problem on arrays of these strides have in common."""
     heads_q, heads_k = ((*problem.batch, heads) for heads in (problem.num_heads_q, problem.num_heads_k))
     shape = _Shape(
@@ -183,14 +182,18 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[str, tuple[int, ...]]
         first_query=first_query(problem),
         scale=problem.scale,
     )
-    shape.offsets = []  # keeps them alive
-    for name, of in strides:
-        axes = heads_k if name in ("k", "v", "dk", "dv") else heads_q
+    shape.address = ctypes.addressof(shape)
+    shape.work = shape.heads_q * problem.seqlen_q * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
+    shape.offsets = []  # kept alive
+    for name, of in zip(_ARRAYS, strides, strict=False):
+        if of is None:
+            continue
+        heads = heads_k if name in ("k", "v", "dk", "dv") else heads_q
         offsets = np.zeros(1, np.int64)
-        for n, stride in zip(axes, of, strict=False):
+        for n, stride in zip(heads, of, strict=False):
             offsets = (offsets[:, None] + np.arange(n) * stride).ravel()
         shape.offsets.append(offsets)
-        setattr(shape, name, _Layout(offsets.ctypes.data, *of[len(axes) :]))
+        setattr(shape, name, _Layout(offsets.ctypes.data, *of[len(heads) :]))
     return shape
 
 
