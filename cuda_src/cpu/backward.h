@@ -13,7 +13,7 @@
 #include "cpu/product.h"
 #include "cpu/seen.h"
 
-constexpr int64_t kKeyBlock = 4 * kKeyTile;
+constexpr int64_t kBackwardTile = 60, kKeyBlock = 8 * kBackwardTile;  // whole register tiles
 
 // How the backward is cut into items of work, by the shape alone: a block of keys of a key head each.
 struct BackwardPlan {
@@ -45,7 +45,7 @@ class BackwardBlock {
     q_panels_ = scratch.take<T>(columns_ * pitch_), dout_panels_ = scratch.take<T>(columns_ * pitch_v_);
     dq_panels_ = scratch.take<T>(columns_ * pitch_);
     line_ = scratch.take<T>(pitch_v_);
-    p_ = scratch.take<T>(kKeyTile * columns_), ds_ = scratch.take<T>(kKeyTile * columns_);
+    p_ = scratch.take<T>(kBackwardTile * columns_), ds_ = scratch.take<T>(kBackwardTile * columns_);
     lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
     rows_ = scratch.take<Integer<T>>(columns_);
   }
@@ -72,7 +72,7 @@ class BackwardBlock {
     load_queries(head, i0, queries);
     __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
     const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
-    const int64_t size = even_part(end, kKeyTile, kRows);
+    const int64_t size = even_part(end, kBackwardTile, kRows);
     for (int64_t u = 0; u < end; u += size) tile(u, clamp(end - u, 0, size));
     // Q has been used: its rows take dQ.
     for (int64_t i = 0; i < columns_; i += kPanel) {
@@ -217,7 +217,7 @@ class BackwardBlock {
   T *k_block_, *v_block_, *dk_, *dv_;                // rows
   T *q_, *dout_, *line_;                             // rows
   T *q_panels_, *dout_panels_, *dq_panels_;          // [panels][width][kPanel]
-  T *p_, *ds_, *lse_, *delta_;                       // [kKeyTile][columns], [columns]
+  T *p_, *ds_, *lse_, *delta_;                       // [kBackwardTile][columns], [columns]
   Integer<T>* rows_;
 };
 

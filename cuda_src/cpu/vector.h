@@ -111,10 +111,17 @@ template <class T>
 inline ALWAYS_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, bool upper) {
   constexpr int kHalf = kLanes<T> / 2;
 #if defined(__clang__)
-  Vector<T> y;
-  UNROLL
-  for (int i = 0; i < kLanes<T>; ++i) y[i] = (i % 2 ? b : a)[i / 2 + (upper ? kHalf : 0)];
-  return y;
+#define INTERLEAVE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+  if constexpr (kLanes<T> == 2) return upper ? INTERLEAVE(1, 3) : INTERLEAVE(0, 2);
+  if constexpr (kLanes<T> == 4) return upper ? INTERLEAVE(2, 6, 3, 7) : INTERLEAVE(0, 4, 1, 5);
+  if constexpr (kLanes<T> == 8) {
+    return upper ? INTERLEAVE(4, 12, 5, 13, 6, 14, 7, 15) : INTERLEAVE(0, 8, 1, 9, 2, 10, 3, 11);
+  }
+  if constexpr (kLanes<T> == 16) {
+    return upper ? INTERLEAVE(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                 : INTERLEAVE(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  }
+#undef INTERLEAVE
 #else
   Mask<T> order;
   UNROLL
