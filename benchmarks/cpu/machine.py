@@ -81,7 +81,7 @@ def fma_peak() -> float:
         If the compiled loop did not do what is counted.
     """
     isa, number = native.isa(), threads.num_threads()
-    lanes = {"AVX-512": 16, "AVX2": 8}.get(isa, 4)
+    lanes = 16 if isa.startswith("AVX-512") else {"AVX2": 8}.get(isa, 4)
     # A chain waits some 4 cycles for its own last result. 12 chains keep two units busy and fit the 16 registers of
     # AVX2; ARM has up to four units, and 32 registers.
     chains, register = (24, "w") if platform.machine() in ("aarch64", "arm64") else (12, "x")
