@@ -202,7 +202,9 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
 
 CASES = [
     Case(heads_k=2, group=2, sq=200, sk=150, d=40, dv=24, causal=True, q_offset=5),
+    Case(heads_k=1, group=3, sq=2, sk=700, d=20, causal=True, q_offset=600),
     Case(dtype="float64", heads_k=1, sq=70, sk=130, d=33, dv=65),
+    Case(dtype="float64", heads_k=1, sq=2, sk=130, d=33, dv=34),
     Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),
     Case(dtype="bfloat16", sq=5, sk=300, d=7, layouts=("strided_cols", "bshd", "reversed")),
 ]
@@ -220,8 +222,21 @@ BUILDS = {
 }
 
 
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """What is read before it is written is nan."""
+    borrow = native._borrow
+
+    def poisoned(size):
+        memory = borrow(size)
+        memory.fill(0xFF)
+        return memory
+
+    monkeypatch.setattr(native, "_borrow", poisoned)
+
+
 @pytest.mark.parametrize("build", BUILDS)
-def test_vectors_of_any_width_are_right(build, monkeypatch):
+def test_vectors_of_any_width_are_right(build, monkeypatch, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
     monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[build]))
     library = functools.cache(native.library.__wrapped__)
@@ -264,6 +279,45 @@ def test_the_structures_are_those_of_the_source(tmp_path):
     compiler = find_compiler().command
     (tmp_path / "check.cpp").write_text(text)
     subprocess.run([*compiler, "-std=c++17", "-fsyntax-only", str(tmp_path / "check.cpp")], check=True)
+
+
+HIDDEN = {
+    "panels": Case(heads_k=2, group=2, sq=90, sk=301, d=24, dv=40, causal=True, q_offset=150),
+    "packed heads": Case(heads_k=2, group=5, sq=7, sk=290, d=24, dv=40, causal=True, q_offset=250),
+    "rows": Case(heads_k=1, group=2, sq=2, sk=290, d=24, dv=40, causal=True, q_offset=200),
+    "chunks of keys": Case(heads_k=1, sq=9, sk=1900, d=24, dv=40, causal=True, q_offset=1000),
+    "pairs": Case(dtype="bfloat16", sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_numbers_do_not_matter(name, value, monkeypatch, poisoned_memory):
+    case = HIDDEN[name]
+    if name == "pairs":
+        monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS["AVX-512 BF16"]))
+        monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+        monkeypatch.setattr(native, "isa", lambda: "portable")
+    q, k, v, dout, _ = case.arrays()
+    expected = run(q, k, v, dout, **case.options)
+    hidden = case.sq + case.q_offset  # the first key that no query sees; the one before is seen by the last query
+    for x in (k, v):
+        x[..., hidden - 1 :, :] = value
+    out, dq, dk, dv = run(q, k, v, dout, **case.options)
+    assert np.isnan(out[..., -1, :].astype(np.float32)).any()
+    eps = float(ml_dtypes.finfo(case.dtype).eps)
+    for x, y in ((out, expected[0]), (dq, expected[1])):
+        x, y = (a[..., :-1, :].astype(np.float64) for a in (x, y))
+        np.testing.assert_allclose(x, y, rtol=8 * eps, atol=8 * eps)
+    for x in (dk, dv):
+        assert not x[..., hidden:, :].any()
+
+
+def test_no_query_head_leaves_gradients_of_zero():
+    out, dq, dk, dv = run(*draw((0, 5, 8), *[(2, 7, 8)] * 2, (0, 5, 8)))
+    assert out.shape == dq.shape == (0, 5, 8)
+    assert dk.shape == dv.shape == (2, 7, 8)
+    assert not dk.any() and not dv.any()
 
 
 # --- memory ---
@@ -319,7 +373,7 @@ def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
 
 cases = [
-    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=64, causal=True),
+    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=33, causal=True),
     Case(heads_k=1, group=2, sq=3, sk=5300, d=64),
     Case(heads_k=1, sq=500, sk=1000, d=32),
 ]

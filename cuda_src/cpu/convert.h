@@ -86,13 +86,17 @@ void store_elements(char* y, int64_t stride, const T* x, int64_t count) {
   }
 }
 
-inline void load_row(int64_t dtype, float* y, const char* x, int64_t stride, int64_t count) {
-  if (dtype == kFloat16) load_elements<Float16>(y, x, stride, count);
-  if (dtype == kBFloat16) load_elements<BFloat16>(y, x, stride, count);
-  if (dtype == kFloat32) load_elements<float>(y, x, stride, count);
-}
-inline void load_row(int64_t, double* y, const char* x, int64_t stride, int64_t count) {
-  load_elements<double>(y, x, stride, count);
+// A row of `width` elements; zeros follow up to `pitch`.
+template <class T>
+inline void load_row(int64_t dtype, T* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    load_elements<double>(y, x, stride, width);
+  } else {
+    if (dtype == kFloat16) load_elements<Float16>(y, x, stride, width);
+    if (dtype == kBFloat16) load_elements<BFloat16>(y, x, stride, width);
+    if (dtype == kFloat32) load_elements<float>(y, x, stride, width);
+  }
+  for (int64_t i = round_up(width, kLanes<T>); i < pitch; ++i) y[i] = 0;
 }
 inline void store_row(int64_t dtype, char* y, int64_t stride, const float* x, int64_t count) {
   if (dtype == kFloat16) store_elements<Float16>(y, stride, x, count);
@@ -103,10 +107,10 @@ inline void store_row(int64_t, char* y, int64_t stride, const double* x, int64_t
   store_elements<double>(y, stride, x, count);
 }
 
-// Rows of `width` elements into rows of scratch `pitch` apart, whole vectors that end in zeros.
+// Rows of scratch are `pitch` apart.
 template <class T>
 void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, x + r * layout.row, layout.col, width);
+  for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, pitch, x + r * layout.row, layout.col, width);
 }
 
 // The same as the broadcast factor of a product: with zeros up to a whole third of a register tile, and where the rows

@@ -14,8 +14,8 @@ class ForwardJob {
     Block(call, plan, worker).state(state);
     worker_bytes_ = worker.bytes(), state_bytes_ = state.bytes();
     ended_ = memory.take<int32_t>(plan.units * plan.blocks);
-    states_ = memory.take<char>((shares() ? plan.items() : call.threads) * state_bytes_);
-    workers_ = memory.take<char>(call.threads * worker_bytes_);
+    states_ = memory.take<char>((shares() ? items() : call.workers(items())) * state_bytes_);
+    workers_ = memory.take<char>(call.workers(items()) * worker_bytes_);
     bytes_ = memory.bytes();
   }
 

@@ -39,10 +39,9 @@ class PanelBlock {
     __builtin_memset(x.o, 0, columns_ * pitch_v_ * sizeof(T));
     __builtin_memset(x.l, 0, columns_ * sizeof(T));
     for (int64_t i = 0; i < columns_; ++i) x.m[i] = -kInfinity<T>;
-    const int64_t key_head = unit * plan_.packed / shape_.group();
     const int64_t end = clamp(mask_.key_end(last_row_), 0, j_end);
     const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
-    for (int64_t j0 = j_begin; j0 < end; j0 += size) tile(key_head, j0, clamp(end - j0, 0, size), x);
+    for (int64_t j0 = j_begin; j0 < end; j0 += size) tile(plan_.key_head(unit), j0, clamp(end - j0, 0, size), x);
   }
 
   // The states of a block's chunks, in their order, to that of the first.
@@ -79,8 +78,7 @@ class PanelBlock {
       }
       transpose(line_, pitch_v_, o, kPanel, pitch_v_, kPanel);
       for (int64_t n = 0; n < kPanel && i + n < plan_.columns(); ++n) {
-        const int64_t head = unit * plan_.packed + (i + n) / plan_.rows;
-        const int64_t row = first_row(block) + (i + n) % plan_.rows;
+        const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
         if (row >= shape_.seqlen_q) continue;
         store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
         const T lse = log_sum_exp(x.m[i + n], x.l[i + n]);
@@ -93,21 +91,17 @@ class PanelBlock {
   // Scores of a row that are all -inf give p = 0 less 0; less -inf they would give nan.
   static Vector<T> finite_base(Vector<T> m) { return m == splat(-kInfinity<T>) ? Vector<T>{} : m; }
 
-  // The last blocks come first: when causal they see the most keys.
-  int64_t first_row(int64_t block) const { return shape_.first_query + (plan_.blocks - 1 - block) * plan_.rows; }
-
   void load_queries(int64_t unit, int64_t block) {
-    const int64_t i0 = first_row(block);
-    last_row_ = clamp(i0 + plan_.rows, 0, shape_.seqlen_q) - 1;
+    last_row_ = clamp(plan_.row(block, plan_.rows - 1), 0, shape_.seqlen_q - 1);
     for (int64_t i = 0; i < columns_; i += kPanel) {
       for (int64_t n = 0; n < kPanel; ++n) {
         // Columns that are left over repeat the last query.
         const int64_t column = clamp(i + n, 0, plan_.columns() - 1);
-        const int64_t row = clamp(i0 + column % plan_.rows, 0, last_row_);
-        const char* q = at(call_.q, shape_.q, unit * plan_.packed + column / plan_.rows, row);
+        const int64_t row = clamp(plan_.row(block, column), 0, last_row_);
+        const char* q = at(call_.q, shape_.q, plan_.head(unit, column), row);
         E* line = (E*)line_ + n * pitch_;
         if constexpr (kIsPair<E>) load_pairs(line, pitch_, q, shape_.q, 1, shape_.head_dim);
-        else load_row(shape_.dtype, line, q, shape_.q.col, shape_.head_dim);
+        else load_row(shape_.dtype, line, pitch_, q, shape_.q.col, shape_.head_dim);
         rows_[i + n] = Integer<T>(row);
       }
       transpose(q_ + i * pitch_, kPanel, (const E*)line_, pitch_, kPanel, pitch_);
@@ -218,7 +212,7 @@ class PanelBlock {
   }
 
   const T* value(int64_t head, int64_t j) const {
-    load_row(shape_.dtype, line_, at(call_.v, shape_.v, head, j), shape_.v.col, shape_.head_dim_v);
+    load_row(shape_.dtype, line_, pitch_v_, at(call_.v, shape_.v, head, j), shape_.v.col, shape_.head_dim_v);
     return line_;
   }
 

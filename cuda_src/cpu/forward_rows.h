@@ -27,7 +27,7 @@ class RowBlock {
   void attend(int64_t unit, int64_t, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
     __builtin_memset(x.o, 0, plan_.columns() * pitch_v_ * sizeof(T));
     for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
-    const int64_t key_head = unit * plan_.packed / shape_.group();
+    const int64_t key_head = plan_.key_head(unit);
     const int64_t end = clamp(mask_.key_end(shape_.seqlen_q - 1), 0, j_end);
     const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
     for (int64_t j0 = j_begin; j0 < end; j0 += size) {
@@ -39,7 +39,8 @@ class RowBlock {
       for (int64_t i = 0; i < plan_.columns(); ++i) {
         const int64_t seen = clamp(mask_.key_end(row(i)) - j0, 0, keys);
         if (seen == 0) continue;
-        load_row(shape_.dtype, q_, at(call_.q, shape_.q, head(unit, i), row(i)), shape_.q.col, shape_.head_dim);
+        const char* q = at(call_.q, shape_.q, plan_.head(unit, i), row(i));
+        load_row(shape_.dtype, q_, pitch_, q, shape_.q.col, shape_.head_dim);
         T* o = x.o + i * pitch_v_;
         const T rescale = probabilities(row(i), j0, seen, k, x.m[i], x.l[i]);
         for (int64_t c = 0; rescale != 1 && c < pitch_v_; c += kStep) store(o + c, load(o + c) * rescale);
@@ -69,15 +70,16 @@ class RowBlock {
       T* o = x.o + i * pitch_v_;
       const T inverse = x.l[i] == 0 ? T(0) : 1 / x.l[i];
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
-      store_row(shape_.dtype, at(call_.out, shape_.out, head(unit, i), row(i)), shape_.out.col, o, shape_.head_dim_v);
+      const int64_t head = plan_.head(unit, i);
+      store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
       const T lse = log_sum_exp(x.m[i], x.l[i]);
-      __builtin_memcpy(at(call_.lse, shape_.lse, head(unit, i), row(i)), &lse, sizeof lse);
+      __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
 
  private:
-  int64_t head(int64_t unit, int64_t i) const { return unit * plan_.packed + i / plan_.rows; }
-  int64_t row(int64_t i) const { return shape_.first_query + i % plan_.rows; }
+  // Of the only block of queries.
+  int64_t row(int64_t i) const { return plan_.row(0, i); }
 
   // 2^(m - base), 0 for m = -inf.
   static T power(T m, T base) { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base))[0]; }

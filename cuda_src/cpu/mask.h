@@ -1,4 +1,4 @@
-// Which keys a query sees; the same interface as attention/mask.cuh.
+// Which keys a query sees, as in attention/mask.cuh, for the vectors of a CPU.
 #pragma once
 #include "cpu/shape.h"
 #include "cpu/vector.h"

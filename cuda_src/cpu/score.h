@@ -1,4 +1,4 @@
-// The step between s = q . k and the softmax, forward and backward; after attention/score.cuh.
+// The step between s = q . k and the softmax, forward and backward, as in attention/score.cuh, for vectors.
 #pragma once
 #include "cpu/shape.h"
 #include "cpu/vector.h"

@@ -27,6 +27,8 @@ struct Call {
   char* memory;     // as many bytes as attention_*_memory says
   int64_t threads;
   int64_t next;     // item of work
+
+  int64_t workers(int64_t items) const { return threads < items ? threads : items; }
 };
 
 inline char* at(char* data, const Layout& layout, int64_t head, int64_t row) {
@@ -38,7 +40,7 @@ inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? lo
 inline int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-// n in the fewest parts of at most `most` each, all but the last of one size: a multiple of unit.
+// Size of n's parts when it is cut into the fewest of at most `most`: all but the last are equal, rounded up to units.
 inline int64_t even_part(int64_t n, int64_t most, int64_t unit) {
   return n <= 0 ? unit : round_up(ceil_div(n, ceil_div(n, most)), unit);
 }

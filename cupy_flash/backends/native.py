@@ -1,7 +1,8 @@
 """The CPU backend's compiled tier: tiled attention in C++, compiled at first use.
 
 A call describes arrays to a function of ``cuda_src/cpu``, which shares the work among its threads while others run
-Python. It comes back several times a second, so that an interrupt is heeded; no thread is then at work.
+Python. After a second it comes back between two items of work, so that an interrupt is heeded; no thread is then at
+work.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cupy_flash.toolchain import compile_shared, cpu_features
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
 KEPT_BYTES = 2**25  # of memory for the next call
+CACHED_HEADS = 1024  # of a call whose description is kept: it has numbers for each
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti", "-w")
 _AVX512 = ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx2", "fma")
@@ -128,15 +130,19 @@ def backward(
     first = first_query(problem)
     if first:
         dq[..., :first, :] = 0
+    if not problem.num_heads_q:
+        dk[...], dv[...] = 0, 0
     _run("backward", problem, (q, k, v, out, lse, dout, dlse, dq, dk, dv))
     return dq, dk, dv
 
 
 def _run(direction: str, problem: AttentionProblem, arrays: tuple[Array | None, ...]) -> None:
     """Call the function of that name on arrays in the order of `_ARRAYS`."""
-    shape = _shape(problem, tuple([None if x is None else x.strides for x in arrays]))
-    if not shape.heads_q:
+    heads = math.prod(problem.batch) * problem.num_heads_q
+    if not heads:
         return
+    describe = _shape if heads <= CACHED_HEADS else _shape.__wrapped__
+    shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
     functions = library(isa(), problem.arithmetic)
     call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
     available = threads.num_threads()
