@@ -11,6 +11,7 @@ from typing import Any
 
 from cpu.cases import Case
 from cpu.machine import Machine
+from cupy_flash.cli.bench.book import cell_text
 
 UNITS = {"memory": "MB", "compile": "s"}  # others are in ms
 OK, LEFT_OUT = "ok", "left out"
@@ -75,7 +76,7 @@ class Writer:
         values: dict[str, Any] = {**asdict(row.case), **self._machine}
         values |= {name: getattr(row, name) for name in (*_FIGURES, "unit", "speedup", "best_speedup")}
         values |= {f"{name}_gflops": row.gflops(name) for name in ("ours", "torch")}
-        self._writer.writerow({name: _text(value) for name, value in values.items()})
+        self._writer.writerow({name: cell_text(value) for name, value in values.items()})
 
     def close(self) -> None:
         self._file.close()
@@ -142,11 +143,3 @@ def _values(kind: Any, line: Mapping[str, str]) -> dict[str, Any]:
         "float | None": lambda text: float(text) if text else None,
     }
     return {field.name: readers[field.type](line[field.name]) for field in fields(kind) if field.name != "case"}
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(str(value).split())
