@@ -126,6 +126,11 @@ class AttentionProblem:
         return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
 
     @functools.cached_property
+    def arithmetic(self) -> str:
+        """Name of the accumulator's dtype; NumPy takes 4 us to make one up."""
+        return self.accumulator.name
+
+    @functools.cached_property
     def q_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim)
 

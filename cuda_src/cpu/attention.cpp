@@ -1,68 +1,81 @@
-// Entry points of the CPU backend's compiled tier. Each does one work item on the calling thread; strides are in
-// bytes; `scratch` holds as many bytes as the function of that name returned.
+// Entry points of the CPU backend's compiled tier, for one type of arithmetic: NUMBER, float or double. A call computes
+// for a while and says whether work is left, so that its caller can heed an interrupt; between calls no thread is at
+// work.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/pool.h"
+
+static Pool pool;
+
+__attribute__((constructor)) static void watch_forks() {
+  pthread_atfork(nullptr, nullptr, [] { pool.forget(); });
+}
+
+// Threads meet at the end, and then wait for the longest item: 60 ms of a backward over 8192 positions.
+constexpr double kSliceSeconds = 1;
+
+// Takes items until none is left or time is up.
+template <class Job>
+static int64_t work(Call& call, const Job& job) {
+  struct Context {
+    Call& call;
+    const Job& job;
+    double stop;
+  } context = {call, job, seconds() + kSliceSeconds};
+  if (call.next == 0) job.begin();
+  pool.run(call.workers(job.items() - call.next) - 1, [](void* pointer, int64_t worker) {
+    const Context& context = *static_cast<Context*>(pointer);
+    do {
+      const int64_t item = __atomic_fetch_add(&context.call.next, 1, __ATOMIC_RELAXED);
+      if (item >= context.job.items()) return;
+      context.job.run(item, worker);
+    } while (seconds() < context.stop);
+  }, &context);
+  return call.next < job.items();
+}
+
+typedef NUMBER Number;
+
+template <class E, class Use>
+static int64_t with_panels(const Call& call, Use use) {
+  constexpr int kPanel = kVectors * kLanes<Number>;
+  return use(ForwardJob<Number, PanelBlock<Number, E, kVectors>>(call, ForwardPlan(*call.shape, kPanel)));
+}
+
+// use(job) for the job that fits the call.
+template <class Use>
+static int64_t with_forward(const Call& call, Use use) {
+  const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<Number>);
+  if (rows.columns() <= kFewRows) return use(ForwardJob<Number, RowBlock<Number>>(call, rows));
+  if (narrow.columns() <= kLanes<Number>) {
+    return use(ForwardJob<Number, PanelBlock<Number, Number, 1>>(call, narrow));
+  }
+  if constexpr (kUsesPairs && sizeof(Number) == sizeof(Pair)) {
+    if (call.shape->dtype == kBFloat16) return with_panels<Pair>(call, use);
+  }
+  return with_panels<Number>(call, use);
+}
+
+template <class Use>
+static int64_t with_backward(const Call& call, Use use) {
+  return use(BackwardJob<Number>(call, BackwardPlan(*call.shape, kVectors * kLanes<Number>)));
+}
 
 extern "C" {
 
-const char* attention_isa() {
-#if defined(__AVX512F__)
-  return "AVX-512";
-#elif defined(__AVX2__)
-  return "AVX2";
-#else
-  return "portable";
-#endif
+// Bytes of memory that a call needs, of which `memory` is null.
+int64_t attention_forward_memory(const Call* call) {
+  return with_forward(*call, [](const auto& job) { return job.bytes(); });
+}
+int64_t attention_backward_memory(const Call* call) {
+  return with_backward(*call, [](const auto& job) { return job.bytes(); });
 }
 
-int64_t attention_forward_scratch(const Shape* shape, int64_t queries) {
-  Scratch scratch(nullptr);
-  if (shape->dtype == kFloat64) ForwardScratch<double>(scratch, *shape, queries);
-  else ForwardScratch<float>(scratch, *shape, queries);
-  return scratch.bytes();
+// Whether work is left: then they want to be called again.
+int64_t attention_forward(Call* call) {
+  return with_forward(*call, [=](const auto& job) { return work(*call, job); });
 }
-
-int64_t attention_backward_scratch(const Shape* shape, int64_t keys, int64_t queries) {
-  Scratch scratch(nullptr);
-  if (shape->dtype == kFloat64) BackwardScratch<double>(scratch, *shape, keys, queries);
-  else BackwardScratch<float>(scratch, *shape, keys, queries);
-  return scratch.bytes();
-}
-
-void attention_forward(const Shape* shape, const char* q, const char* k, const char* v, char* out, char* lse,
-                       int64_t i0, int64_t queries, void* scratch) {
-  auto* forward = shape->dtype == kFloat64 ? forward_block<double> : forward_block<float>;
-  forward(*shape, q, k, v, out, lse, i0, queries, scratch);
-}
-
-// The four steps of a block of keys. `keys` and `queries` are those that backward_scratch was asked about: blocks may
-// be shorter, but lie in scratch as if they were not.
-void attention_load_keys(const Shape* shape, const char* k, const char* v, int64_t j0, int64_t key_rows, int64_t keys,
-                         int64_t queries, void* scratch) {
-  if (shape->dtype == kFloat64) load_keys<double>(*shape, k, v, j0, key_rows, {scratch, *shape, keys, queries});
-  else load_keys<float>(*shape, k, v, j0, key_rows, {scratch, *shape, keys, queries});
-}
-
-void attention_backward(const Shape* shape, const char* dout, const char* q, const char* out, const char* lse,
-                        const char* dlse, int64_t j0, int64_t key_rows, int64_t i0, int64_t query_rows, int64_t keys,
-                        int64_t queries, void* scratch) {
-  const BackwardHead head = {dout, q, out, lse, dlse};
-  if (shape->dtype == kFloat64) {
-    backward_block<double>(*shape, head, j0, key_rows, i0, query_rows, {scratch, *shape, keys, queries});
-  } else {
-    backward_block<float>(*shape, head, j0, key_rows, i0, query_rows, {scratch, *shape, keys, queries});
-  }
-}
-
-void attention_add_dq(const Shape* shape, void* dq, int64_t i0, int64_t query_rows, int64_t keys, int64_t queries,
-                      void* scratch) {
-  if (shape->dtype == kFloat64) add_dq<double>(*shape, (double*)dq, i0, query_rows, {scratch, *shape, keys, queries});
-  else add_dq<float>(*shape, (float*)dq, i0, query_rows, {scratch, *shape, keys, queries});
-}
-
-void attention_store_keys(const Shape* shape, char* dk, char* dv, int64_t j0, int64_t key_rows, int64_t keys,
-                          int64_t queries, void* scratch) {
-  if (shape->dtype == kFloat64) store_keys<double>(*shape, dk, dv, j0, key_rows, {scratch, *shape, keys, queries});
-  else store_keys<float>(*shape, dk, dv, j0, key_rows, {scratch, *shape, keys, queries});
+int64_t attention_backward(Call* call) {
+  return with_backward(*call, [=](const auto& job) { return work(*call, job); });
 }
 }

@@ -1,212 +1,297 @@
-// Backward of one block of keys and one of queries, by recomputation (FlashAttention-2, arXiv:2307.08691, Algorithm 2):
+// Backward of a block of keys, by recomputation (FlashAttention-2, arXiv:2307.08691, Algorithm 2): for each block of
+// queries
 //   P = exp2(score(S) - lse);  delta = rowsum(dO * O) - dlse;  dS = score'(P * (dO V^T - delta))
-//   dV += P^T dO;  dK += dS^T Q;  dQ = dS K
-// As in the forward, S^T and dS^T have queries in the lanes. K, V, dK and dV stay in scratch while the blocks of
-// queries pass by.
+//   dV += P^T dO;  dK += dS^T Q;  dQ += dS K
+// As in the forward, S^T and dS^T have queries in the lanes. K, V, dK and dV stay while the queries pass by.
+// The parts of a row of dQ are added in the order of the blocks of keys, whichever thread has them.
 #pragma once
-#include "cpu/forward.h"
+#include <sched.h>
 
-template <class T>
-struct BackwardScratch {
-  int64_t pitch, pitch_v, columns;
-  T *k, *v, *dk, *dv;                            // of the block of keys, rows
-  T *q, *dout, *out;                             // of the block of queries, rows
-  T *q_panels, *dout_panels, *dq, *lse, *delta;  // panels
-  T *p, *ds;                                     // [kKeyTile][columns]
+#include "cpu/convert.h"
+#include "cpu/forward_plan.h"
+#include "cpu/mask.h"
+#include "cpu/product.h"
+#include "cpu/seen.h"
 
-  BackwardScratch(void* memory, const Shape& shape, int64_t keys, int64_t queries) {
-    Scratch scratch(memory);
-    take(scratch, shape, keys, queries);
+constexpr int64_t kBackwardTile = 60, kKeyBlock = 8 * kBackwardTile;  // whole register tiles
+
+// How the backward is cut into items of work, by the shape alone: a block of keys of a key head each. Few heads get
+// shorter blocks, so that threads have something to share; halving a block costs 5 to 10%.
+struct BackwardPlan {
+  int64_t keys, key_blocks, queries, query_blocks, heads;
+
+  BackwardPlan(const Shape& s, int64_t panel) {
+    const int64_t rows = s.seqlen_q - s.first_query;
+    heads = s.heads_k;
+    keys = even_part(s.seqlen_k, clamp(ceil_div(s.seqlen_k * heads, 8), kKeyBlock / 2, kKeyBlock), kRows);
+    key_blocks = ceil_div(s.seqlen_k, keys);
+    queries = even_part(rows, kQueryBlock, panel), query_blocks = ceil_div(rows, queries);
   }
 
-  BackwardScratch(Scratch& scratch, const Shape& shape, int64_t keys, int64_t queries) {
-    take(scratch, shape, keys, queries);
+  int64_t items() const { return heads * key_blocks; }
+};
+
+template <class T>
+class BackwardBlock {
+ public:
+  static constexpr int64_t kPanel = kVectors * kLanes<T>, kStep = kLanes<T>;
+
+  BackwardBlock(const Call& call, const BackwardPlan& plan, Scratch& scratch)
+      : call_(call), shape_(*call.shape), mask_(shape_), score_(shape_) {
+    pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
+    columns_ = round_up(plan.queries, kPanel);
+    const int64_t keys = round_up(plan.keys, kThird);
+    k_block_ = scratch.take<T>(keys * pitch_), dk_ = scratch.take<T>(keys * pitch_);
+    v_block_ = scratch.take<T>(keys * pitch_v_), dv_ = scratch.take<T>(keys * pitch_v_);
+    q_ = scratch.take<T>(columns_ * pitch_), dout_ = scratch.take<T>(columns_ * pitch_v_);
+    q_panels_ = scratch.take<T>(columns_ * pitch_), dout_panels_ = scratch.take<T>(columns_ * pitch_v_);
+    dq_panels_ = scratch.take<T>(columns_ * pitch_);
+    line_ = scratch.take<T>(pitch_v_);
+    p_ = scratch.take<T>(kBackwardTile * columns_), ds_ = scratch.take<T>(kBackwardTile * columns_);
+    lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
+    rows_ = scratch.take<Integer<T>>(columns_);
+  }
+
+  void load_keys(int64_t head, int64_t j0, int64_t keys) {
+    j0_ = j0, keys_ = keys;
+    k_ = load_factor(shape_.dtype, k_block_, pitch_, at(call_.k, shape_.k, head, j0), shape_.k, keys, shape_.head_dim);
+    v_ = load_factor(shape_.dtype, v_block_, pitch_v_, at(call_.v, shape_.v, head, j0), shape_.v, keys,
+                     shape_.head_dim_v);
+    __builtin_memset(dk_, 0, round_up(keys, kThird) * pitch_ * sizeof(T));
+    __builtin_memset(dv_, 0, round_up(keys, kThird) * pitch_v_ * sizeof(T));
+  }
+
+  void store_keys(int64_t head) const {
+    const Layout &dk = shape_.dk, &dv = shape_.dv;
+    for (int64_t j = 0; j < keys_; ++j) {
+      store_row(shape_.dtype, at(call_.dk, dk, head, j0_ + j), dk.col, dk_ + j * pitch_, shape_.head_dim);
+      store_row(shape_.dtype, at(call_.dv, dv, head, j0_ + j), dv.col, dv_ + j * pitch_v_, shape_.head_dim_v);
+    }
+  }
+
+  // A block of queries: dK and dV grow, and dq is its part from these keys.
+  void attend(int64_t head, int64_t i0, int64_t queries) {
+    load_queries(head, i0, queries);
+    __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
+    const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
+    const int64_t size = even_part(end, kBackwardTile, kRows);
+    for (int64_t u = 0; u < end; u += size) tile(u, clamp(end - u, 0, size));
+    // Q has been used: its rows take dQ.
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      transpose(q_ + i * pitch_, pitch_, dq_panels_ + i * pitch_, kPanel, pitch_, kPanel);
+    }
+  }
+
+  // Row i of the block, of width head_dim.
+  const T* dq(int64_t i) const { return q_ + i * pitch_; }
+
+ private:
+  // Q and dO as rows and as panels, lse in log2 units, delta.
+  void load_queries(int64_t head, int64_t i0, int64_t queries) {
+    i0_ = i0, queries_ = queries;
+    const Layout &q = shape_.q, &dout = shape_.dout, &out = shape_.out;
+    load_rows(shape_.dtype, q_, pitch_, at(call_.q, q, head, i0), q, queries, shape_.head_dim);
+    load_rows(shape_.dtype, dout_, pitch_v_, at(call_.dout, dout, head, i0), dout, queries, shape_.head_dim_v);
+    __builtin_memset(q_ + queries * pitch_, 0, (columns_ - queries) * pitch_ * sizeof(T));
+    __builtin_memset(dout_ + queries * pitch_v_, 0, (columns_ - queries) * pitch_v_ * sizeof(T));
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      transpose(q_panels_ + i * pitch_, kPanel, q_ + i * pitch_, pitch_, kPanel, pitch_);
+      transpose(dout_panels_ + i * pitch_v_, kPanel, dout_ + i * pitch_v_, pitch_v_, kPanel, pitch_v_);
+    }
+    for (int64_t i = 0; i < columns_; ++i) {
+      // +inf makes p = 0: for a row without finite score, and past the last row.
+      T lse = -kInfinity<T>, delta = 0;
+      if (i < queries) {
+        lse = statistic(call_.lse, shape_.lse, head, i0 + i);
+        load_row(shape_.dtype, line_, pitch_v_, at(call_.out, out, head, i0 + i), out.col, shape_.head_dim_v);
+        Vector<T> sum = {};
+        for (int64_t c = 0; c < pitch_v_; c += kStep) {
+          sum += load(line_ + c) * load(dout_ + i * pitch_v_ + c);
+        }
+        for (int n = 0; n < kStep; ++n) delta += sum[n];
+        if (call_.dlse) delta -= statistic(call_.dlse, shape_.dlse, head, i0 + i);
+      }
+      lse_[i] = lse == -kInfinity<T> ? kInfinity<T> : T(double(lse) * kLog2E);
+      delta_[i] = delta;
+      rows_[i] = Integer<T>(i0 + i);
+    }
+  }
+
+  static T statistic(char* data, const Layout& layout, int64_t head, int64_t row) {
+    T value;
+    __builtin_memcpy(&value, at(data, layout, head, row), sizeof value);
+    return value;
+  }
+
+  // Keys u to u + keys of the block against the queries.
+  void tile(int64_t u, int64_t keys) {
+    const int64_t j0 = j0_ + u, whole = round_up(keys, kThird);
+    const T *k = k_ + u * pitch_, *v = v_ + u * pitch_v_;
+    const int64_t first = clamp(mask_.query_begin(j0) - i0_, 0, queries_) / kPanel * kPanel;
+    const bool cut = !mask_.covers(i0_ + first, j0, whole);
+    const bool finite_k = !cut || all_finite(k, keys * pitch_);
+
+    for (int64_t i = first; i < queries_; i += kPanel) {
+      const int64_t last = i0_ + clamp(i + kPanel, 0, queries_) - 1;
+      const int64_t seen = clamp(mask_.key_end(last) - j0, 0, keys);
+      const bool panel_cut = !mask_.covers(i0_ + i, j0, round_up(seen, kThird));
+      probabilities(panel_cut, i, j0, seen, k);
+      score_gradients(panel_cut, i, j0, seen, v);
+      for (int64_t j = round_up(seen, kThird); j < whole; ++j) {
+        __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
+        __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
+      }
+      T* dq = dq_panels_ + i * pitch_;
+      if (finite_k || !panel_cut) {
+        accumulate<T, kVectors, T>(pitch_, seen, {k, 1, pitch_}, ds_ + i, columns_, dq, kPanel);
+      } else {
+        accumulate_seen<T>(mask_, rows_ + i, kPanel, j0, seen, ds_ + i, columns_, {k, 0, pitch_, 1},
+                           {dq, 1, 0, kPanel}, shape_.head_dim);
+      }
+    }
+
+    add_to_keys(cut, first, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
+    add_to_keys(cut, first, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
+  }
+
+  // y += weight x: the sum over the queries from column `first` on.
+  void add_to_keys(bool cut, int64_t first, int64_t j0, int64_t keys, const T* weight, Rows<const T> x, Rows<T> y) {
+    const int64_t depth = queries_ - first;
+    x.data += first * x.query;
+    if (!cut || all_finite(x.data, depth * x.query)) {
+      accumulate_wide<T>(keys, depth, {weight + first, columns_, 1}, x.data, y.data, y.key);
+    } else {
+      accumulate_seen<T>(mask_, rows_ + first, depth, j0, keys, weight + first, columns_, x, y, y.key);
+    }
+  }
+
+  // P of the panel of queries from column i on.
+  __attribute__((noinline)) void probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
+    const T* lse = lse_ + i;
+    each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_, 1}, q_panels_ + i * pitch_, p_ + i,
+               [=](auto& score, Vector<T> s, Mask<T> row, int64_t col, int64_t n, int64_t) ALWAYS_INLINE {
+                 const Vector<T> x = score.forward(s, row, col) - load(lse + n);
+                 const Vector<T> top = splat(T(Exp2<T>::kBias + 1));  // a foreign lse may overflow exp2
+                 return exp2<T>(x > top ? top : x);
+               });
+  }
+
+  // dS of the same panel.
+  __attribute__((noinline)) void score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
+    const T *delta = delta_ + i, *p = p_ + i;
+    const int64_t pitch = columns_;
+    each_score(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_, 1}, dout_panels_ + i * pitch_v_, ds_ + i,
+               [=](auto& score, Vector<T> dp, Mask<T> row, int64_t col, int64_t n, int64_t j) ALWAYS_INLINE {
+                 return score.backward(load(p + j * pitch + n) * (dp - load(delta + n)), row, col);
+               });
+  }
+
+  // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
+  template <class Use>
+  inline ALWAYS_INLINE void each_score(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, Operand<T> a,
+                                       const T* b, T* y, Use use) {
+    const Integer<T>* rows = rows_ + i;
+    const int64_t pitch = columns_;
+    const CausalMask mask = mask_;
+    const ScaledScore<T> score = score_;
+    multiply<T, kVectors, T>(keys, depth, a, b, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
+      constexpr int kM = sizeof(sum) / sizeof(sum[0]);
+      UNROLL
+      for (int m = 0; m < kM; ++m) {
+        UNROLL
+        for (int n = 0; n < kVectors; ++n) {
+          const int64_t col = j0 + r + m;
+          const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
+          Vector<T> x = use(score, sum[m][n], row, col, n * kStep, r + m);
+          if (cut) x = mask.lanes_see<T>(row, col) ? x : Vector<T>{};
+          store(y + (r + m) * pitch + n * kStep, x);
+        }
+      }
+    });
+  }
+
+  const Call& call_;
+  const Shape& shape_;
+  const CausalMask mask_;
+  const ScaledScore<T> score_;
+  int64_t pitch_, pitch_v_, columns_, j0_ = 0, keys_ = 0, i0_ = 0, queries_ = 0;
+  const T *k_ = nullptr, *v_ = nullptr;              // rows, in place or loaded
+  T *k_block_, *v_block_, *dk_, *dv_;                // rows
+  T *q_, *dout_, *line_;                             // rows
+  T *q_panels_, *dout_panels_, *dq_panels_;          // [panels][width][kPanel]
+  T *p_, *ds_, *lse_, *delta_;                       // [kBackwardTile][columns], [columns]
+  Integer<T>* rows_;
+};
+
+// The items of a call. Its memory holds, for each head and block of queries, how many blocks of keys have given their
+// part of dQ; the sums of these parts, where dQ itself is of a smaller type; and each worker's scratch.
+template <class T>
+class BackwardJob {
+ public:
+  BackwardJob(const Call& call, const BackwardPlan& plan) : call_(call), shape_(*call.shape), plan_(plan) {
+    Scratch memory(call.memory), worker(nullptr);
+    Block(call, plan, worker);
+    worker_bytes_ = worker.bytes();
+    turns_ = memory.take<int32_t>(shape_.heads_q * plan.query_blocks);
+    const bool widens = shape_.dtype == kFloat16 || shape_.dtype == kBFloat16;
+    sum_pitch_ = round_up(shape_.head_dim, kLanes<T>);
+    sums_ = widens && plan.key_blocks > 1 ? memory.take<T>(shape_.heads_q * shape_.seqlen_q * sum_pitch_) : nullptr;
+    workers_ = memory.take<char>(call.workers(items()) * worker_bytes_);
+    bytes_ = memory.bytes();
+  }
+
+  int64_t bytes() const { return bytes_; }  // for call.memory = nullptr
+  int64_t items() const { return plan_.items(); }
+
+  void begin() const { __builtin_memset(turns_, 0, shape_.heads_q * plan_.query_blocks * sizeof *turns_); }
+
+  // All heads of one block of keys come before the next: threads then rarely meet in one head, where they would have to
+  // wait for their turns. When causal, the most queries see the first blocks.
+  void run(int64_t item, int64_t worker) const {
+    const int64_t block = item / plan_.heads, head = item % plan_.heads, j0 = block * plan_.keys;
+    Scratch scratch(workers_ + worker * worker_bytes_);
+    Block keys(call_, plan_, scratch);
+    keys.load_keys(head, j0, clamp(shape_.seqlen_k - j0, 0, plan_.keys));
+    for (int64_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h) {
+      for (int64_t n = 0; n < plan_.query_blocks; ++n) {
+        const int64_t i0 = shape_.first_query + n * plan_.queries, rows = clamp(shape_.seqlen_q - i0, 0, plan_.queries);
+        const int64_t end = CausalMask(shape_).key_end(i0 + rows - 1);
+        if (end <= j0) continue;
+        keys.attend(h, i0, rows);
+        int32_t* turn = turns_ + h * plan_.query_blocks + n;
+        // The earlier blocks have begun: items are taken in order. So this ends, and soon.
+        while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != block) sched_yield();
+        add_dq(keys, h, i0, rows, block == 0, j0 + plan_.keys >= end);
+        __atomic_store_n(turn, int32_t(block + 1), __ATOMIC_RELEASE);
+      }
+    }
+    keys.store_keys(head);
   }
 
  private:
-  void take(Scratch& scratch, const Shape& shape, int64_t keys, int64_t queries) {
-    pitch = whole_vectors<T>(shape.head_dim), pitch_v = whole_vectors<T>(shape.head_dim_v);
-    columns = whole_panels<T>(queries);
-    k = scratch.take<T>(keys * pitch);
-    dk = scratch.take<T>(keys * pitch);
-    v = scratch.take<T>(keys * pitch_v);
-    dv = scratch.take<T>(keys * pitch_v);
-    q = scratch.take<T>(queries * pitch);
-    dout = scratch.take<T>(queries * pitch_v);
-    out = scratch.take<T>(pitch_v);
-    q_panels = scratch.take<T>(columns * shape.head_dim);
-    dout_panels = scratch.take<T>(columns * shape.head_dim_v);
-    dq = scratch.take<T>(columns * shape.head_dim);
-    lse = scratch.take<T>(columns);
-    delta = scratch.take<T>(columns);
-    p = scratch.take<T>(kKeyTile * columns);
-    ds = scratch.take<T>(kKeyTile * columns);
-  }
-};
+  using Block = BackwardBlock<T>;
 
-// The heads' pointers of one step.
-struct BackwardHead {
-  const char *dout, *q, *out, *lse, *dlse;
-};
-
-template <class T>
-T statistic(const char* x, int64_t stride, int64_t i) {
-  T value;
-  __builtin_memcpy(&value, x + i * stride, sizeof value);
-  return value;
-}
-
-// Q and dO as rows and as panels, lse in log2 units, delta.
-template <class T>
-void load_queries(const Shape& shape, const BackwardHead& head, int64_t i0, int64_t queries,
-                  const BackwardScratch<T>& x) {
-  load_rows(shape.dtype, x.q, x.pitch, head.q + i0 * shape.q.row, shape.q, queries, shape.head_dim);
-  load_rows(shape.dtype, x.dout, x.pitch_v, head.dout + i0 * shape.dout.row, shape.dout, queries, shape.head_dim_v);
-  transpose(x.q_panels, x.q, x.pitch, queries, shape.head_dim);
-  transpose(x.dout_panels, x.dout, x.pitch_v, queries, shape.head_dim_v);
-  for (int64_t i = 0; i < x.columns; ++i) {
-    // +inf makes p = 0: for a row without finite score, and past the last row.
-    T lse = -kInfinity<T>, delta = 0;
-    if (i < queries) {
-      lse = statistic<T>(head.lse, shape.lse, i0 + i);
-      load_row(shape.dtype, x.out, head.out + (i0 + i) * shape.out.row, shape.out.col, shape.head_dim_v);
-      Vector<T> sum = {};
-      for (int64_t c = 0; c < x.pitch_v; c += kLanes<T>) sum += load(x.out + c) * load(x.dout + i * x.pitch_v + c);
-      for (int n = 0; n < kLanes<T>; ++n) delta += sum[n];
-      if (head.dlse) delta -= statistic<T>(head.dlse, shape.dlse, i0 + i);
-    }
-    x.lse[i] = lse == -kInfinity<T> ? kInfinity<T> : T(double(lse) * kLog2E);
-    x.delta[i] = delta;
-  }
-}
-
-// P of a panel; row0 is its first query, s its first column.
-template <class T>
-__attribute__((noinline)) void panel_p(const CausalMask& mask, const ScaledScore<T>& score, int64_t row0, int64_t col0,
-                                       int64_t keys, int64_t depth, Operand<T> k, const T* q, const T* lse, T* p,
-                                       int64_t pitch) {
-  const bool cut = !mask.covers(row0, col0, keys);
-  multiply<T, kVectors>(keys, depth, k, q, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
-    constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-    UNROLL
-    for (int m = 0; m < kM; ++m) {
-      UNROLL
-      for (int n = 0; n < kVectors; ++n) {
-        const int64_t row = row0 + n * kLanes<T>, col = col0 + r + m;
-        const Vector<T> x = score.forward(sum[m][n], row, col) - load(lse + n * kLanes<T>);
-        const Vector<T> top = splat(T(Exp2<T>::kBias + 1));  // a foreign lse may overflow exp2
-        Vector<T> y = exp2<T>(x > top ? top : x);
-        if (cut) y = mask.lanes_see<T>(row, col) ? y : Vector<T>{};
-        store(p + (r + m) * pitch + n * kLanes<T>, y);
+  // The columns of dq lie side by side.
+  void add_dq(const Block& keys, int64_t head, int64_t i0, int64_t rows, bool first, bool last) const {
+    const int64_t d = shape_.head_dim;
+    for (int64_t i = 0; i < rows; ++i) {
+      char* row = at(call_.dq, shape_.dq, head, i0 + i);
+      T* sum = sums_ ? sums_ + (head * shape_.seqlen_q + i0 + i) * sum_pitch_ : (T*)row;
+      const T* part = keys.dq(i);
+      if (first && last) {
+        store_row(shape_.dtype, row, shape_.dq.col, part, d);
+        continue;
       }
-    }
-  });
-}
-
-template <class T>
-__attribute__((noinline)) void panel_ds(const CausalMask& mask, const ScaledScore<T>& score, int64_t row0,
-                                        int64_t col0, int64_t keys, int64_t depth, Operand<T> v, const T* dout,
-                                        const T* delta, const T* p, T* ds, int64_t pitch) {
-  const bool cut = !mask.covers(row0, col0, keys);
-  multiply<T, kVectors>(keys, depth, v, dout, kPanel<T>, [&](auto& sum, int64_t r) ALWAYS_INLINE {
-    constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-    UNROLL
-    for (int m = 0; m < kM; ++m) {
-      UNROLL
-      for (int n = 0; n < kVectors; ++n) {
-        const int64_t row = row0 + n * kLanes<T>, col = col0 + r + m;
-        const int64_t at = (r + m) * pitch + n * kLanes<T>;
-        Vector<T> x = load(p + at) * (sum[m][n] - load(delta + n * kLanes<T>));
-        x = score.backward(x, row, col);
-        if (cut) x = mask.lanes_see<T>(row, col) ? x : Vector<T>{};  // p = 0 hides no inf or nan
-        store(ds + at, x);
-      }
-    }
-  });
-}
-
-// One tile of the keys in scratch, rows u on and keys j0 on, against the block of queries.
-template <class T>
-void backward_tile(const Shape& shape, int64_t u, int64_t j0, int64_t keys, int64_t i0, int64_t queries,
-                   const BackwardScratch<T>& x) {
-  const CausalMask mask(shape);
-  const ScaledScore<T> score(shape);
-  const int64_t d = shape.head_dim, dv = shape.head_dim_v, columns = x.columns;
-  const T *k = x.k + u * x.pitch, *v = x.v + u * x.pitch_v;
-  T *dk = x.dk + u * x.pitch, *dvalue = x.dv + u * x.pitch_v;
-  const int64_t first = clamp(mask.query_begin(j0) - i0, 0, queries) / kPanel<T> * kPanel<T>;
-  const bool cut = !mask.covers(i0 + first, j0, keys);
-  const bool finite_k = !cut || all_finite(k, keys * x.pitch);
-
-  for (int64_t i = first; i < queries; i += kPanel<T>) {
-    const int64_t rows = clamp(queries - i, 0, kPanel<T>), row0 = i0 + i;
-    const int64_t seen = clamp(mask.key_end(row0 + rows - 1) - j0, 0, keys);
-    panel_p<T>(mask, score, row0, j0, seen, d, {k, x.pitch, 1}, x.q_panels + i * d, x.lse + i, x.p + i, columns);
-    panel_ds<T>(mask, score, row0, j0, seen, dv, {v, x.pitch_v, 1}, x.dout_panels + i * dv, x.delta + i, x.p + i,
-                x.ds + i, columns);
-    for (int64_t j = seen; j < keys; ++j) {
-      __builtin_memset(x.p + j * columns + i, 0, kPanel<T> * sizeof(T));
-      __builtin_memset(x.ds + j * columns + i, 0, kPanel<T> * sizeof(T));
-    }
-    T* dq = x.dq + i * d;
-    if (finite_k || mask.covers(row0, j0, seen)) {
-      accumulate<T, kVectors>(d, seen, {k, 1, x.pitch}, x.ds + i, columns, dq, kPanel<T>);
-    } else {
-      accumulate_seen<T>(mask, row0, rows, j0, seen, x.ds + i, columns, {k, 0, x.pitch, 1}, {dq, 1, 0, kPanel<T>}, d);
+      for (int64_t c = 0; c < d; ++c) sum[c] = first ? part[c] : sum[c] + part[c];
+      if (last && sums_) store_row(shape_.dtype, row, shape_.dq.col, sum, d);
     }
   }
 
-  const int64_t depth = queries - first, i = i0 + first;
-  const T *q = x.q + first * x.pitch, *dout = x.dout + first * x.pitch_v;
-  if (!cut || all_finite(dout, depth * x.pitch_v)) {
-    accumulate_wide<T>(keys, depth, {x.p + first, columns, 1}, dout, dvalue, x.pitch_v);
-  } else {
-    accumulate_seen<T>(mask, i, depth, j0, keys, x.p + first, columns, {dout, x.pitch_v, 0, 1},
-                       {dvalue, 0, x.pitch_v, 1}, dv);
-  }
-  if (!cut || all_finite(q, depth * x.pitch)) {
-    accumulate_wide<T>(keys, depth, {x.ds + first, columns, 1}, q, dk, x.pitch);
-  } else {
-    accumulate_seen<T>(mask, i, depth, j0, keys, x.ds + first, columns, {q, x.pitch, 0, 1}, {dk, 0, x.pitch, 1}, d);
-  }
-}
-
-template <class T>
-void load_keys(const Shape& shape, const char* k, const char* v, int64_t j0, int64_t keys,
-               const BackwardScratch<T>& x) {
-  load_rows(shape.dtype, x.k, x.pitch, k + j0 * shape.k.row, shape.k, keys, shape.head_dim);
-  load_rows(shape.dtype, x.v, x.pitch_v, v + j0 * shape.v.row, shape.v, keys, shape.head_dim_v);
-  __builtin_memset(x.dk, 0, keys * x.pitch * sizeof(T));
-  __builtin_memset(x.dv, 0, keys * x.pitch_v * sizeof(T));
-}
-
-// dk and dv are contiguous.
-template <class T>
-void store_keys(const Shape& shape, char* dk, char* dv, int64_t j0, int64_t keys, const BackwardScratch<T>& x) {
-  const int64_t bytes = shape.dtype == kFloat64 ? 8 : shape.dtype == kFloat32 ? 4 : 2;
-  const Strides k = {shape.head_dim * bytes, bytes}, v = {shape.head_dim_v * bytes, bytes};
-  store_rows(shape.dtype, dk + j0 * k.row, k, x.dk, x.pitch, keys, shape.head_dim);
-  store_rows(shape.dtype, dv + j0 * v.row, v, x.dv, x.pitch_v, keys, shape.head_dim_v);
-}
-
-// The part of dQ that comes from this block of keys stays in scratch, for add_dq.
-template <class T>
-void backward_block(const Shape& shape, const BackwardHead& head, int64_t j0, int64_t keys, int64_t i0,
-                    int64_t queries, const BackwardScratch<T>& x) {
-  load_queries(shape, head, i0, queries, x);
-  __builtin_memset(x.dq, 0, x.columns * shape.head_dim * sizeof(T));
-  const int64_t end = clamp(CausalMask(shape).key_end(i0 + queries - 1) - j0, 0, keys);
-  for (int64_t u = 0; u < end; u += kKeyTile) {
-    backward_tile(shape, u, j0 + u, clamp(end - u, 0, kKeyTile), i0, queries, x);
-  }
-}
-
-// dq is contiguous.
-template <class T>
-void add_dq(const Shape& shape, T* dq, int64_t i0, int64_t queries, const BackwardScratch<T>& x) {
-  const int64_t d = shape.head_dim;
-  for (int64_t i = 0; i < queries; ++i) {
-    const T* part = x.dq + i / kPanel<T> * kPanel<T> * d + i % kPanel<T>;
-    for (int64_t c = 0; c < d; ++c) dq[(i0 + i) * d + c] += part[c * kPanel<T>];
-  }
-}
+  const Call& call_;
+  const Shape& shape_;
+  const BackwardPlan plan_;
+  int64_t worker_bytes_, sum_pitch_, bytes_;
+  int32_t* turns_;
+  T* sums_;
+  char* workers_;
+};

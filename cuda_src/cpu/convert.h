@@ -1,8 +1,8 @@
 // Rows of a head in their storage type, to and from scratch in the type of the arithmetic. Half types are converted
 // by integer arithmetic on vectors: exact, rounding to nearest even, no instruction set assumed.
 #pragma once
+#include "cpu/pair.h"
 #include "cpu/shape.h"
-#include "cpu/vector.h"
 
 struct Float16 {
   uint16_t bits;
@@ -11,7 +11,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef Vector<Pair> Words;
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef Vector<float> Floats;
 
@@ -86,13 +86,17 @@ void store_elements(char* y, int64_t stride, const T* x, int64_t count) {
   }
 }
 
-inline void load_row(int64_t dtype, float* y, const char* x, int64_t stride, int64_t count) {
-  if (dtype == kFloat16) load_elements<Float16>(y, x, stride, count);
-  if (dtype == kBFloat16) load_elements<BFloat16>(y, x, stride, count);
-  if (dtype == kFloat32) load_elements<float>(y, x, stride, count);
-}
-inline void load_row(int64_t, double* y, const char* x, int64_t stride, int64_t count) {
-  load_elements<double>(y, x, stride, count);
+// A row of `width` elements; zeros follow up to `pitch`.
+template <class T>
+inline void load_row(int64_t dtype, T* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    load_elements<double>(y, x, stride, width);
+  } else {
+    if (dtype == kFloat16) load_elements<Float16>(y, x, stride, width);
+    if (dtype == kBFloat16) load_elements<BFloat16>(y, x, stride, width);
+    if (dtype == kFloat32) load_elements<float>(y, x, stride, width);
+  }
+  for (int64_t i = round_up(width, kLanes<T>); i < pitch; ++i) y[i] = 0;
 }
 inline void store_row(int64_t dtype, char* y, int64_t stride, const float* x, int64_t count) {
   if (dtype == kFloat16) store_elements<Float16>(y, stride, x, count);
@@ -103,25 +107,65 @@ inline void store_row(int64_t, char* y, int64_t stride, const double* x, int64_t
   store_elements<double>(y, stride, x, count);
 }
 
-// Rows of `width` elements into rows of scratch `pitch` apart, a multiple of the vector that holds 0 at its end.
+// Rows of scratch are `pitch` apart.
 template <class T>
-void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, Strides stride, int64_t rows, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, x + r * stride.row, stride.col, width);
+void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, pitch, x + r * layout.row, layout.col, width);
 }
 
+// The same as the broadcast factor of a product: with zeros up to a whole third of a register tile, and where the rows
+// lie (then nothing is copied, and products overlap with fetching them) if they lie as they would in scratch.
 template <class T>
-void store_rows(int64_t dtype, char* y, Strides stride, const T* x, int64_t pitch, int64_t rows, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r) store_row(dtype, y + r * stride.row, stride.col, x + r * pitch, width);
+const T* load_factor(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows,
+                     int64_t width) {
+  const bool same = sizeof(T) == 8 ? dtype == kFloat64 : dtype == kFloat32;
+  if (same && layout.col == sizeof(T) && layout.row == pitch * int64_t(sizeof(T)) && width == pitch &&
+      rows % kThird == 0 && int64_t(x) % sizeof(T) == 0) {
+    return (const T*)x;
+  }
+  load_rows(dtype, y, pitch, x, layout, rows, width);
+  __builtin_memset(y + rows * pitch, 0, (round_up(rows, kThird) - rows) * pitch * sizeof(T));
+  return y;
 }
 
-// Rows in scratch to panels of kPanel columns side by side, each [width][kPanel]; 0 in the columns past the last row.
-template <class T>
-void transpose(T* panels, const T* x, int64_t pitch, int64_t rows, int64_t width) {
-  for (int64_t r0 = 0; r0 < rows; r0 += kPanel<T>, panels += width * kPanel<T>) {
-    const int64_t n = rows - r0 < kPanel<T> ? rows - r0 : kPanel<T>;
-    if (n < kPanel<T>) __builtin_memset(panels, 0, width * kPanel<T> * sizeof(T));
-    for (int64_t r = 0; r < n; ++r) {
-      for (int64_t c = 0; c < width; ++c) panels[c * kPanel<T> + r] = x[(r0 + r) * pitch + c];
+// Rows of bfloat16 as pairs of neighbours in a row, `pitch` pairs apart: the bits as they are.
+inline void load_pairs(Pair* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows, int64_t width) {
+  __builtin_memset(y, 0, rows * pitch * sizeof(Pair));
+  for (int64_t r = 0; r < rows; ++r) {
+    char* row = (char*)(y + r * pitch);
+    const char* from = x + r * layout.row;
+    if (layout.col == sizeof(BFloat16)) {
+      __builtin_memcpy(row, from, width * sizeof(BFloat16));
+    } else {
+      for (int64_t c = 0; c < width; ++c) __builtin_memcpy(row + 2 * c, from + c * layout.col, sizeof(BFloat16));
+    }
+  }
+}
+
+// Pairs of neighbours in a column: rows 2j and 2j + 1 become row j; 0 where there is none.
+inline void load_row_pairs(Pair* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows, int64_t width) {
+  constexpr int kStep = kLanes<float>;
+  for (int64_t r = 0; r < rows; r += 2, y += pitch) {
+    const char *low = x + r * layout.row, *high = low + layout.row;
+    for (int64_t c = 0; c < pitch; c += kStep) {
+      BFloat16 buffer[2][kStep] = {};
+      for (int64_t e = c; e < width && e < c + kStep; ++e) {
+        __builtin_memcpy(&buffer[0][e - c], low + e * layout.col, sizeof(BFloat16));
+        if (r + 1 < rows) __builtin_memcpy(&buffer[1][e - c], high + e * layout.col, sizeof(BFloat16));
+      }
+      const auto half = [&](int i) { return __builtin_convertvector(load_as<Halves>(buffer[i]), Words); };
+      store(y + c, half(0) | half(1) << 16);
+    }
+  }
+}
+
+// Numbers as the nearest bfloat16, rows 2j and 2j + 1 of a panel in pairs.
+inline void round_to_pairs(Pair* y, const float* x, int64_t panel, int64_t rows) {
+  for (int64_t r = 0; r < rows; r += 2) {
+    for (int64_t i = 0; i < panel; i += kLanes<float>) {
+      const Words low = narrow(BFloat16(), load(x + r * panel + i));
+      const Words high = r + 1 < rows ? narrow(BFloat16(), load(x + (r + 1) * panel + i)) : Words{};
+      store(y + r / 2 * panel + i, low | high << 16);
     }
   }
 }

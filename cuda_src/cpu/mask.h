@@ -1,9 +1,7 @@
-// Which keys a query sees; the same interface as attention/mask.cuh.
+// Which keys a query sees, as in attention/mask.cuh, for the vectors of a CPU.
 #pragma once
 #include "cpu/shape.h"
 #include "cpu/vector.h"
-
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
 // Query i sees key j when j <= i + q_offset. Without a mask q_offset is seqlen_k, and every query sees every key.
 struct CausalMask {
@@ -14,12 +12,11 @@ struct CausalMask {
 
   bool sees(int64_t row, int64_t col) const { return col < seqlen_k && col <= row + q_offset; }
 
-  // For queries row, row + 1, ... and one key before seqlen_k.
+  // For the queries in the lanes. Beyond the last key there may be padding, which nobody sees.
   template <class T>
-  Mask<T> lanes_see(int64_t row, int64_t col) const {
+  Mask<T> lanes_see(Mask<T> rows, int64_t col) const {
     using Integer = typename IntegerOf<T>::Type;
-    const Integer first = Integer(clamp(col - row - q_offset, 0, kLanes<T>));
-    return lane_index<T>() >= first;
+    return rows >= Integer(col < seqlen_k ? col - q_offset : seqlen_q);
   }
 
   // Queries up to `last_row` see only keys before this one.
@@ -28,6 +25,8 @@ struct CausalMask {
   // Keys from `first_col` on are seen only by queries from this one on.
   int64_t query_begin(int64_t first_col) const { return clamp(first_col - q_offset, 0, seqlen_q); }
 
-  // Whether every query from row0 on sees all keys in [col0, col0 + cols).
-  bool covers(int64_t row0, int64_t col0, int64_t cols) const { return col0 + cols - 1 <= row0 + q_offset; }
+  // Whether every query from row0 on sees all keys in [col0, col0 + cols), and they are no padding.
+  bool covers(int64_t row0, int64_t col0, int64_t cols) const {
+    return col0 + cols <= seqlen_k && col0 + cols - 1 <= row0 + q_offset;
+  }
 };

@@ -1,4 +1,4 @@
-// The step between s = q . k and the softmax, forward and backward; after attention/score.cuh.
+// The step between s = q . k and the softmax, forward and backward, as in attention/score.cuh, for vectors.
 #pragma once
 #include "cpu/shape.h"
 #include "cpu/vector.h"
@@ -13,9 +13,11 @@ struct ScaledScore {
 
   explicit ScaledScore(const Shape& shape) : scale(T(shape.scale)), scale_log2(T(shape.scale * kLog2E)) {}
 
-  // The scores of queries row, row + 1, ... and one key, in log2 units.
-  Vector<T> forward(Vector<T> s, int64_t row, int64_t col) const { return s * scale_log2; }
+  // In log2 units. Of rows and columns, numbers of queries and keys, either are those of the lanes.
+  template <class Rows, class Columns>
+  Vector<T> forward(Vector<T> s, Rows rows, Columns columns) const { return s * scale_log2; }
 
   // d loss / d s, from d loss / d score (natural units). A step that is not linear will need s too: keep it beside p.
-  Vector<T> backward(Vector<T> dscore, int64_t row, int64_t col) const { return dscore * scale; }
+  template <class Rows, class Columns>
+  Vector<T> backward(Vector<T> dscore, Rows rows, Columns columns) const { return dscore * scale; }
 };

@@ -7,21 +7,30 @@
 // Accumulators stay in registers only where their last use is inlined; clang would not of itself.
 #define ALWAYS_INLINE __attribute__((always_inline))
 
+// Bytes of a vector, and how many vectors the registers hold. Tests define both, for the compiler makes vectors of
+// another width from those it has.
+#if !defined(VECTOR_BYTES)
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+#define VECTOR_BYTES 64
+#define REGISTERS 32
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+#define VECTOR_BYTES 32
+#define REGISTERS 16
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define REGISTERS 32
 #else
-constexpr int kVectorBytes = 16;
+#define VECTOR_BYTES 16
+#define REGISTERS 16
 #endif
+#endif
+constexpr int kVectorBytes = VECTOR_BYTES;
 
-// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the 32 registers of
-// AVX-512 and NEON, or the 16 of AVX2 and SSE.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 8, kVectors = 3;
-#else
-constexpr int kRows = 6, kVectors = 2;
-#endif
+// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the registers, and the
+// loads of a step (kVectors vectors, kRows scalars) take less time than its kRows * kVectors multiply-adds. Of the last
+// rows, fewer than kRows, a tile does whole thirds.
+constexpr int kRows = REGISTERS == 32 ? 12 : 6, kVectors = 2;
+constexpr int kThird = kRows / 3;
 
 template <class T>
 struct IntegerOf;
@@ -45,8 +54,10 @@ using Mask = Vector<typename IntegerOf<T>::Type>;  // all bits of a lane set or 
 
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+// Rows in scratch are whole vectors, and whole thirds of a tile where they become rows of a product.
 template <class T>
-constexpr int kPanel = kVectors * kLanes<T>;  // queries side by side in a register tile
+constexpr int kPitchUnit = kLanes<T> > kThird ? kLanes<T> : kThird;
 
 template <class V>
 inline V load_as(const void* p) {
@@ -93,6 +104,63 @@ inline Mask<T> lane_index() {
   UNROLL
   for (int i = 0; i < kLanes<T>; ++i) index[i] = i;
   return index;
+}
+
+// The lower or upper halves of a and b, lane by lane in turn.
+template <class T>
+inline ALWAYS_INLINE Vector<T> interleave(Vector<T> a, Vector<T> b, bool upper) {
+  constexpr int kHalf = kLanes<T> / 2;
+#if defined(__clang__)
+#define INTERLEAVE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+  if constexpr (kLanes<T> == 2) return upper ? INTERLEAVE(1, 3) : INTERLEAVE(0, 2);
+  if constexpr (kLanes<T> == 4) return upper ? INTERLEAVE(2, 6, 3, 7) : INTERLEAVE(0, 4, 1, 5);
+  if constexpr (kLanes<T> == 8) {
+    return upper ? INTERLEAVE(4, 12, 5, 13, 6, 14, 7, 15) : INTERLEAVE(0, 8, 1, 9, 2, 10, 3, 11);
+  }
+  if constexpr (kLanes<T> == 16) {
+    return upper ? INTERLEAVE(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                 : INTERLEAVE(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  }
+#undef INTERLEAVE
+#else
+  Mask<T> order;
+  UNROLL
+  for (int i = 0; i < kLanes<T>; ++i) order[i] = i / 2 + (upper ? kHalf : 0) + (i % 2 ? kLanes<T> : 0);
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// Of as many vectors as they have lanes.
+template <class T>
+inline ALWAYS_INLINE void transpose_square(Vector<T> (&x)[kLanes<T>]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  UNROLL
+  for (int size = 1; size < kLanes<T>; size *= 2) {
+    Vector<T> y[kLanes<T>];
+    UNROLL
+    for (int i = 0; i < kHalf; ++i) {
+      y[2 * i] = interleave<T>(x[i], x[i + kHalf], false);
+      y[2 * i + 1] = interleave<T>(x[i], x[i + kHalf], true);
+    }
+    UNROLL
+    for (int i = 0; i < kLanes<T>; ++i) x[i] = y[i];
+  }
+}
+
+// y[c][r] = x[r][c]; rows and columns are whole vectors.
+template <class T>
+void transpose(T* y, int64_t y_pitch, const T* x, int64_t x_pitch, int64_t rows, int64_t cols) {
+  constexpr int kStep = kLanes<T>;
+  for (int64_t r = 0; r < rows; r += kStep) {
+    for (int64_t c = 0; c < cols; c += kStep) {
+      Vector<T> square[kStep];
+      UNROLL
+      for (int i = 0; i < kStep; ++i) square[i] = load(x + (r + i) * x_pitch + c);
+      transpose_square<T>(square);
+      UNROLL
+      for (int i = 0; i < kStep; ++i) store(y + (c + i) * y_pitch + r, square[i]);
+    }
+  }
 }
 
 // 2^f on [-1/2, 1/2] is 1 + f q(f), q interpolated at Chebyshev nodes: relative error 5e-9 and 9e-18.

@@ -15,6 +15,7 @@ from cupy_flash.problem import AttentionProblem
 from cupy_flash.toolchain import NoCompilerError, ToolchainError
 
 TIERS = ("auto", "native", "numpy")
+_COMMON = "float32"  # the arithmetic of all dtypes but float64
 
 Array = np.ndarray
 
@@ -28,7 +29,7 @@ class CpuBackend:
         return nullcontext()
 
     def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-        _tier().forward(problem, q, k, v, out, lse)
+        _tier(problem.arithmetic).forward(problem, q, k, v, out, lse)
 
     def backward(
         self,
@@ -43,7 +44,7 @@ class CpuBackend:
         deterministic: bool,
     ) -> tuple[Array, Array, Array]:
         # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
-        return _tier().backward(problem, dout, q, k, v, out, lse, dlse)
+        return _tier(problem.arithmetic).backward(problem, dout, q, k, v, out, lse, dlse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
@@ -52,11 +53,11 @@ class CpuBackend:
 
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"
-        if _tier() is native:
+        if _tier(_COMMON) is native:
             return f"compiled C++ for {native.isa()}, {cpus}"
         if tier_wanted() == "numpy":
             return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
-        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure()}"
+        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure(_COMMON)}"
 
 
 def tier_wanted() -> str:
@@ -73,12 +74,12 @@ def tier_wanted() -> str:
     return wanted
 
 
-def _tier() -> Any:
-    """The module that computes: `native` or `numpy_`."""
+def _tier(arithmetic: str) -> Any:
+    """The module that computes in this dtype: `native` or `numpy_`."""
     wanted = tier_wanted()
     if wanted == "numpy":
         return numpy_
-    failure = _failure()
+    failure = _failure(arithmetic)
     if failure is None:
         return native
     if wanted == "native":
@@ -87,10 +88,10 @@ def _tier() -> Any:
 
 
 @functools.cache
-def _failure() -> str | None:
+def _failure(arithmetic: str) -> str | None:
     """Why the compiled tier cannot run, None if it can. Anything but the lack of a compiler is warned of, once."""
     try:
-        native.library(native.isa())
+        native.library(native.isa(), arithmetic)
     except NoCompilerError as error:
         return str(error)
     except (ToolchainError, OSError) as error:

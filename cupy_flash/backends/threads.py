@@ -6,22 +6,27 @@ threads use every core. BLAS must not start threads of its own inside them.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_threads() -> int:
     """Return how many threads compute: CUPY_FLASH_NUM_THREADS, else as many as this process may use CPUs.
+
+    That is what its affinity and the quota of its control group allow.
 
     Raises
     ------
@@ -33,16 +38,29 @@ def num_threads() -> int:
         if not chosen.isdecimal() or int(chosen) == 0:
             raise ValueError(f"CUPY_FLASH_NUM_THREADS is {chosen!r}: expected a positive number")
         return int(chosen)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, _quota(_CGROUP) or cpus)
+
+
+@functools.cache
+def _quota(root: Path) -> int | None:
+    """CPUs that a container's control group grants, rounded up; None without a limit (cgroups of version 2, then 1)."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdecimal() and int(period) > 0:  # "max" and -1 are no limit
+            return max(1, math.ceil(int(quota) / int(period)))
+    return None
 
 
 def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = True, use_helpers: bool = True) -> None:
     """Call `function` on every item, on the caller's thread and on helpers from the pool.
 
-    Items are started in order, each by the next thread that is free. Returns when all have ended. NumPy's
-    floating-point warnings are off inside `function`. Several threads may call `run` at once.
+    Items are started in order, each by the next thread that is free. Returns when all have ended, after an interrupt
+    too: threads then finish the item they are at and start no other. NumPy's floating-point warnings are off inside
+    `function`. Several threads may call `run` at once.
 
     Parameters
     ----------
@@ -63,12 +81,13 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
     available = num_threads()
     job = _Job(function, items)
     with _state.one_blas_thread if use_blas else nullcontext():
-        helpers = min(available, len(items)) - 1 if use_helpers else 0
-        futures = [_state.executor().submit(job.work) for _ in range(helpers)]
-        job.work()
-        for future in futures:
-            if not future.cancel():
-                future.result()
+        try:
+            for _ in range(min(available, len(items)) - 1 if use_helpers else 0):
+                _state.executor().submit(job.help)
+            job.work()
+        except BaseException as error:
+            job.stop(error)
+        job.wait()
     if job.error is not None:
         raise job.error
 
@@ -143,22 +162,46 @@ class _Job:
         self.error: BaseException | None = None
         self._function = function
         self._items = iter(items)
-        self._lock = threading.Lock()
+        self._helpers = 0
+        self._changed = threading.Condition()
 
     def work(self) -> None:
-        with np.errstate(all="ignore"):
-            while True:
-                with self._lock:
-                    item = next(self._items, self) if self.error is None else self
-                if item is self:
-                    return
-                try:
+        """Take items until there are none, or one failed."""
+        try:
+            with np.errstate(all="ignore"):
+                while True:
+                    with self._changed:
+                        item = next(self._items, self) if self.error is None else self
+                    if item is self:
+                        return
                     self._function(item)
-                except _Aborted:
-                    return
-                except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
-                    with self._lock:
-                        self.error = self.error or error
+        except _Aborted:
+            return
+        except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
+            self.stop(error)
+
+    def help(self) -> None:
+        """`work` on a thread of the pool, where no interrupt is raised."""
+        with self._changed:
+            self._helpers += 1
+        self.work()
+        with self._changed:
+            self._helpers -= 1
+            self._changed.notify_all()
+
+    def stop(self, error: BaseException) -> None:
+        """Let no thread start another item."""
+        self.error = self.error or error
+
+    def wait(self) -> None:
+        """Wait until no helper works any more, however often interrupted: until then the arrays must live."""
+        while True:
+            try:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._helpers == 0)
+                return
+            except BaseException as error:
+                self.stop(error)
 
 
 class _OneBlasThread:

@@ -43,7 +43,7 @@ class Book:
 
     def add(self, case: Case, **columns: object) -> Row:
         """Append one row to the file, at once."""
-        values = case_columns(case) | self.place | {k: _text(v) for k, v in columns.items()}
+        values = case_columns(case) | self.place | {k: cell_text(v) for k, v in columns.items()}
         row = {field: values.get(field, "") for field in FIELDS}
         new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -85,7 +85,7 @@ def of_last_commit(rows: Iterable[Row]) -> list[Row]:
 
 
 def case_columns(case: Case) -> Row:
-    return {name: _text(value) for name, value in asdict(case).items()}
+    return {name: cell_text(value) for name, value in asdict(case).items()}
 
 
 def case_of(row: Row) -> Case:
@@ -94,7 +94,8 @@ def case_of(row: Row) -> Case:
     return Case(direction, dtype, *map(int, sizes), causal == "True")  # type: ignore[call-arg, arg-type]
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as a CSV has it, on one line."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,0 +1,106 @@
+"""What is measured: sections of cases, and the numbers that a case is computed on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from cupy_flash import problem
+from cupy_flash.backends import native
+from cupy_flash.cli.bench.cases import Inputs
+
+SECTIONS = ("speed", "small", "decode", "memory", "growth", "compile")
+DTYPES = ("float32", "bfloat16", "float16")
+FORWARD, BOTH = "forward", "fwd+bwd"
+HEADS = 8
+SMALL_SEQLENS, SMALL_DTYPES = (64, 128, 256), ("float32", "bfloat16")
+DECODE_HEADS, DECODE_SEQLEN = ((8, 8), (32, 8), (1, 1)), 4096
+MEMORY_SEQLEN, MEMORY_GROWTH_SEQLENS = 16384, (2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table; its fields are columns of the CSV.
+
+    `what` is "forward" or "fwd+bwd", or the instruction set that is compiled for, when the rest has no meaning.
+    """
+
+    section: str
+    what: str
+    dtype: str = ""
+    heads_q: int = 0
+    heads_k: int = 0
+    seqlen_q: int = 0
+    seqlen_k: int = 0
+    head_dim: int = 0
+    causal: bool = False
+
+    def __str__(self) -> str:
+        heads = f"{self.heads_q}" if self.heads_q == self.heads_k else f"{self.heads_q}/{self.heads_k}"
+        seqlen = f"{self.seqlen_k}" if self.seqlen_q == self.seqlen_k else f"{self.seqlen_q}x{self.seqlen_k}"
+        mask = " causal" if self.causal else ""
+        return f"{self.dtype} {self.what} S {seqlen} d {self.head_dim} H {heads}{mask}"
+
+    @property
+    def flops(self) -> int:
+        """4 H Sq Sk d forward, half of it if causal; 3.5 times as much with the backward."""
+        forward = 4 * self.heads_q * self.seqlen_q * self.seqlen_k * self.head_dim
+        return forward // (2 if self.causal else 1) * (7 if self.what == BOTH else 2) // 2
+
+
+def square(section: str, what: str, dtype: str, seqlen: int, head_dim: int, causal: bool = False) -> Case:
+    """As many keys as queries, 8 heads."""
+    return Case(section, what, dtype, HEADS, HEADS, seqlen, seqlen, head_dim, causal)
+
+
+def cases(
+    sections: Iterable[str],
+    dtypes: Sequence[str],
+    seqlens: Sequence[int],
+    half_seqlens: Sequence[int],
+    head_dims: Sequence[int],
+    quick: bool,
+) -> Iterator[Case]:
+    """Cases of the sections, each once; growth needs some of speed's and of memory's, several lengths of each."""
+    if "speed" in sections:
+        for dtype in dtypes:
+            lengths = seqlens if dtype == "float32" else half_seqlens
+            for s, d, causal, what in product(sorted(lengths), head_dims, (False, True), (FORWARD, BOTH)):
+                yield square("speed", what, dtype, s, d, causal)
+    elif "growth" in sections:
+        for s, what in product(sorted(seqlens), (FORWARD, BOTH)):
+            yield square("speed", what, dtypes[0], s, head_dims[0])
+    small_dtypes = [dtype for dtype in SMALL_DTYPES if dtype in dtypes]
+    if "small" in sections:
+        for dtype, s, what in product(small_dtypes, SMALL_SEQLENS, (FORWARD, BOTH)):
+            yield square("small", what, dtype, s, 64)
+    if "decode" in sections:
+        for dtype, d, heads in product(small_dtypes, (64, 128), DECODE_HEADS):
+            yield Case("decode", FORWARD, dtype, *heads, 1, DECODE_SEQLEN, d)
+    lengths = {MEMORY_SEQLEN} if "memory" in sections else set()
+    if "growth" in sections:
+        lengths |= set(MEMORY_GROWTH_SEQLENS)
+    for s in sorted(length for length in lengths if length < MEMORY_SEQLEN or not quick):
+        yield square("memory", BOTH, "float32", s, 64)
+    if "compile" in sections:
+        yield from (Case("compile", isa) for isa in native._ISA_FLAGS)
+
+
+def make_inputs(case: Case) -> Inputs:
+    """q, k, v and dout of N(0, 1), shapes (1, H, S, d)."""
+    return _make_inputs(case.dtype, case.heads_q, case.heads_k, case.seqlen_q, case.seqlen_k, case.head_dim)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_inputs(dtype: str, heads_q: int, heads_k: int, seqlen_q: int, seqlen_k: int, head_dim: int) -> Inputs:
+    rng = np.random.default_rng(0)
+    shape_q, shape_k = (1, heads_q, seqlen_q, head_dim), (1, heads_k, seqlen_k, head_dim)
+
+    def normal(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32).astype(problem.DTYPES[dtype], copy=False)
+
+    return Inputs(q=normal(shape_q), k=normal(shape_k), v=normal(shape_k), dout=normal(shape_q))

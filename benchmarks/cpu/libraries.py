@@ -1,0 +1,92 @@
+"""The two libraries behind one interface, and the check of their results that comes before any measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cpu.cases import FORWARD, Case
+from cupy_flash import flash_attention, flash_attention_vjp
+from cupy_flash.cli.bench.cases import Case as BenchCase
+from cupy_flash.cli.bench.cases import Inputs
+from cupy_flash.cli.bench.methods import Bound
+from cupy_flash.cli.bench.verify import Expected
+from cupy_flash.problem import DTYPES
+
+
+def bind_ours(case: Case, x: Inputs) -> Bound:
+    q, k, v, _ = x
+    return Bound(
+        forward=lambda: flash_attention(q, k, v, causal=case.causal),
+        saved=lambda: flash_attention_vjp(q, k, v, causal=case.causal)[1],
+        backward=lambda vjp, dout: vjp(dout),
+        take=lambda a: a,
+        give=lambda a: a,
+    )
+
+
+def bind_torch(case: Case, x: Inputs) -> Bound:
+    """PyTorch's scaled_dot_product_attention, which chooses its own algorithm."""
+    import torch
+
+    bits = f"int{8 * DTYPES[case.dtype].itemsize}"  # NumPy and PyTorch do not pass each other bfloat16
+
+    def take(a: np.ndarray) -> Any:
+        return torch.from_numpy(a.view(bits)).view(getattr(torch, case.dtype))
+
+    def give(t: Any) -> np.ndarray:
+        return t.detach().view(getattr(torch, bits)).numpy().view(DTYPES[case.dtype])
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=case.causal, enable_gqa=case.heads_q != case.heads_k
+        )
+
+    plain = [take(a) for a in x[:3]]
+    leaves = [t.detach().requires_grad_() for t in plain]
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return attend(*plain)
+
+    return Bound(
+        forward=forward,
+        saved=lambda: attend(*leaves),
+        backward=lambda out, dout: torch.autograd.grad(out, leaves, dout),
+        take=take,
+        give=give,
+    )
+
+
+LIBRARIES: dict[str, Callable[[Case, Inputs], Bound]] = {"ours": bind_ours, "torch": bind_torch}
+
+
+def call_of(case: Case, bound: Bound, x: Inputs) -> Callable[[], Any]:
+    """What is timed."""
+    if case.what == FORWARD:
+        return bound.forward
+    dout = bound.take(x.dout)
+    return lambda: bound.backward(bound.saved(), dout)
+
+
+def verify(case: Case, x: Inputs, bounds: dict[str, Bound]) -> None:
+    """Compare first and last rows of one head with float64, as `bench` does.
+
+    How far a result may be off follows from what the standard attention loses with every step rounded to the same
+    dtype: no fixed figure fits both 64 and 16384 keys, nor float32 and bfloat16.
+
+    Raises
+    ------
+    ArithmeticError
+        If a library is wrong.
+    """
+    direction = "forward" if case.what == FORWARD else "backward"
+    sizes = case.heads_q, case.heads_k, case.seqlen_q, case.seqlen_k, case.head_dim
+    expected = Expected(BenchCase(direction, case.dtype, 1, *sizes, case.causal), x)
+    for name, bound in bounds.items():
+        try:
+            expected.error(bound, x)
+        except ArithmeticError as error:
+            raise ArithmeticError(f"{name} is {error}") from None

@@ -1,0 +1,145 @@
+"""Rows, their CSV file, and the exponents of growth that are fitted to them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cpu.cases import Case
+from cpu.machine import Machine
+from cupy_flash.cli.bench.book import cell_text
+
+UNITS = {"memory": "MB", "compile": "s"}  # others are in ms
+OK, LEFT_OUT = "ok", "left out"
+GROWTH_FROM = 1024  # below, what a call costs whatever its length would show
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case and what was measured: medians and the best of so many pairs, None where there is no figure.
+
+    `status` is "ok", or "left out: ..." on purpose, or what went wrong.
+    """
+
+    case: Case
+    status: str = OK
+    ours: float | None = None
+    torch: float | None = None
+    ours_best: float | None = None
+    torch_best: float | None = None
+    pairs: int = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.status.partition(":")[0] not in (OK, LEFT_OUT)
+
+    @property
+    def unit(self) -> str:
+        return UNITS.get(self.case.section, "ms")
+
+    @property
+    def speedup(self) -> float | None:
+        """PyTorch's median over ours: above 1 ours is faster, or needs less."""
+        return self.torch / self.ours if self.ours and self.torch else None
+
+    @property
+    def best_speedup(self) -> float | None:
+        """The same of the fastest runs."""
+        return self.torch_best / self.ours_best if self.ours_best and self.torch_best else None
+
+    def gflops(self, name: str) -> float | None:
+        """GFLOP/s of "ours" or "torch"."""
+        milliseconds = getattr(self, name)
+        return self.case.flops / milliseconds / 1e6 if milliseconds and self.unit == "ms" else None
+
+
+_FIGURES = tuple(field.name for field in fields(Row) if field.name != "case")
+_DERIVED = ("unit", "speedup", "best_speedup", "ours_gflops", "torch_gflops")  # written for readers, not read
+_MACHINE = tuple(field.name for field in fields(Machine))
+COLUMNS = (*(field.name for field in fields(Case)), *_FIGURES, *_DERIVED, *_MACHINE)
+
+
+class Writer:
+    """A new CSV file that has every row as soon as it is measured."""
+
+    def __init__(self, path: Path, machine: Machine) -> None:
+        self._machine = asdict(machine)
+        self._file = path.open("w", newline="", encoding="utf-8", buffering=1)
+        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+
+    def add(self, row: Row) -> None:
+        values: dict[str, Any] = {**asdict(row.case), **self._machine}
+        values |= {name: getattr(row, name) for name in (*_FIGURES, "unit", "speedup", "best_speedup")}
+        values |= {f"{name}_gflops": row.gflops(name) for name in ("ours", "torch")}
+        self._writer.writerow({name: cell_text(value) for name, value in values.items()})
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> tuple[Machine, list[Row]]:
+    """What a `Writer` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file has no rows or other columns.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise ValueError(f"{path} is not a table of this program")
+    return _parsed(Machine, lines[0]), [Row(_parsed(Case, x), **_values(Row, x)) for x in lines]
+
+
+def growth(rows: Iterable[Row]) -> list[str]:
+    """A line for each series of lengths: the exponents of S that fit time and memory."""
+    series: dict[tuple[str, str, str, int, bool], list[Row]] = {}
+    for row in rows:
+        case = row.case
+        has_both = row.ours is not None and row.torch is not None and min(row.ours, row.torch) > 0
+        if has_both and case.section in ("speed", "memory") and case.seqlen_k >= GROWTH_FROM:
+            key = "time" if row.unit == "ms" else "memory", case.dtype, case.what, case.head_dim, case.causal
+            series.setdefault(key, []).append(row)
+    lines = []
+    for (quantity, dtype, what, head_dim, causal), found in series.items():
+        seqlens = [row.case.seqlen_k for row in found]
+        if len(set(seqlens)) < 2:
+            continue
+        fits = [f"{name} {quantity} ~ S^{exponent([getattr(r, name) for r in found], seqlens):.2f}"
+                for name in ("ours", "torch")]  # fmt: skip
+        label = f"{dtype} {what} d {head_dim}{' causal' if causal else ''}"
+        lines.append(f"{label:32} {fits[0]:24} {fits[1]:24} S = {min(seqlens)} to {max(seqlens)}")
+    return lines
+
+
+def exponent(values: Iterable[float], seqlens: Iterable[int]) -> float:
+    """The slope of the straight line through (log S, log value) with the least squared errors.
+
+    >>> round(exponent([3, 12, 48], [10, 20, 40]), 6)
+    2.0
+    """
+    points = [(math.log(s), math.log(value)) for s, value in zip(seqlens, values, strict=True)]
+    x_mean, y_mean = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+    return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
+
+
+def _parsed(kind: Any, line: Mapping[str, str]) -> Any:
+    return kind(**_values(kind, line))
+
+
+def _values(kind: Any, line: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a dataclass that a line has, by their annotations."""
+    readers = {
+        "str": str,
+        "int": int,
+        "bool": "True".__eq__,
+        "float": float,
+        "float | None": lambda text: float(text) if text else None,
+    }
+    return {field.name: readers[field.type](line[field.name]) for field in fields(kind) if field.name != "case"}

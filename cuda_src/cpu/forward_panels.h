@@ -1,0 +1,243 @@
+// Forward of a block of queries: for each tile of keys
+//   S^T = K Q^T;  P = exp2(score(S) - m);  l += rowsum(P);  O^T += V^T P^T
+// and at the end O / l and lse = m + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries lie side by side
+// in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
+#pragma once
+#include "cpu/convert.h"
+#include "cpu/forward_plan.h"
+#include "cpu/mask.h"
+#include "cpu/product.h"
+#include "cpu/seen.h"
+
+// Arithmetic in T, factors of products as E: T or Pair. N vectors make a panel.
+template <class T, class E, int N>
+class PanelBlock {
+ public:
+  static constexpr int64_t kPanel = N * kLanes<T>, kStep = kLanes<T>;
+
+  PanelBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
+    depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
+    pitch_ = round_up(depth_, kPitchUnit<T>);
+    pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
+    columns_ = round_up(plan.columns(), kPanel);
+    const int64_t widest = pitch_ > pitch_v_ ? pitch_ : pitch_v_;
+    line_ = scratch.take<T>(kPanel * widest);
+    q_ = scratch.take<E>(columns_ * pitch_);
+    k_tile_ = scratch.take<E>(kKeyTile * pitch_);
+    v_tile_ = scratch.take<E>(kKeyTile * pitch_v_);
+    p_ = scratch.take<T>(kKeyTile * kPanel);
+    pairs_ = kIsPair<E> ? scratch.take<E>(kKeyTile / 2 * kPanel) : nullptr;
+    rows_ = scratch.take<Integer<T>>(columns_);
+  }
+
+  ForwardState<T> state(Scratch& scratch) const { return {scratch, columns_, pitch_v_}; }
+
+  // One item of work: a block of queries and a chunk of keys.
+  void attend(int64_t unit, int64_t block, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
+    load_queries(unit, block);
+    __builtin_memset(x.o, 0, columns_ * pitch_v_ * sizeof(T));
+    __builtin_memset(x.l, 0, columns_ * sizeof(T));
+    for (int64_t i = 0; i < columns_; ++i) x.m[i] = -kInfinity<T>;
+    const int64_t end = clamp(mask_.key_end(last_row_), 0, j_end);
+    const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
+    for (int64_t j0 = j_begin; j0 < end; j0 += size) tile(plan_.key_head(unit), j0, clamp(end - j0, 0, size), x);
+  }
+
+  // The states of a block's chunks, in their order, to that of the first.
+  template <class States>
+  void merge(States states, int64_t chunks) const {
+    const ForwardState<T> first = states(0);
+    for (int64_t i = 0; i < columns_; i += kStep) {
+      Vector<T> top = splat(-kInfinity<T>), total = {};
+      for (int64_t c = 0; c < chunks; ++c) top = max_of(top, load(states(c).m + i));
+      const Vector<T> base = finite_base(top);
+      const int64_t column = i / kPanel * kPanel * pitch_v_ + i % kPanel;
+      for (int64_t c = 0; c < chunks; ++c) {
+        const ForwardState<T> x = states(c);
+        const Vector<T> factor = exp2<T>(load(x.m + i) - base);
+        total += load(x.l + i) * factor;
+        for (int64_t r = 0; r < pitch_v_; ++r) {
+          const int64_t at = column + r * kPanel;
+          store(first.o + at, (c ? load(first.o + at) : Vector<T>{}) + load(x.o + at) * factor);
+        }
+      }
+      store(first.m + i, top);
+      store(first.l + i, total);
+    }
+  }
+
+  // out and lse of a block.
+  void finish(int64_t unit, int64_t block, const ForwardState<T>& x) const {
+    const int64_t d = shape_.head_dim_v;
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      T* o = x.o + i * pitch_v_;
+      for (int64_t n = 0; n < kPanel; n += kStep) {
+        const Vector<T> l = load(x.l + i + n), inverse = l == Vector<T>{} ? Vector<T>{} : T(1) / l;
+        for (int64_t c = 0; c < pitch_v_; ++c) store(o + c * kPanel + n, load(o + c * kPanel + n) * inverse);
+      }
+      transpose(line_, pitch_v_, o, kPanel, pitch_v_, kPanel);
+      for (int64_t n = 0; n < kPanel && i + n < plan_.columns(); ++n) {
+        const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
+        if (row >= shape_.seqlen_q) continue;
+        store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
+        const T lse = log_sum_exp(x.m[i + n], x.l[i + n]);
+        __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
+      }
+    }
+  }
+
+ private:
+  // Scores of a row that are all -inf give p = 0 less 0; less -inf they would give nan.
+  static Vector<T> finite_base(Vector<T> m) { return m == splat(-kInfinity<T>) ? Vector<T>{} : m; }
+
+  void load_queries(int64_t unit, int64_t block) {
+    last_row_ = clamp(plan_.row(block, plan_.rows - 1), 0, shape_.seqlen_q - 1);
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      for (int64_t n = 0; n < kPanel; ++n) {
+        // Columns that are left over repeat the last query.
+        const int64_t column = clamp(i + n, 0, plan_.columns() - 1);
+        const int64_t row = clamp(plan_.row(block, column), 0, last_row_);
+        const char* q = at(call_.q, shape_.q, plan_.head(unit, column), row);
+        E* line = (E*)line_ + n * pitch_;
+        if constexpr (kIsPair<E>) load_pairs(line, pitch_, q, shape_.q, 1, shape_.head_dim);
+        else load_row(shape_.dtype, line, pitch_, q, shape_.q.col, shape_.head_dim);
+        rows_[i + n] = Integer<T>(row);
+      }
+      transpose(q_ + i * pitch_, kPanel, (const E*)line_, pitch_, kPanel, pitch_);
+    }
+  }
+
+  void load_keys(int64_t head, int64_t j0, int64_t keys) {
+    const char *k = at(call_.k, shape_.k, head, j0), *v = at(call_.v, shape_.v, head, j0);
+    if constexpr (kIsPair<E>) {
+      load_pairs(k_tile_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      __builtin_memset(k_tile_ + keys * pitch_, 0, (round_up(keys, kThird) - keys) * pitch_ * sizeof(E));
+      load_row_pairs(v_tile_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+      k_ = k_tile_, v_ = v_tile_;
+    } else {
+      k_ = load_factor(shape_.dtype, k_tile_, pitch_, k, shape_.k, keys, shape_.head_dim);
+      v_ = load_factor(shape_.dtype, v_tile_, pitch_v_, v, shape_.v, keys, shape_.head_dim_v);
+    }
+  }
+
+  void tile(int64_t head, int64_t j0, int64_t keys, const ForwardState<T>& x) {
+    load_keys(head, j0, keys);
+    const bool finite = mask_.covers(rows_[0], j0, round_up(keys, kThird)) || values_finite(head, j0, keys);
+    for (int64_t i = 0; i < columns_; i += kPanel) {
+      Integer<T> low = rows_[i], high = rows_[i];
+      for (int64_t n = 1; n < kPanel; ++n) {
+        low = rows_[i + n] < low ? rows_[i + n] : low;
+        high = rows_[i + n] > high ? rows_[i + n] : high;
+      }
+      const int64_t seen = clamp(mask_.key_end(high) - j0, 0, keys);
+      if (seen == 0) continue;
+      const bool cut = !mask_.covers(low, j0, round_up(seen, kThird));
+      Vector<T> largest[N];
+      T* o = x.o + i * pitch_v_;
+      scores(cut, i, j0, seen, largest);
+      softmax(seen, largest, x.m + i, x.l + i, o);
+      if (cut && !finite) {
+        accumulate_seen_values(head, j0, seen, i, o);
+      } else if constexpr (kIsPair<E>) {
+        round_to_pairs(pairs_, p_, kPanel, seen);
+        accumulate<T, N, E>(pitch_v_, ceil_div(seen, 2), {v_, 1, pitch_v_}, pairs_, kPanel, o, kPanel);
+      } else {
+        accumulate<T, N, E>(pitch_v_, seen, {v_, 1, pitch_v_}, p_, kPanel, o, kPanel);
+      }
+    }
+  }
+
+  // Scores of the panel of queries from column i on and of keys from j0 on, -inf where hidden, and their largest.
+  __attribute__((noinline)) void scores(bool cut, int64_t i, int64_t j0, int64_t keys, Vector<T> (&largest)[N]) {
+    Vector<T> top[N];
+    for (auto& x : top) x = splat(-kInfinity<T>);
+    const Integer<T>* rows = rows_ + i;
+    T* const p = p_;
+    const CausalMask mask = mask_;
+    const ScaledScore<T> score = score_;
+    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * pitch_, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
+      constexpr int kM = sizeof(sum) / sizeof(sum[0]);
+      UNROLL
+      for (int m = 0; m < kM; ++m) {
+        UNROLL
+        for (int n = 0; n < N; ++n) {
+          const int64_t col = j0 + r + m;
+          const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
+          Vector<T> x = score.forward(sum[m][n], row, col);
+          if (cut) x = mask.lanes_see<T>(row, col) ? x : splat(-kInfinity<T>);
+          top[n] = max_of(top[n], x);
+          store(p + (r + m) * kPanel + n * kStep, x);
+        }
+      }
+    });
+    for (int n = 0; n < N; ++n) largest[n] = top[n];
+  }
+
+  // Scores become p = exp2(s - m) and their sums join l. Where m has to follow, l and o are scaled to the new m.
+  __attribute__((noinline)) void softmax(int64_t keys, const Vector<T> (&largest)[N], T* m, T* l, T* o) {
+    T* const s = p_;
+    Vector<T> base[N], sum[N];
+    Mask<T> passed = {};
+    UNROLL
+    for (int n = 0; n < N; ++n) passed |= largest[n] > load(m + n * kStep) + T(kSlack);
+    const bool follow = any(passed);
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      const Vector<T> old = load(m + n * kStep);
+      const Vector<T> now = largest[n] > old + T(kSlack) ? largest[n] : old;
+      base[n] = finite_base(now);
+      sum[n] = Vector<T>{};
+      if (!follow) continue;
+      const Vector<T> factor = exp2<T>(old - base[n]);
+      store(m + n * kStep, now);
+      store(l + n * kStep, load(l + n * kStep) * factor);
+      if (!any(old > splat(-kInfinity<T>))) continue;  // o is still 0, or nan
+      for (int64_t c = 0; c < pitch_v_; ++c) {
+        T* x = o + c * kPanel + n * kStep;
+        store(x, load(x) * factor);
+      }
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      UNROLL
+      for (int n = 0; n < N; ++n) {
+        T* x = s + j * kPanel + n * kStep;
+        const Vector<T> p = exp2<T>(load(x) - base[n]);
+        sum[n] += p;
+        store(x, p);
+      }
+    }
+    UNROLL
+    for (int n = 0; n < N; ++n) store(l + n * kStep, load(l + n * kStep) + sum[n]);
+  }
+
+  const T* value(int64_t head, int64_t j) const {
+    load_row(shape_.dtype, line_, pitch_v_, at(call_.v, shape_.v, head, j), shape_.v.col, shape_.head_dim_v);
+    return line_;
+  }
+
+  bool values_finite(int64_t head, int64_t j0, int64_t keys) const {
+    bool finite = true;
+    for (int64_t j = 0; j < keys; ++j) finite &= all_finite(value(head, j0 + j), pitch_v_);
+    return finite;
+  }
+
+  // O^T += V^T P^T where a hidden value is not finite.
+  void accumulate_seen_values(int64_t head, int64_t j0, int64_t keys, int64_t i, T* o) const {
+    for (int64_t j = 0; j < keys; ++j) {
+      accumulate_seen<T>(mask_, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel, {value(head, j0 + j), 0, 0, 1},
+                         {o, 1, 0, kPanel}, shape_.head_dim_v);
+    }
+  }
+
+  const Call& call_;
+  const Shape& shape_;
+  const ForwardPlan plan_;
+  const CausalMask mask_;
+  const ScaledScore<T> score_;
+  int64_t depth_, pitch_, pitch_v_, columns_, last_row_ = 0;
+  T *line_, *p_;
+  E *q_, *k_tile_, *v_tile_, *pairs_;
+  const E *k_ = nullptr, *v_ = nullptr;  // the tile, in place or loaded
+  Integer<T>* rows_;
+};

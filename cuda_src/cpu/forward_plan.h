@@ -1,0 +1,59 @@
+// How the forward is cut into items of work, and what passes between them.
+#pragma once
+#include "cpu/scratch.h"
+#include "cpu/score.h"
+
+constexpr int64_t kQueryBlock = 192;
+constexpr int64_t kKeyTile = 120;  // whole register tiles
+// m follows the largest score only when that has passed it by so much: p stays under 2^8, and rescaling is rare.
+constexpr double kSlack = 8;
+
+// By the shape alone, so that the number of threads changes no bit. A column of a block is a query of one of its heads.
+struct ForwardPlan {
+  int64_t group;          // query heads of a key head
+  int64_t packed;         // of them side by side in a block, so that few queries share their keys
+  int64_t rows;           // queries of a head in a block
+  int64_t units, blocks;  // of packed heads, and of a head's queries
+  int64_t chunk, chunks;  // keys of an item, and items that share a block
+  int64_t first_query;
+
+  ForwardPlan(const Shape& s, int64_t panel) {
+    const int64_t queries = s.seqlen_q - s.first_query;
+    first_query = s.first_query;
+    group = s.group();
+    packed = group * queries <= kQueryBlock ? group : 1;
+    rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
+    units = s.heads_q / packed;
+    blocks = ceil_div(queries, rows);
+    // An item loads and merges its queries once more: it wants many times as many keys.
+    const int64_t few = ceil_div(32, units * blocks), wanted = 4 * columns() > 240 ? 4 * columns() : 240;
+    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kRows);
+    chunks = ceil_div(s.seqlen_k, chunk);
+  }
+
+  int64_t columns() const { return packed * rows; }
+  int64_t items() const { return units * blocks * chunks; }
+  int64_t key_head(int64_t unit) const { return unit * packed / group; }
+  int64_t head(int64_t unit, int64_t column) const { return unit * packed + column / rows; }
+
+  // The last blocks come first: when causal they see the most keys. A row may lie beyond the last query.
+  int64_t row(int64_t block, int64_t column) const { return first_query + (blocks - 1 - block) * rows + column % rows; }
+};
+
+// What the keys seen so far leave of a block of queries, in panels.
+template <class T>
+struct ForwardState {
+  T *o, *m, *l;  // [panels][width][panel], [panels][panel] twice
+
+  ForwardState(Scratch& scratch, int64_t columns, int64_t width) {
+    o = scratch.take<T>(columns * width);
+    m = scratch.take<T>(columns);
+    l = scratch.take<T>(columns);
+  }
+};
+
+// Natural, of a row with maximum m in log2 units and sum l.
+template <class T>
+T log_sum_exp(T m, T l) {
+  return l == 0 ? -kInfinity<T> : T((double(m) + __builtin_log2(double(l))) * kLn2);
+}

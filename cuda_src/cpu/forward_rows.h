@@ -1,0 +1,150 @@
+// Forward of very few queries, row by row: scores and sums as in forward_panels.h, but with the head dimension in the
+// lanes, as queries would leave most of them empty. A row has keys of its own, so nothing is masked.
+#pragma once
+#include "cpu/convert.h"
+#include "cpu/forward_plan.h"
+#include "cpu/mask.h"
+#include "cpu/seen.h"
+
+constexpr int64_t kFewRows = 4;  // a panel's vector does 8 in AVX2 in the time of 4
+
+template <class T>
+class RowBlock {
+ public:
+  static constexpr int64_t kStep = kLanes<T>;
+
+  RowBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
+    pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
+    q_ = scratch.take<T>(pitch_);
+    k_tile_ = scratch.take<T>(kKeyTile * pitch_);
+    v_tile_ = scratch.take<T>(kKeyTile * pitch_v_);
+    p_ = scratch.take<T>(round_up(kKeyTile, kStep));
+  }
+
+  ForwardState<T> state(Scratch& scratch) const { return {scratch, plan_.columns(), pitch_v_}; }
+
+  void attend(int64_t unit, int64_t, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
+    __builtin_memset(x.o, 0, plan_.columns() * pitch_v_ * sizeof(T));
+    for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
+    const int64_t key_head = plan_.key_head(unit);
+    const int64_t end = clamp(mask_.key_end(shape_.seqlen_q - 1), 0, j_end);
+    const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
+    for (int64_t j0 = j_begin; j0 < end; j0 += size) {
+      const int64_t keys = clamp(end - j0, 0, size);
+      const T* k = load_factor(shape_.dtype, k_tile_, pitch_, at(call_.k, shape_.k, key_head, j0), shape_.k, keys,
+                               shape_.head_dim);
+      const T* v = load_factor(shape_.dtype, v_tile_, pitch_v_, at(call_.v, shape_.v, key_head, j0), shape_.v, keys,
+                               shape_.head_dim_v);
+      for (int64_t i = 0; i < plan_.columns(); ++i) {
+        const int64_t seen = clamp(mask_.key_end(row(i)) - j0, 0, keys);
+        if (seen == 0) continue;
+        const char* q = at(call_.q, shape_.q, plan_.head(unit, i), row(i));
+        load_row(shape_.dtype, q_, pitch_, q, shape_.q.col, shape_.head_dim);
+        T* o = x.o + i * pitch_v_;
+        const T rescale = probabilities(row(i), j0, seen, k, x.m[i], x.l[i]);
+        for (int64_t c = 0; rescale != 1 && c < pitch_v_; c += kStep) store(o + c, load(o + c) * rescale);
+        add_values(seen, v, o);
+      }
+    }
+  }
+
+  template <class States>
+  void merge(States states, int64_t chunks) const {
+    const ForwardState<T> first = states(0);
+    for (int64_t i = 0; i < plan_.columns(); ++i) {
+      for (int64_t c = 1; c < chunks; ++c) {
+        const ForwardState<T> x = states(c);
+        const T m = first.m[i] > x.m[i] ? first.m[i] : x.m[i];
+        const T old = power(first.m[i], m), factor = power(x.m[i], m);
+        first.m[i] = m;
+        first.l[i] = first.l[i] * old + x.l[i] * factor;
+        T *y = first.o + i * pitch_v_, *o = x.o + i * pitch_v_;
+        for (int64_t r = 0; r < pitch_v_; r += kStep) store(y + r, load(y + r) * old + load(o + r) * factor);
+      }
+    }
+  }
+
+  void finish(int64_t unit, int64_t, const ForwardState<T>& x) const {
+    for (int64_t i = 0; i < plan_.columns(); ++i) {
+      T* o = x.o + i * pitch_v_;
+      const T inverse = x.l[i] == 0 ? T(0) : 1 / x.l[i];
+      for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
+      const int64_t head = plan_.head(unit, i);
+      store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
+      const T lse = log_sum_exp(x.m[i], x.l[i]);
+      __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
+    }
+  }
+
+ private:
+  // Of the only block of queries.
+  int64_t row(int64_t i) const { return plan_.row(0, i); }
+
+  // 2^(m - base), 0 for m = -inf.
+  static T power(T m, T base) { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base))[0]; }
+
+  // p of a row and the keys from j0 on, whose sum joins l; m follows as in PanelBlock. Returns the factor for o.
+  __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const T* k, T& m, T& l) {
+    Vector<T> top = splat(-kInfinity<T>);
+    for (int64_t j = 0; j < keys; j += kStep) {
+      Vector<T> sum[kStep] = {};  // of a key each
+      const T* key[kStep];
+      UNROLL
+      for (int n = 0; n < kStep; ++n) key[n] = k + clamp(j + n, 0, keys - 1) * pitch_;
+      for (int64_t c = 0; c < pitch_; c += kStep) {
+        const Vector<T> q = load(q_ + c);
+        UNROLL
+        for (int n = 0; n < kStep; ++n) sum[n] += q * load(key[n] + c);
+      }
+      transpose_square<T>(sum);
+      Vector<T> s = sum[0];
+      UNROLL
+      for (int n = 1; n < kStep; ++n) s += sum[n];
+      const Mask<T> col = lane_index<T>() + Integer<T>(j0 + j);
+      s = col < Integer<T>(j0 + keys) ? score_.forward(s, row, col) : splat(-kInfinity<T>);
+      top = max_of(top, s);
+      store(p_ + j, s);
+    }
+    T largest = top[0];
+    for (int n = 1; n < kStep; ++n) largest = top[n] > largest ? top[n] : largest;
+    T rescale = 1;
+    if (largest > m + T(kSlack)) rescale = power(m, largest), m = largest, l *= rescale;
+    const T base = m == -kInfinity<T> ? T(0) : m;
+    Vector<T> total = {};
+    for (int64_t j = 0; j < keys; j += kStep) {
+      const Vector<T> p = exp2<T>(load(p_ + j) - base);
+      total += p;
+      store(p_ + j, p);
+    }
+    for (int n = 0; n < kStep; ++n) l += total[n];
+    return rescale;
+  }
+
+  // o += p V, as many columns at a time as accumulators hide the latency of an addition.
+  __attribute__((noinline)) void add_values(int64_t keys, const T* v, T* o) const {
+    int64_t c = 0;
+    for (; c + 8 * kStep <= pitch_v_; c += 8 * kStep) add_columns<8>(keys, v + c, o + c);
+    for (; c < pitch_v_; c += kStep) add_columns<1>(keys, v + c, o + c);
+  }
+
+  template <int W>
+  ALWAYS_INLINE void add_columns(int64_t keys, const T* v, T* o) const {
+    Vector<T> sum[W] = {};
+    for (int64_t j = 0; j < keys; ++j, v += pitch_v_) {
+      const Vector<T> p = splat(p_[j]);
+      UNROLL
+      for (int w = 0; w < W; ++w) sum[w] += p * load(v + w * kStep);
+    }
+    UNROLL
+    for (int w = 0; w < W; ++w) store(o + w * kStep, load(o + w * kStep) + sum[w]);
+  }
+
+  const Call& call_;
+  const Shape& shape_;
+  const ForwardPlan plan_;
+  const CausalMask mask_;
+  const ScaledScore<T> score_;
+  int64_t pitch_, pitch_v_;
+  T *q_, *k_tile_, *v_tile_, *p_;
+};
