@@ -281,7 +281,7 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
             time.sleep(0.01)
 
     with pytest.raises(KeyboardInterrupt):
-        threads.run(item, range(1000), use_blas=False)
+        threads.run(item, range(1000))
     left = len(finished)
     assert 1 <= left <= len(started) < 100
     time.sleep(0.2)

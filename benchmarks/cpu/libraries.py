@@ -11,7 +11,7 @@ from cpu.cases import FORWARD, Case
 from cupy_flash import flash_attention, flash_attention_vjp
 from cupy_flash.cli.bench.cases import Case as BenchCase
 from cupy_flash.cli.bench.cases import Inputs
-from cupy_flash.cli.bench.methods import Bound
+from cupy_flash.cli.bench.methods import Bound, autograd_bound
 from cupy_flash.cli.bench.verify import Expected
 from cupy_flash.problem import DTYPES
 
@@ -44,20 +44,7 @@ def bind_torch(case: Case, x: Inputs) -> Bound:
             q, k, v, is_causal=case.causal, enable_gqa=case.heads_q != case.heads_k
         )
 
-    plain = [take(a) for a in x[:3]]
-    leaves = [t.detach().requires_grad_() for t in plain]
-
-    def forward() -> Any:
-        with torch.no_grad():
-            return attend(*plain)
-
-    return Bound(
-        forward=forward,
-        saved=lambda: attend(*leaves),
-        backward=lambda out, dout: torch.autograd.grad(out, leaves, dout),
-        take=take,
-        give=give,
-    )
+    return autograd_bound(attend, x, take, give)
 
 
 LIBRARIES: dict[str, Callable[[Case, Inputs], Bound]] = {"ours": bind_ours, "torch": bind_torch}

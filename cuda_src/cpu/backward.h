@@ -194,19 +194,11 @@ class BackwardBlock {
     const int64_t pitch = columns_;
     const CausalMask mask = mask_;
     const ScaledScore<T> score = score_;
-    multiply<T, kVectors, T>(keys, depth, a, b, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
-      constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-      UNROLL
-      for (int m = 0; m < kM; ++m) {
-        UNROLL
-        for (int n = 0; n < kVectors; ++n) {
-          const int64_t col = j0 + r + m;
-          const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
-          Vector<T> x = use(score, sum[m][n], row, col, n * kStep, r + m);
-          if (cut) x = mask.lanes_see<T>(row, col) ? x : Vector<T>{};
-          store(y + (r + m) * pitch + n * kStep, x);
-        }
-      }
+    multiply<T, kVectors, T>(keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+      const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
+      x = use(score, x, row, j0 + r, n * kStep, r);
+      if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : Vector<T>{};
+      store(y + r * pitch + n * kStep, x);
     });
   }
 

@@ -156,21 +156,14 @@ class PanelBlock {
     T* const p = p_;
     const CausalMask mask = mask_;
     const ScaledScore<T> score = score_;
-    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * pitch_, kPanel, [&](auto& sum, int64_t r) ALWAYS_INLINE {
-      constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-      UNROLL
-      for (int m = 0; m < kM; ++m) {
-        UNROLL
-        for (int n = 0; n < N; ++n) {
-          const int64_t col = j0 + r + m;
-          const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
-          Vector<T> x = score.forward(sum[m][n], row, col);
-          if (cut) x = mask.lanes_see<T>(row, col) ? x : splat(-kInfinity<T>);
-          top[n] = max_of(top[n], x);
-          store(p + (r + m) * kPanel + n * kStep, x);
-        }
-      }
-    });
+    multiply<T, N, E>(keys, depth_, {k_, pitch_, 1}, q_ + i * pitch_, kPanel,
+                      [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+                        const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
+                        x = score.forward(x, row, j0 + r);
+                        if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : splat(-kInfinity<T>);
+                        top[n] = max_of(top[n], x);
+                        store(p + r * kPanel + n * kStep, x);
+                      });
     for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
 

@@ -4,7 +4,6 @@
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
 #include "cpu/mask.h"
-#include "cpu/seen.h"
 
 constexpr int64_t kFewRows = 4;  // a panel's vector does 8 in AVX2 in the time of 4
 

@@ -15,8 +15,7 @@ struct CausalMask {
   // For the queries in the lanes. Beyond the last key there may be padding, which nobody sees.
   template <class T>
   Mask<T> lanes_see(Mask<T> rows, int64_t col) const {
-    using Integer = typename IntegerOf<T>::Type;
-    return rows >= Integer(col < seqlen_k ? col - q_offset : seqlen_q);
+    return rows >= Integer<T>(col < seqlen_k ? col - q_offset : seqlen_q);
   }
 
   // Queries up to `last_row` see only keys before this one.

@@ -14,7 +14,8 @@ struct Operand {
 inline ALWAYS_INLINE void multiply_add(Vector<float>& sum, float x, Vector<float> y) { sum += splat(x) * y; }
 inline ALWAYS_INLINE void multiply_add(Vector<double>& sum, double x, Vector<double> y) { sum += splat(x) * y; }
 
-// Calls use(tile, r) for the tile, rows r on, of A B with B of N vectors, its rows `pitch` apart.
+// Calls use(x, row, n) for the n-th vector x of each of M rows of A B, from row r on. B has N vectors in a row, and its
+// rows are `pitch` apart.
 template <class T, int M, int N, class E, class Use>
 inline ALWAYS_INLINE void multiply_tile(int64_t depth, Operand<E> a, const E* b, int64_t pitch, int64_t r, Use& use) {
   Vector<T> sum[M][N] = {};
@@ -30,7 +31,11 @@ inline ALWAYS_INLINE void multiply_tile(int64_t depth, Operand<E> a, const E* b,
       for (int n = 0; n < N; ++n) multiply_add(sum[m][n], xm, y[n]);
     }
   }
-  use(sum, r);
+  UNROLL
+  for (int m = 0; m < M; ++m) {
+    UNROLL
+    for (int n = 0; n < N; ++n) use(sum[m][n], r + m, n);
+  }
 }
 
 // All rows, and those that fill the last third: A has them, and their results have a place.
@@ -46,14 +51,9 @@ inline ALWAYS_INLINE void multiply(int64_t rows, int64_t depth, Operand<E> a, co
 template <class T, int N, class E>
 __attribute__((noinline)) void accumulate(int64_t rows, int64_t depth, Operand<E> a, const E* b, int64_t b_pitch, T* c,
                                           int64_t c_pitch) {
-  multiply<T, N>(rows, depth, a, b, b_pitch, [=](auto& sum, int64_t r) ALWAYS_INLINE {
-    constexpr int kM = sizeof(sum) / sizeof(sum[0]);
-    UNROLL
-    for (int m = 0; m < kM; ++m) {
-      T* row = c + (r + m) * c_pitch;
-      UNROLL
-      for (int n = 0; n < N; ++n) store(row + n * kLanes<T>, load(row + n * kLanes<T>) + sum[m][n]);
-    }
+  multiply<T, N>(rows, depth, a, b, b_pitch, [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+    T* at = c + r * c_pitch + n * kLanes<T>;
+    store(at, load(at) + x);
   });
 }
 

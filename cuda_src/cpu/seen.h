@@ -4,9 +4,6 @@
 #include "cpu/mask.h"
 
 template <class T>
-using Integer = typename IntegerOf<T>::Type;
-
-template <class T>
 struct Rows {
   T* data;
   int64_t query, key, col;  // strides; either query or key is 0

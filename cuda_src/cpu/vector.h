@@ -44,13 +44,16 @@ struct IntegerOf<double> {
 };
 
 template <class T>
+using Integer = typename IntegerOf<T>::Type;
+
+template <class T>
 struct VectorOf {
   typedef T Type __attribute__((vector_size(kVectorBytes)));
 };
 template <class T>
 using Vector = typename VectorOf<T>::Type;
 template <class T>
-using Mask = Vector<typename IntegerOf<T>::Type>;  // all bits of a lane set or none
+using Mask = Vector<Integer<T>>;  // all bits of a lane set or none
 
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));

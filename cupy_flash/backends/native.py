@@ -111,7 +111,7 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
     if first:
         out[..., :first, :] = 0
         lse[..., :first] = -np.inf
-    if first < problem.seqlen_q:
+    if lse[..., first:].size:
         _run("forward", problem, (q, k, v, out, lse))
 
 
@@ -130,18 +130,14 @@ def backward(
     first = first_query(problem)
     if first:
         dq[..., :first, :] = 0
-    if not problem.num_heads_q:
-        dk[...], dv[...] = 0, 0
-    _run("backward", problem, (q, k, v, out, lse, dout, dlse, dq, dk, dv))
+    if dk.size:  # without queries too: the gradients are then 0
+        _run("backward", problem, (q, k, v, out, lse, dout, dlse, dq, dk, dv))
     return dq, dk, dv
 
 
 def _run(direction: str, problem: AttentionProblem, arrays: tuple[Array | None, ...]) -> None:
     """Call the function of that name on arrays in the order of `_ARRAYS`."""
-    heads = math.prod(problem.batch) * problem.num_heads_q
-    if not heads:
-        return
-    describe = _shape if heads <= CACHED_HEADS else _shape.__wrapped__
+    describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
     shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
     functions = library(isa(), problem.arithmetic)
     call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])

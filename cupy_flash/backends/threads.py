@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,12 +54,12 @@ def _quota(root: Path) -> int | None:
     return None
 
 
-def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = True, use_helpers: bool = True) -> None:
+def run(function: Callable[[T], None], items: Sequence[T]) -> None:
     """Call `function` on every item, on the caller's thread and on helpers from the pool.
 
     Items are started in order, each by the next thread that is free. Returns when all have ended, after an interrupt
-    too: threads then finish the item they are at and start no other. NumPy's floating-point warnings are off inside
-    `function`. Several threads may call `run` at once.
+    too: threads then finish the item they are at and start no other. Inside `function` BLAS has one thread, and NumPy's
+    floating-point warnings are off. Several threads may call `run` at once.
 
     Parameters
     ----------
@@ -68,10 +67,6 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
         Takes an item.
     items : sequence
         The work.
-    use_blas : bool
-        Whether `function` calls BLAS, which then has one thread.
-    use_helpers : bool
-        False for work so short that the caller alone ends sooner.
 
     Raises
     ------
@@ -80,9 +75,9 @@ def run(function: Callable[[T], None], items: Sequence[T], *, use_blas: bool = T
     """
     available = num_threads()
     job = _Job(function, items)
-    with _state.one_blas_thread if use_blas else nullcontext():
+    with _state.one_blas_thread:
         try:
-            for _ in range(min(available, len(items)) - 1 if use_helpers else 0):
+            for _ in range(min(available, len(items)) - 1):
                 _state.executor().submit(job.help)
             job.work()
         except BaseException as error:

@@ -181,6 +181,32 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
     )
 
 
+def autograd_bound(
+    attend: Callable[..., Any],
+    x: Inputs,
+    take: Callable[[Any], Any],
+    give: Callable[[Any], Any],
+    *,
+    retain_graph: bool = False,
+) -> Bound:
+    """A PyTorch function of q, k, v; its graph serves one backward, or with `retain_graph` many."""
+    torch = import_module("torch")
+    plain = [take(a) for a in x[:3]]
+    leaves = [t.detach().requires_grad_() for t in plain]
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return attend(*plain)
+
+    return Bound(
+        forward=forward,
+        saved=lambda: attend(*leaves),
+        backward=lambda out, dout: torch.autograd.grad(out, leaves, dout, retain_graph=retain_graph),
+        take=take,
+        give=give,
+    )
+
+
 class Torch(Method):
     """What all PyTorch methods share: DLPack, the stream, autograd, the memory statistics."""
 
@@ -211,21 +237,7 @@ class Torch(Method):
 
             return cupy.from_dlpack(t.detach().view(torch.int16)).view(DTYPES[case.dtype])
 
-        attend = self.prepare(case)
-        plain = [take(a) for a in x[:3]]
-        leaves = [t.detach().requires_grad_() for t in plain]
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return attend(*plain)
-
-        return Bound(
-            forward=forward,
-            saved=lambda: attend(*leaves),
-            backward=lambda out, dout: torch.autograd.grad(out, leaves, dout, retain_graph=True),
-            take=take,
-            give=give,
-        )
+        return autograd_bound(self.prepare(case), x, take, give, retain_graph=True)
 
     def prepare(self, case: Case) -> Callable[..., Any]:
         """The function of (q, k, v) for one case."""
