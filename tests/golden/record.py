@@ -176,7 +176,7 @@ def record(
     file: Path | None = FILE,
     *,
     names: Iterable[str] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 10.0,
     report: Callable[[str, Outcome], None] | None = None,
     device: Device | None = None,
     run: Run = run_on_gpu,
