@@ -2,19 +2,22 @@
 
 import contextlib
 import csv
+import gc
 import re
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import workload
 
 from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash.__main__ import main
 from cupy_flash.cli import UserError, ahead, bench
 from cupy_flash.cli.bench import book as books
-from cupy_flash.cli.bench import methods, readme, runner, table, timing
+from cupy_flash.cli.bench import machine, methods, readme, runner, table, timing
 from cupy_flash.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
 from cupy_flash.cli.bench.plot import plot
 from cupy_flash.cli.bench.verify import Expected
@@ -51,6 +54,17 @@ def test_cases_are_those_of_the_papers():
     assert {c.seqlen_k for c in full if c.direction == "decode"} >= {131072}
     assert set(cases("float16", quick=True)) < set(full)
     assert {c.dtype for c in cases("bfloat16", quick=True)} == {"bfloat16"}
+    widths = [c.head_dim for c in cases("float16", quick=True)]
+    assert widths.index(256) == len(widths) - widths.count(256)
+
+
+def test_reduced_cases_keep_direction_head_dimension_mask_and_group():
+    full = cases("float16", quick=True)
+    reduced = [c.reduced() for c in full]
+    assert all(c.seqlen_k <= 256 and c.heads_q <= 16 and c.batch == 1 for c in reduced)
+    kept = [[(c.direction, c.head_dim, c.causal, c.group) for c in some] for some in (full, reduced)]
+    assert kept[0] == kept[1] and len(set(reduced)) == len(set(kept[0]))
+    assert small().reduced().seqlen_k == small().seqlen_k  # never longer
 
 
 def test_work_is_counted_as_the_papers_do():
@@ -147,7 +161,7 @@ def test_the_host_timer_finds_the_time_of_one_call(monkeypatch):
         now[0] = max(now[0], ready[0])
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    result = timing.HostTimer().measure(call, wait)
+    result = timing.HostTimer(wait).measure(call)
     assert result.median == pytest.approx(0.003)
 
 
@@ -240,8 +254,7 @@ def cupy(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(timing, "_spin_kernel", lambda index: lambda grid, block, arguments: done.append("spin"))
-    monkeypatch.setattr(runner, "CupyBackend", lambda: types.SimpleNamespace(device=named("sm_80")))
-    monkeypatch.setattr(runner, "MATMUL_SIZE", 64)
+    monkeypatch.setattr(machine.Gpu, "matmul_size", 64)
     monkeypatch.setattr(ahead, "compile_all", lambda kernels, arch: fake.compiled.update(kernels))
     return fake
 
@@ -281,13 +294,13 @@ class Numbered(methods.Method):
 @pytest.fixture
 def command(cupy, monkeypatch, tmp_path):
     """`bench` on small cases with given methods; returns the exit status."""
-    get = bench.backends.get
-    monkeypatch.setattr(bench.backends, "get", lambda name: None if name == "cuda" else get(name))
-    monkeypatch.setattr(bench, "_commit", lambda: "abc")
+    get, gpu = machine.backends.get, types.SimpleNamespace(device=named("sm_80"), status=str)
+    monkeypatch.setattr(machine.backends, "get", lambda name: gpu if name == "cuda" else get(name))
+    monkeypatch.setattr(bench, "commit_of_sources", lambda: "abc")
     monkeypatch.setattr(bench, "cases", lambda dtype, quick: SMALL)
 
     def command(*arguments, peers=(), out=tmp_path / "results.csv"):
-        monkeypatch.setattr(bench, "all_methods", lambda: [methods.Flash(), *peers])
+        monkeypatch.setattr(bench, "all_methods", lambda backend: [methods.Flash(), *peers])
         return main(["bench", "--out", str(out), *arguments])
 
     return command
@@ -329,7 +342,7 @@ def test_bench_measures_writes_and_plots(command, cupy, tmp_path, capsys):
     assert "not compared: absent, ImportError: No module named 'other'" in printed.out
     assert printed.out.count("failed: refusing") == len(SMALL)
     assert "| 1.00 |" in printed.out  # all events of the stand-in are 1 ms apart
-    assert "peer" in printed.err and "TFLOP/s" in printed.err
+    assert "peer" in printed.err and "TFLOP/s" in printed.err and "\r" not in printed.err
     for direction in ("forward", "backward", "decode"):
         assert (tmp_path / f"results-{direction}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -349,7 +362,7 @@ def test_bench_goes_on_where_it_stopped(command, tmp_path, monkeypatch, capsys):
     assert command() == 0
     assert out.read_text() == before
     out.write_text(before.rpartition("\n")[0] + "\n")
-    monkeypatch.setattr(bench, "_commit", lambda: "another")
+    monkeypatch.setattr(bench, "commit_of_sources", lambda: "another")
     assert command() == 0
     assert len(rows_of(out)) == 2 * (2 + len(SMALL))
 
@@ -370,12 +383,42 @@ def test_a_method_that_breaks_the_device_is_written_down_and_passed_over(command
     assert len(rows_of(tmp_path / "results.csv")) == 2 + 3 * len(SMALL)
 
 
-def test_slow_methods_come_last():
-    slow = Numbered("slow")
-    slow.slow = True
+def test_methods_take_turns():
     book = books.Book(Path("nowhere.csv"), PLACE)
-    todo = runner.pending(SMALL, [slow, Numbered("fast")], book)
-    assert [m.name for _, m in todo] == ["fast"] * 4 + ["slow"] * 4
+    order = [m.name for _, m in runner.pending(SMALL, methods.all_methods("cuda"), book)]
+    turns = (
+        ["cupy_flash", "torch flash", "torch cudnn", "torch efficient", "jax cudnn"],
+        ["flash-attn-4", "FlexAttention"],
+        ["torch math", "standard (CuPy)"],
+    )
+    assert order == [name for turn in turns for _ in SMALL for name in turn]
+
+
+def test_memory_of_a_failed_call_is_free_before_the_next(command, tmp_path):
+    """Though a cycle holds the traceback, and a pool is not of the method that failed."""
+    held, released = [], []
+
+    class Held:
+        pass
+
+    def fail():
+        large = Held()
+        held.append(weakref.ref(large))
+        error = MemoryError("no more of it")
+        error.itself = error
+        raise error
+
+    class Pooled(Numbered):
+        def release(self):
+            released.append([each() is None for each in held])
+
+    gc.disable()
+    try:
+        assert command(peers=[Pooled("pooled"), Numbered("failing", fail)]) == 0
+    finally:
+        gc.enable()
+    assert len(held) == len(SMALL) and all(map(all, released))
+    assert [len(each) for each in released] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
 
 
 def test_results_of_other_columns_are_not_mixed(command, tmp_path, capsys):
@@ -392,12 +435,47 @@ def test_without_progress_bars_and_plots_bench_still_measures(command, tmp_path,
     assert "no plots" in printed.out and printed.err.count("cupy_flash") == len(SMALL)
 
 
+def test_a_terminal_gets_a_bar(command, monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert command() == 0
+    assert "bench |" in capsys.readouterr().err
+
+
+def test_bench_is_rehearsed_in_the_emulator(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "all_methods", methods.all_methods)
+    out = tmp_path / "rehearsal.csv"
+    arguments = ["bench", "--backend", "emulator:sm_90a", "--only", "decode", "--out", str(out)]
+    assert main(arguments) == 0
+    rows = rows_of(out)
+    assert [r["method"] for r in rows] == ["cupy", "cupy", "cupy_flash", "standard (NumPy)"]
+    assert {r["status"] for r in rows} == {"ok"} and {r["timer"] for r in rows} == {"emulator"}
+    assert {r["device"] for r in rows} == {"emulator:sm_90a"} and {r["repeats"] for r in rows} == {"1"}
+    assert "attention_" in rows[2]["plan"] and float(rows[2]["error"]) > 0
+    assert main(arguments) == 0
+    assert rows_of(out) == rows
+    assert "float16 matmul of 64 and copy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "cpu", "--out", "x.csv"], "--backend is 'cpu'"),
+        (["--backend", "emulator:sm_1", "--out", "x.csv"], "architecture is 'sm_1'"),
+        (["--backend", "emulator"], "name one with --out"),
+    ],
+)
+def test_malformed_backends_are_named(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_files_are_named_after_device_and_day(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     assert bench._default_path("NVIDIA H200", TODAY) == Path("nvidia-h200-2026-01-02.csv")
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     assert bench._default_path("NVIDIA H200", TODAY).parent == tmp_path / "benchmarks" / "results"
-    assert re.fullmatch(r"sources-[0-9a-f]{12}", bench._commit())  # no repository
+    assert re.fullmatch(r"sources-[0-9a-f]{12}", bench.commit_of_sources())  # no repository
 
 
 # Table and README.
@@ -412,8 +490,8 @@ def row(case, method, speed, status="ok", **columns):
 def rows():
     forward, decode = small(), small("decode", heads_k=2)
     return [
-        row(runner.MATMUL, "cupy", 800),
-        row(runner.COPY, "cupy", 4000),
+        row(runner.matmul_case(8192), "cupy", 800),
+        row(runner.copy_case(2**30), "cupy", 4000),
         row(forward, "cupy_flash", 400),
         row(forward, "slower", 300),
         row(forward, "faster", 500),
@@ -427,7 +505,7 @@ def test_the_table_shows_the_ratio_to_the_best_and_the_share_of_the_most():
     text = table.render(rows())
     assert "| forward, causal, float16 | 32 | 2 | 4 | 96 | 400 | 50% | faster | 500 | 0.80 | 2 MB |" in text
     assert "| decode, float16 | 32 | 2 | 4/2 | 96 | 3600 | 90% | slower | 1800 | 2.00 | 2 MB |" in text
-    assert "800 TFLOP/s, 4000 GB/s" in text
+    assert "matmul of 8192 and copy: 800 TFLOP/s, 4000 GB/s" in text
 
 
 def test_the_table_shows_our_failures_and_cases_without_others():
@@ -600,7 +678,7 @@ def libraries(cupy, monkeypatch):
     return asked
 
 
-PEERS = [m for m in methods.all_methods() if not isinstance(m, (methods.Flash, methods.Standard))]
+PEERS = [m for m in methods.all_methods("cuda") if not isinstance(m, (methods.Flash, methods.Standard))]
 
 
 @pytest.mark.parametrize("method", PEERS, ids=lambda m: m.name)
@@ -615,7 +693,7 @@ def test_adapters_pass_the_same_problem_on(libraries, method, case):
         assert Expected(case, x).error(bound, x) < 0.02
     if isinstance(method, methods.Torch):
         assert ("stream", Stream.ptr) in libraries
-        assert method.peak_bytes(bound.forward) == 2000
+        assert method.peak_bytes(None, bound.forward) == 2000
     if isinstance(method, methods.Sdpa):
         assert method.backend in libraries
     if isinstance(method, methods.FlashAttention4):
@@ -643,3 +721,21 @@ def test_memory_of_jax_is_left_to_others(libraries, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     methods.Jax().load()
     assert methods.os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+# What profilers run.
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulator:sm_90a"])
+def test_the_workload_is_a_forward_and_a_backward(backend, capsys):
+    arguments = ["--seqlen", "40", "--seqlen-q", "24", "--heads", "4", "--heads-k", "2", "--head-dim", "32", "--causal"]
+    workload.main(["--backend", backend, *arguments])
+    rng = np.random.default_rng(0)
+    shapes = (1, 4, 24, 32), (1, 2, 40, 32), (1, 2, 40, 32), (1, 4, 24, 32)
+    q, k, v, dout = (rng.standard_normal(s, np.float32).astype(np.float16) for s in shapes)
+    options = {"causal": True, "compute_dtype": np.float64}
+    exact = [*attention_reference(q, k, v, return_lse=True, **options)]
+    exact += attention_reference_backward(dout, q, k, v, **options)
+    word, *pairs = capsys.readouterr().out.split()
+    assert word == "checksum" and pairs[::2] == ["out", "lse", "dq", "dk", "dv"]
+    assert [float(x) for x in pairs[1::2]] == pytest.approx([np.abs(x).sum() for x in exact], rel=1e-3)

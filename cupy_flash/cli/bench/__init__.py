@@ -1,6 +1,7 @@
 """time the kernels on the GPU against the other libraries installed here
 
-Rows go to a CSV file as they are measured; the same command goes on where an earlier one stopped.
+Rows go to a CSV file as they are measured; the same command goes on where an earlier one stopped. With --backend
+emulator the run is rehearsed on small cases, on any machine with a C++ compiler: its figures are no measurements.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from cupy_flash import __version__, backends, source
-from cupy_flash.cli import Unavailable, UserError
-from cupy_flash.cli.ahead import compile_ahead
+from cupy_flash import __version__, source
+from cupy_flash.cli import UserError
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
-from cupy_flash.cli.bench.cases import cases
+from cupy_flash.cli.bench.cases import Case, cases
+from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.bench.methods import Method, all_methods
 from cupy_flash.cli.bench.plot import plot
 from cupy_flash.cli.progress import progress
@@ -32,6 +32,7 @@ QUICK_MINUTES = 4.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="cuda", metavar="NAME", help="cuda (default), emulator or emulator:ARCH")
     parser.add_argument("--quick", action="store_true", help=f"few cases, and {QUICK_MINUTES} minutes at most")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command later goes on")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
@@ -49,41 +50,43 @@ def run(args: argparse.Namespace) -> None:
     Raises
     ------
     Unavailable
-        If there is no GPU.
+        If the backend cannot run here.
     UserError
-        If the results cannot be written, or a method broke the device.
+        If an argument is wrong, the results cannot be written, or a method broke the device.
     """
     if args.readme:
         return _write_readme()
-    try:
-        backends.get("cuda")
-    except RuntimeError as error:
-        raise Unavailable(str(error)) from None
+    machine = machine_of(args.backend)
+    if args.backend != "cuda" and not args.out:
+        raise UserError("emulated figures are no measurements and go to no default file: name one with --out")
     started = time.monotonic()
     minutes = args.minutes if args.minutes is not None else QUICK_MINUTES if args.quick else math.inf
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    place = _place()
+    place = machine.place() | {"cupy_flash": __version__, "commit": commit_of_sources()}
     path = args.out or _default_path(place["device"], today)
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path.absolute().parent} is not a directory")
     book = Book(path, place)
-    chosen = [case for case in cases(args.dtype, args.quick) if args.only in str(case)]
-    methods = _loaded([m for m in all_methods() if args.methods in m.name or m.name == table.OURS])
-    measure(runner.Gpu(), book, chosen, methods, today, started + 60 * minutes)
+    fitted = dict.fromkeys(machine.fitted(case) for case in cases(args.dtype, args.quick))
+    chosen = [case for case in fitted if args.only in str(case)]
+    methods = _loaded([m for m in all_methods(args.backend) if args.methods in m.name or m.name == table.OURS])
+    measure(machine, book, chosen, methods, today, started + 60 * minutes)
     return None
 
 
-def measure(gpu: Any, book: Book, chosen: list[Any], methods: list[Method], today: str, deadline: float) -> None:
+def measure(
+    machine: Machine, book: Book, chosen: list[Case], methods: list[Method], today: str, deadline: float
+) -> None:
     """Fill the book, then print its table and plot it."""
     try:
-        with gpu.stream:
-            runner.measure_limits(gpu, book, today)
+        with machine.stream:
+            runner.measure_limits(machine, book, today)
             todo = runner.pending(chosen, methods, book)
             print(f"{book.path}: {len(todo)} measurements to make", file=sys.stderr, flush=True)
             ours = [case for case, method in todo if method.name == table.OURS]
-            compile_ahead({x.kernel for case in ours for x in runner.launches(case, gpu.device)}, gpu.device.arch)
+            machine.prepare({x.kernel for case in ours for x in runner.launches(case, machine.device)})
             with _Progress(len(todo)) as progress:
-                left = runner.measure_all(gpu, todo, book, today, progress, deadline)
+                left = runner.measure_all(machine, todo, book, today, progress, deadline)
     except runner.DeviceLost as error:
         raise UserError(f"the GPU refuses more after {error}. The same command goes on after it") from None
     rows = book.here()
@@ -102,12 +105,13 @@ def measure(gpu: Any, book: Book, chosen: list[Any], methods: list[Method], toda
 
 
 class _Progress:
-    """One line a measurement on standard error, below it a bar where tqdm is installed."""
+    """One line a measurement on standard error; below it a bar, on a terminal where tqdm is installed."""
 
     def __init__(self, total: int) -> None:
         self.bar = None
-        with contextlib.suppress(UserError):
-            self.bar = progress("bench", total)
+        if sys.stderr.isatty():
+            with contextlib.suppress(UserError):
+                self.bar = progress("bench", total)
 
     def __enter__(self) -> _Progress:
         return self
@@ -143,40 +147,7 @@ def _loaded(methods: list[Method]) -> list[Method]:
     return found
 
 
-def _place() -> Row:
-    """Where the measurements are made, and of what."""
-    import cupy
-
-    runtime = cupy.cuda.runtime
-    properties = runtime.getDeviceProperties(runtime.getDevice())
-    return {
-        "device": properties["name"].decode(),
-        "arch": f"sm_{properties['major']}{properties['minor']}",
-        "driver": _driver(),
-        "cuda": _dotted(runtime.runtimeGetVersion()),
-        "cupy": cupy.__version__,
-        "cupy_flash": __version__,
-        "commit": _commit(),
-    }
-
-
-def _driver() -> str:
-    """The driver's own version where the system tells it, else the CUDA version that it offers."""
-    path = Path("/proc/driver/nvidia/version")
-    if path.exists():
-        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", path.read_text().partition("Module")[2])
-        if found:
-            return found[0]
-    import cupy
-
-    return f"for CUDA {_dotted(cupy.cuda.runtime.driverGetVersion())}"
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _commit() -> str:
+def commit_of_sources() -> str:
     """The checkout's commit, with a mark if the code has changed since; elsewhere a digest of the CUDA sources."""
 
     def git(*arguments: str) -> str:

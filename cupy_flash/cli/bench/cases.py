@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,11 @@ from cupy_flash.problem import DTYPES
 
 HIDDEN, TOKENS = 2048, 16384  # of the FlashAttention papers: 16k positions in all, heads of all sizes 2048 wide
 SEQLENS = (512, 1024, 2048, 4096, 8192, 16384)
-HEAD_DIMS = (64, 128, 256)
 DECODE_TOKENS, DECODE_HEAD_DIM = 131072, 128
 DECODE_SEQLENS = (1024, 4096, 16384, 65536, 131072)
 DECODE_HEADS = ((16, 16), (64, 8))  # MHA and GQA
 QUICK_SEQLENS, QUICK_DECODE_SEQLENS = (2048, 16384), (16384, 131072)
+REDUCED_HEADS, REDUCED_SEQLEN, REDUCED_DECODE_SEQLEN = 2, 128, 256  # about a second each in the emulator
 POOL = 4194301  # a prime, so that no two rows of a tensor made of repeats of the pool are the same numbers
 
 
@@ -60,24 +60,38 @@ class Case:
         tensors = 4 * q + 4 * kv if self.direction == "backward" else 2 * q + 2 * kv
         return tensors * DTYPES[self.dtype].itemsize
 
+    def reduced(self) -> Case:
+        """The same for the emulator: few heads and short sequences."""
+        longest = REDUCED_DECODE_SEQLEN if self.direction == "decode" else REDUCED_SEQLEN
+        heads_k = min(self.heads_k, REDUCED_HEADS)
+        return replace(
+            self,
+            batch=1,
+            heads_q=heads_k * self.group,
+            heads_k=heads_k,
+            seqlen_q=min(self.seqlen_q, longest),
+            seqlen_k=min(self.seqlen_k, longest),
+        )
+
 
 def cases(dtype: str, quick: bool) -> list[Case]:
-    """All cases, those that say most first: should time run out, the short sequences are missing."""
-    seqlens = sorted(QUICK_SEQLENS if quick else SEQLENS, reverse=True)
-    training = [
-        Case(direction, dtype, TOKENS // s, HIDDEN // d, HIDDEN // d, s, s, d, causal)
-        for s in seqlens
-        for d in sorted(HEAD_DIMS, key=lambda d: d != 128)
-        for causal in (False, True)
-        for direction in ("forward", "backward")
-    ]
+    """All cases, those that say most first: should time run out, the widest heads and short sequences are missing."""
+
+    def training(*head_dims: int) -> list[Case]:
+        return [
+            Case(direction, dtype, TOKENS // s, HIDDEN // d, HIDDEN // d, s, s, d, causal)
+            for s in sorted(QUICK_SEQLENS if quick else SEQLENS, reverse=True)
+            for d in head_dims
+            for causal in (False, True)
+            for direction in ("forward", "backward")
+        ]
+
     decode = [
         Case("decode", dtype, DECODE_TOKENS // s, *heads, 1, s, DECODE_HEAD_DIM, False)
         for s in sorted(QUICK_DECODE_SEQLENS if quick else DECODE_SEQLENS, reverse=True)
         for heads in DECODE_HEADS
     ]
-    first = len(HEAD_DIMS) * 4
-    return training[:first] + decode + training[first:]
+    return [*training(128, 64), *decode, *training(256)]
 
 
 class Inputs(NamedTuple):

@@ -16,8 +16,11 @@ from typing import Any
 
 from cupy_flash import __version__, flash_attention, flash_attention_backward
 from cupy_flash.cli.bench.cases import Case, Inputs
-from cupy_flash.cli.bench.timing import HostTimer, Timing
+from cupy_flash.cli.bench.machine import Machine
+from cupy_flash.cli.bench.timing import HostTimer, Timer
 from cupy_flash.problem import DTYPES
+
+FAST, COMPILED, SLOW = range(3)  # turns: what compiles for each case waits for the others, what is slow for all
 
 
 @dataclass
@@ -44,12 +47,11 @@ class Bound:
 
 
 class Method:
-    """Base: CuPy's own memory and stream."""
+    """Base: the machine's own memory and stream."""
 
     name = ""
     distribution = ""
-    timer = "events"
-    slow = False  # compiles for long or runs for long: measured last
+    turn = FAST
 
     def load(self) -> None:
         """Import what is needed, or raise."""
@@ -68,26 +70,16 @@ class Method:
     def bind(self, case: Case, x: Inputs) -> Bound:
         raise NotImplementedError
 
-    def measure(self, timer: Any, call: Callable[[], Any]) -> Timing:
-        return timer.measure(call)
+    def timer(self, machine: Machine) -> Timer:
+        """What times its calls."""
+        return machine.timer
 
-    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
-        """Memory that a call takes beyond its inputs, its results included; None where that cannot be asked."""
-        import cupy
-
-        pool = cupy.cuda.MemoryPool()
-        with cupy.cuda.using_allocator(pool.malloc):
-            result = call()
-            cupy.cuda.get_current_stream().synchronize()
-            peak = pool.total_bytes()
-            del result
-        return peak
+    def peak_bytes(self, machine: Machine, call: Callable[[], Any]) -> int | None:
+        """As `Machine.peak_bytes`, of what the library allocates."""
+        return machine.peak_bytes(call)
 
     def release(self) -> None:
-        """Give cached memory back."""
-        import cupy
-
-        cupy.get_default_memory_pool().free_all_blocks()
+        """Give back the memory that the library caches, where it has a cache of its own."""
 
 
 class Flash(Method):
@@ -95,13 +87,16 @@ class Flash(Method):
 
     name = "cupy_flash"
 
+    def __init__(self, backend: str | None = None) -> None:
+        self.backend = backend
+
     @property
     def version(self) -> str:
         return __version__
 
     def bind(self, case: Case, x: Inputs) -> Bound:
         q, k, v, _ = x
-        options: dict[str, Any] = {"causal": case.causal}
+        options: dict[str, Any] = {"causal": case.causal, "backend": self.backend}
         return Bound(
             forward=lambda: flash_attention(q, k, v, **options),
             saved=lambda: flash_attention(q, k, v, return_lse=True, **options),
@@ -112,26 +107,23 @@ class Flash(Method):
 
 
 class Standard(Method):
-    """Standard attention: matrix products in the storage type, the score matrix in memory."""
+    """Standard attention by CuPy or NumPy: products in the storage type, the score matrix in memory."""
 
-    name = "standard (CuPy)"
-    slow = True
+    turn = SLOW
+
+    def __init__(self, library: str = "CuPy") -> None:
+        self.name, self.module = f"standard ({library})", library.lower()
 
     def load(self) -> None:
-        import cupy
-
-        cupy.matmul(*cupy.ones((2, 16, 16), cupy.float16))  # needs cuBLAS
+        xp = import_module(self.module)
+        xp.matmul(*xp.ones((2, 16, 16), xp.float16))  # CuPy needs cuBLAS
 
     @property
     def version(self) -> str:
-        import cupy
-
-        return cupy.__version__
+        return import_module(self.module).__version__
 
     def bind(self, case: Case, x: Inputs) -> Bound:
-        import cupy
-
-        return standard(cupy, case, x)
+        return standard(import_module(self.module), case, x)
 
 
 def standard(xp: Any, case: Case, x: Inputs) -> Bound:
@@ -243,7 +235,7 @@ class Torch(Method):
         """The function of (q, k, v) for one case."""
         return lambda q, k, v: self.attend(case, q, k, v)
 
-    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+    def peak_bytes(self, machine: Machine, call: Callable[[], Any]) -> int | None:
         cuda = import_module("torch").cuda
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
@@ -255,7 +247,6 @@ class Torch(Method):
         return peak
 
     def release(self) -> None:
-        super().release()
         import_module("torch").cuda.empty_cache()
 
 
@@ -264,7 +255,7 @@ class Sdpa(Torch):
 
     def __init__(self, name: str, backend: str) -> None:
         self.name, self.backend = f"torch {name}", backend
-        self.slow = name == "math"
+        self.turn = SLOW if name == "math" else FAST
 
     def load(self) -> None:
         super().load()
@@ -281,7 +272,7 @@ class Flex(Torch):
     """torch.nn.attention.flex_attention, compiled for each case."""
 
     name = "FlexAttention"
-    slow = True
+    turn = COMPILED
 
     def load(self) -> None:
         super().load()
@@ -304,7 +295,7 @@ class FlashAttention4(Torch):
 
     name = "flash-attn-4"
     distribution = "flash-attn-4"
-    slow = True
+    turn = COMPILED
 
     def load(self) -> None:
         super().load()
@@ -324,7 +315,6 @@ class Jax(Method):
 
     name = "jax cudnn"
     distribution = "jax"
-    timer = "host"
 
     def load(self) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it takes most of the GPU's memory otherwise
@@ -358,14 +348,17 @@ class Jax(Method):
             give=give,
         )
 
-    def measure(self, timer: Any, call: Callable[[], Any]) -> Timing:
-        return HostTimer().measure(call, import_module("jax").block_until_ready)
+    def timer(self, machine: Machine) -> Timer:
+        return HostTimer(import_module("jax").block_until_ready)
 
-    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+    def peak_bytes(self, machine: Machine, call: Callable[[], Any]) -> int | None:
         return None  # its statistics cannot be reset
 
 
-def all_methods() -> list[Method]:
+def all_methods(backend: str) -> list[Method]:
+    """Ours on this backend, and what it can be compared with there."""
+    if backend != "cuda":
+        return [Flash(backend), Standard("NumPy")]
     return [
         Flash(),
         Sdpa("flash", "FLASH_ATTENTION"),

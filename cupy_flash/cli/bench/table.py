@@ -54,7 +54,8 @@ def render(rows: list[Row]) -> str:
         parts.append(_table("GB/s", decode, copy, "of copy"))
     measured = [f"{value:.0f} {unit}" for value, unit in ((matmul, "TFLOP/s"), (copy, "GB/s")) if value]
     if measured:
-        parts.append("Measured in the same run, float16 matmul of 8192 and copy: " + ", ".join(measured) + ".")
+        size = next(row["head_dim"] for row in rows if row["direction"] == "matmul")
+        parts.append(f"Measured in the same run, float16 matmul of {size} and copy: " + ", ".join(measured) + ".")
     return "\n\n".join(parts)
 
 

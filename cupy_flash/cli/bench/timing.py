@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,14 @@ class Timing(NamedTuple):
     def of(cls, seconds: list[float]) -> Timing:
         p10, median, p90 = np.percentile(seconds, (10, 50, 90))
         return cls(float(median), float(p10), float(p90), len(seconds))
+
+
+class Timer(Protocol):
+    """A way to time a call; `name` is a column of the results."""
+
+    name: str
+
+    def measure(self, call: Callable[[], Any]) -> Timing: ...
 
 
 def spin(cycles: int) -> None:
@@ -58,6 +66,8 @@ class EventTimer:
     call: what is timed is the GPU's work alone, however slow the Python before it. Events are recorded on that same
     stream, so nothing else is waited for.
     """
+
+    name = "events"
 
     def __init__(self) -> None:
         import cupy
@@ -94,14 +104,24 @@ class HostTimer:
 
     What a call costs beyond the GPU's work, waiting included, is the same for n and for 2 n calls and falls out,
     provided that launching is faster than running. The L2 cache is not flushed: inputs larger than it flush it.
+
+    Parameters
+    ----------
+    wait : callable
+        Returns when the result of a call, and all before it, is there.
     """
 
-    def measure(self, call: Callable[[], Any], wait: Callable[[Any], Any]) -> Timing:
+    name = "host"
+
+    def __init__(self, wait: Callable[[Any], Any]) -> None:
+        self.wait = wait
+
+    def measure(self, call: Callable[[], Any]) -> Timing:
         def seconds(calls: int) -> float:
             start = time.perf_counter()
             for _ in range(calls):
                 result = call()
-            wait(result)
+            self.wait(result)
             return time.perf_counter() - start
 
         seconds(1)  # compiles
@@ -110,3 +130,14 @@ class HostTimer:
         if timing.median <= 0:
             raise RuntimeError("too short for the host's clock")
         return timing
+
+
+class OnceTimer:
+    """The host's clock around a single call: a stand-in where figures mean nothing."""
+
+    name = "emulator"
+
+    def measure(self, call: Callable[[], Any]) -> Timing:
+        start = time.perf_counter()
+        call()
+        return Timing.of([time.perf_counter() - start])
