@@ -7,9 +7,17 @@ import sys
 from collections.abc import Sequence
 
 from cupy_flash import __version__
-from cupy_flash.cli import UserError, bench, check, compile, demo, explain, info
+from cupy_flash.cli import UserError, bench, check, compile, demo, explain, info, tune
 
-COMMANDS = {"demo": demo, "info": info, "compile": compile, "explain": explain, "check": check, "bench": bench}
+COMMANDS = {
+    "demo": demo,
+    "info": info,
+    "compile": compile,
+    "explain": explain,
+    "check": check,
+    "bench": bench,
+    "tune": tune,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

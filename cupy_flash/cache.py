@@ -15,10 +15,15 @@ def cache_dir() -> Path:
 
     Where that cannot be written, a folder of this process alone, with one warning.
     """
+    return _writable(location())
+
+
+def location() -> Path:
+    """The folder that `cache_dir` takes if it can be written; makes nothing."""
     chosen = os.environ.get("CUPY_FLASH_CACHE_DIR")
     if chosen:
-        return _writable(Path(chosen).expanduser())
-    return _writable(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cupy_flash")
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cupy_flash"
 
 
 @functools.cache

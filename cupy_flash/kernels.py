@@ -14,14 +14,15 @@ from cupy_flash.tiles import (
     MmaKeyTile,
     MmaTile,
     SimtTile,
+    Tile,
     bucket,
     mma_dkdv_candidates,
     mma_dq_candidates,
     mma_forward_candidates,
     simt_candidates,
 )
+from cupy_flash.tuning import measured
 
-Tile = SimtTile | MmaTile
 _T = TypeVar("_T", SimtTile, MmaTile, MmaKeyTile)
 _HALF = ("float16", "bfloat16")
 ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
@@ -45,7 +46,9 @@ def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Til
     """
     if _uses_mma(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
-        candidates = mma_forward_candidates(max(head_dim, head_dim_v), packed=packed)
+        wide, kernel = max(head_dim, head_dim_v), "packed" if packed else "forward"
+        known = measured(device.arch, kernel, wide, variant.causal)
+        candidates = [*known, *mma_forward_candidates(wide, packed=packed)]
         chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
         _check_legal(chosen, chosen.is_legal(min_stages=2))
         constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
@@ -60,7 +63,7 @@ def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None
     if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
-        candidates = mma_dkdv_candidates(wide)
+        candidates = [*measured(device.arch, "dkdv", wide, variant.causal), *mma_dkdv_candidates(wide)]
         if not all(t.is_legal_dkdv(head_dim, head_dim_v) for t in candidates):
             head_dim = head_dim_v = wide  # warps share the columns of both evenly
         chosen, size = _choose(tile, candidates, lambda t: t.dkdv_shared_bytes(head_dim, head_dim_v), device)
@@ -77,7 +80,8 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
     """The kernel of dQ in a pass of its own; errors as `forward`."""
     if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
         head_dim, head_dim_v = _mma_head_dims(variant)
-        candidates = mma_dq_candidates(max(head_dim, head_dim_v))
+        wide = max(head_dim, head_dim_v)
+        candidates = [*measured(device.arch, "dq", wide, variant.causal), *mma_dq_candidates(wide)]
         chosen, size = _choose(tile, candidates, lambda t: t.dq_shared_bytes(head_dim, head_dim_v), device)
         _check_legal(chosen, chosen.is_legal(min_stages=1))
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)

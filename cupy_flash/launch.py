@@ -19,7 +19,8 @@ from cupy_flash.device import Device
 from cupy_flash.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS
 from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge
 from cupy_flash.problem import AttentionProblem
-from cupy_flash.tiles import VECTOR_BYTES
+from cupy_flash.tiles import VECTOR_BYTES, Tiles
+from cupy_flash.tuning import tiles_by_hand
 
 Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols), or without cols, by their name in params.cuh
 
@@ -152,7 +153,7 @@ def merge(
 
 
 _Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, bool]  # of a Layout; a plain tuple is made sooner
-Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...]], tuple[Part, ...]]
+Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple[Part, ...]]
 
 
 def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors: Tensors) -> None:
@@ -160,14 +161,16 @@ def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors:
     layouts = [
         (name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES == 0) for name, x in tensors.items()
     ]
-    for part in prepare(problem, runtime.device, tuple(layouts)):
+    for part in prepare(problem, runtime.device, tuple(layouts), tiles_by_hand()):
         part.run(runtime, tensors, addresses)
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_parts(problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...]) -> tuple[Part, ...]:
+def _forward_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
-        plan = plan_forward(part, device)
+        plan = plan_forward(part, device, tiles)
         scratch: tuple[Scratch, ...] = ()
         if plan.num_splits > 1:
             splits, accumulator = (plan.num_splits,), problem.accumulator
@@ -183,10 +186,10 @@ def _forward_parts(problem: AttentionProblem, device: Device, layouts: tuple[_Fi
 
 @functools.lru_cache(maxsize=1024)
 def _backward_parts(
-    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], deterministic: bool = False
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, deterministic: bool = False
 ) -> tuple[Part, ...]:
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
-        plan, accumulator = plan_backward(part, device, deterministic), problem.accumulator
+        plan, accumulator = plan_backward(part, device, deterministic, tiles), problem.accumulator
         scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
         if plan.atomic_dq and problem.storage == accumulator:
             same["dq_acc"] = "dq"
@@ -205,7 +208,9 @@ _deterministic_parts = functools.partial(_backward_parts, deterministic=True)
 
 
 @functools.lru_cache(maxsize=1024)
-def _merge_parts(problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...]) -> tuple[Part, ...]:
+def _merge_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
     return tuple(_part(MERGE_PARAMS, part, None, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
 

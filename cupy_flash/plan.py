@@ -12,7 +12,7 @@ from cupy_flash import kernels
 from cupy_flash.device import Device
 from cupy_flash.problem import DTYPES, AttentionProblem
 from cupy_flash.specialization import Specialization, Variant
-from cupy_flash.tiles import MmaKeyTile
+from cupy_flash.tiles import PLANNED, Tiles
 
 MAX_GRID = 2**31 - 1
 MAX_SPLITS = 128
@@ -74,7 +74,7 @@ class BackwardPlan:
 
 @functools.lru_cache(maxsize=1024)
 def plan_forward(
-    problem: AttentionProblem, device: Device, tile: kernels.Tile | None = None, num_splits: int | None = None
+    problem: AttentionProblem, device: Device, tiles: Tiles = PLANNED, num_splits: int | None = None
 ) -> ForwardPlan:
     """Choose the forward kernels.
 
@@ -84,8 +84,8 @@ def plan_forward(
         What to compute. Its batch is the batch of one launch.
     device : Device
         Where.
-    tile : SimtTile or MmaTile, optional
-        Use this tile, and its kernel family, instead of the planner's choice.
+    tiles : Tiles
+        Use these tiles, and their kernel families, instead of the planner's choice.
     num_splits : int, optional
         Share the keys among so many blocks instead of the planner's choice; tensor-core kernels only.
 
@@ -96,7 +96,7 @@ def plan_forward(
     Raises
     ------
     ValueError
-        If `tile` is illegal for this problem or does not fit the device, or the grid is too large.
+        If a tile is illegal for this problem or does not fit the device, or the grid is too large.
 
     Notes
     -----
@@ -105,12 +105,12 @@ def plan_forward(
     within 85% of the best wave efficiency (Flash-Decoding as in FlashAttention-2).
     """
     variant, group = _variant(problem), problem.group_size
-    kernel = kernels.forward(variant, device, tile=tile)
+    kernel = kernels.forward(variant, device, tile=tiles.forward)
     if kernel.family == "simt":
         blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
         return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)))
 
-    packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tile), 1
+    packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tiles.forward), 1
     alone, together = (
         _fill(rows, k.constant("kBlockM"))
         for rows, k in ((problem.seqlen_q, kernel), (problem.seqlen_q * group, packed_kernel))
@@ -136,7 +136,7 @@ def plan_forward(
 
 @functools.lru_cache(maxsize=1024)
 def plan_backward(
-    problem: AttentionProblem, device: Device, deterministic: bool = False, tile: kernels.Tile | None = None
+    problem: AttentionProblem, device: Device, deterministic: bool = False, tiles: Tiles = PLANNED
 ) -> BackwardPlan:
     """Choose the backward kernels; parameters and errors as in `plan_forward`.
 
@@ -149,19 +149,19 @@ def plan_backward(
     device better.
     """
     variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
-    dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tile)
+    dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)
     key_blocks = _ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
     slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
     if not deterministic and dkdv.family == "mma":
         splits = _num_splits(key_blocks, slots, group)
     dq = None
     if deterministic or dkdv.family == "mma":
-        kernel = kernels.dq(variant, device, tile=None if isinstance(tile, MmaKeyTile) else tile)
+        kernel = kernels.dq(variant, device, tile=tiles.dq)
         query_blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
         filled, filled_dq = min(1, key_blocks * splits / slots), min(1, query_blocks / device.num_sms)
         if deterministic or filled_dq > 3 * filled:
             dq = _launch(kernel, query_blocks)
-            dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tile)
+            dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)
     half = problem.storage != problem.accumulator
     convert_dq = convert_dkdv = None
     if half and dq is None:

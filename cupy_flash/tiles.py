@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 HEAD_DIM_BUCKETS = (32, 64, 128, 256, 512)
 MMA_HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
@@ -41,6 +41,9 @@ class SimtTile:
     lanes: int
     query_resident: bool = False
     min_blocks: int = 1
+
+    def __str__(self) -> str:
+        return _text(self)
 
     @property
     def row_groups(self) -> int:
@@ -148,6 +151,9 @@ class MmaTile:
     stages: int = 2
     min_blocks: int = 1
 
+    def __str__(self) -> str:
+        return _text(self)
+
     def forward_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
         """``sizeof(SharedStorage)`` of mma/forward.cu."""
         wide = max(head_dim, head_dim_v)
@@ -200,6 +206,63 @@ class MmaKeyTile(MmaTile):
             and head_dim_v % (_PIECE * across_keys) == 0
             and self.stages >= 1
         )
+
+
+Tile = SimtTile | MmaTile
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles, and with them kernel families, to take instead of the planner's choice; None leaves it to the planner.
+
+    Attributes
+    ----------
+    forward : SimtTile or MmaTile, optional
+        Of the forward, whether or not a group's heads are packed.
+    dkdv : SimtTile or MmaKeyTile, optional
+        Of the backward's kernel of dK and dV, and in one pass of dQ.
+    dq : SimtTile or MmaTile, optional
+        Of dQ in a pass of its own.
+    """
+
+    forward: Tile | None = None
+    dkdv: Tile | None = None
+    dq: Tile | None = None
+
+
+PLANNED = Tiles()  # the planner chooses all
+
+
+def _text(tile: Tile) -> str:
+    names = [field.name for field in fields(tile)][2:]
+    return ",".join([f"{tile.block_m}x{tile.block_n}", *(f"{name}={int(getattr(tile, name))}" for name in names)])
+
+
+def parse_tile(text: str) -> Tile:
+    """Read a tile as `str` writes it; fields with a default may be left out.
+
+    The fields tell the kind: `slice_d` is a `SimtTile`'s, `warps_m` and `warps_n` are a `MmaKeyTile`'s.
+
+    Raises
+    ------
+    ValueError
+        If the text is no tile.
+
+    Examples
+    --------
+    >>> parse_tile("128x64,num_warps=4,stages=3")
+    MmaTile(block_m=128, block_n=64, num_warps=4, stages=3, min_blocks=1)
+    >>> str(MmaKeyTile(64, 128, 8, warps_m=2, warps_n=4))
+    '64x128,num_warps=8,stages=2,min_blocks=1,warps_m=2,warps_n=4'
+    """
+    blocks, *rest = text.split(",")
+    try:
+        block_m, block_n = map(int, blocks.split("x"))
+        values = {name: int(value) for name, value in (item.split("=") for item in rest)}
+        kind = SimtTile if "slice_d" in values else MmaKeyTile if {"warps_m", "warps_n"} & set(values) else MmaTile
+        return kind(block_m, block_n, **values)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"tile is {text!r}: expected one like '128x64,num_warps=4,stages=3'") from None
 
 
 _HALF_BYTES, _FLOAT_BYTES = 2, 4

@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "toolchain": {"cache"},
     "tiles": {"device", "problem"},
     "specialization": set(),
-    "kernels": {"device", "problem", "specialization", "tiles"},
+    "tuning": {"cache", "tiles"},
+    "kernels": {"device", "problem", "specialization", "tiles", "tuning"},
     "plan": {"device", "kernels", "problem", "specialization", "tiles"},
     "compile": {"cache", "device", "source", "specialization"},
-    "launch": {"device", "params", "plan", "problem", "tiles"},
+    "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
     "reference": {"broadcast", "problem"},
     "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.emulator"},
@@ -45,6 +46,7 @@ PLANNED_ON_ANY_MACHINE = [
     "source",
     "specialization",
     "tiles",
+    "tuning",
 ]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
 

@@ -13,8 +13,8 @@ from cupy_flash import attention_reference, emulator, flash_attention, flash_att
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SHAPE, TENSOR
-from cupy_flash.plan import plan_backward, plan_forward
 from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
+from cupy_flash.tuning import tiles
 
 ON = On("emulator")
 RAGGED = Case(heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
@@ -60,17 +60,14 @@ TILES = st.builds(
 )
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]), det=st.booleans())
-def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, det):
+def test_results_do_not_depend_on_the_tile(tile, dtype, d, det):
     itemsize = np.dtype(dtype).itemsize
     assume(tile.is_legal(bucket(d, HEAD_DIM_BUCKETS), itemsize, backward=True))
     assume(tile.backward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
     assume(tile.forward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
-    with replan(
-        plan_forward=lambda problem, device: plan_forward(problem, device, tile),
-        plan_backward=lambda *args: plan_backward(*args, tile),
-    ):
+    with tiles(forward=tile, dkdv=tile, dq=tile):
         check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)
 
 

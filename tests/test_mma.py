@@ -18,6 +18,7 @@ from cupy_flash.emulator import EmulatorError
 from cupy_flash.plan import plan_backward, plan_forward
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
+from cupy_flash.tuning import tiles
 
 ON = On("emulator")
 HALF = st.sampled_from(["float16", "bfloat16"])
@@ -91,11 +92,8 @@ def legal_tiles(d):
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), d=st.sampled_from([24, 64, 128]), splits=st.integers(1, 8))
 def test_results_do_not_depend_on_the_tile(replan, data, d, splits):
-    tile, key_tile = (data.draw(st.sampled_from(tiles)) for tiles in legal_tiles(d))
-    with replan(
-        plan_forward=lambda *args: plan_forward(*args, tile, splits),
-        plan_backward=lambda *args: plan_backward(*args, key_tile),
-    ):
+    tile, key_tile = (data.draw(st.sampled_from(legal)) for legal in legal_tiles(d))
+    with replan(plan_forward=functools.partial(plan_forward, num_splits=splits)), tiles(forward=tile, dkdv=key_tile):
         check(dataclasses.replace(RAGGED, d=d), On("emulator:sm_90a"))
 
 

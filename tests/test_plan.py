@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cupy_flash.device import NAMED, Device, from_attributes, named
 from cupy_flash.plan import all_specializations, core_specializations, plan_backward, plan_forward
 from cupy_flash.problem import DTYPES, AttentionProblem
-from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, bucket
+from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
 
 devices = st.sampled_from(list(NAMED.values()))
 every_kernel = {arch: set(all_specializations(device)) for arch, device in NAMED.items()}
@@ -163,16 +163,16 @@ def test_the_backward_spreads_a_group_where_key_heads_are_few():
 def test_bad_tiles_are_refused():
     half = large("float16", d=128)
     with pytest.raises(ValueError, match="warps must own whole pieces"):
-        plan_forward(half, named("sm_80"), MmaTile(32, 64, 4))
+        plan_forward(half, named("sm_80"), Tiles(forward=MmaTile(32, 64, 4)))
     with pytest.raises(ValueError, match="of another kernel family"):
-        plan_backward(half, named("sm_80"), True, MmaTile(64, 64, 4))
+        plan_backward(half, named("sm_80"), True, Tiles(dkdv=MmaTile(64, 64, 4)))
     with pytest.raises(ValueError, match="needs float16 or bfloat16"):
-        plan_forward(problem_of(Case()), named("sm_80"), MmaTile(64, 64, 4))
+        plan_forward(problem_of(Case()), named("sm_80"), Tiles(forward=MmaTile(64, 64, 4)))
     problem = problem_of(Case(d=128))
     with pytest.raises(ValueError, match="not legal for head dimension 128"):
-        plan_forward(problem, named("sm_80"), SimtTile(64, 48, 64, 4, 32))
+        plan_forward(problem, named("sm_80"), Tiles(forward=SimtTile(64, 48, 64, 4, 32)))
     with pytest.raises(ValueError, match=r"needs \d+ bytes .* sm_75 gives a block at most 65536"):
-        plan_forward(problem, named("sm_75"), SimtTile(128, 128, 64, 8, 16))
+        plan_forward(problem, named("sm_75"), Tiles(forward=SimtTile(128, 128, 64, 8, 16)))
 
 
 def test_a_grid_too_large_is_refused():

@@ -23,6 +23,7 @@ from cupy_flash.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forwa
 from cupy_flash.problem import DTYPES, AttentionProblem
 from cupy_flash.specialization import Specialization
 from cupy_flash.toolchain import ToolchainError
+from cupy_flash.tuning import tiles, tiles_by_hand
 
 EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
 
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
     parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
+    for kernel, what in (("forward", "the forward"), ("dkdv", "dK and dV"), ("dq", "dQ in a pass of its own")):
+        parser.add_argument(
+            f"--tile{'' if kernel == 'forward' else '-' + kernel}", dest=kernel, metavar="TILE",
+            help=f"instead of the planner's tile of {what}, such as 128x64,num_warps=4,stages=3",
+        )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,13 +54,18 @@ def run(args: argparse.Namespace) -> None:
     Raises
     ------
     UserError
-        If the shape is malformed or no attention problem.
+        If the shape is malformed or no attention problem, or a tile cannot serve it.
     """
     target = device.named(args.arch)
     try:
         problem = _problem(args)
+        with tiles(forward=args.forward, dkdv=args.dkdv, dq=args.dq):
+            _explain(problem, target, args)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+
+
+def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
     plan = _plan(problem, target, args)
     print(f"{'Backward' if args.backward else 'Forward'} on {args.arch}, {_described(problem)}")
     if isinstance(plan, ForwardPlan):
@@ -83,7 +94,10 @@ def _problem(args: argparse.Namespace) -> AttentionProblem:
 
 
 def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
-    return plan_backward(problem, target, args.deterministic) if args.backward else plan_forward(problem, target)
+    chosen = tiles_by_hand()
+    if args.backward:
+        return plan_backward(problem, target, args.deterministic, chosen)
+    return plan_forward(problem, target, chosen)
 
 
 def _described(problem: AttentionProblem) -> str:
