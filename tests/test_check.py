@@ -1,34 +1,70 @@
 """`check`: what it runs, what its lines say, and that a check costs no more than itself."""
 
+import dataclasses
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cupy_flash.__main__ import main
-from cupy_flash.cli import UserError, ahead, check
-from cupy_flash.cli.problems import LAYOUTS, problems
+from cupy_flash.cli import UserError, ahead, check, worker
+from cupy_flash.cli.problems import LAYOUTS, SMOKE, problems
+from cupy_flash.cli.worker import Failed, Worker, attempt, stage
 from cupy_flash.compile import CompileError
+from cupy_flash.device import named
 from cupy_flash.problem import DTYPES
+
+ROOT = Path(__file__).parents[1]
+ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
+GOLDEN = ROOT / "tests" / "golden" / "primitives.npz"
+
+
+class Here(Worker):
+    """Runs jobs in this process, where a test can change the kernels."""
+
+    def run(self, function, *arguments):
+        return attempt(function, *arguments)
+
+
+class Unused(Worker):
+    """Has the same answer to everything."""
+
+    def run(self, function, *arguments):
+        return worker.Answer("fine")
+
+
+class Gpu:
+    """What `check` asks of the CUDA backend; `broken` says which of it fails."""
+
+    device = named("sm_80")
+
+    def __init__(self, monkeypatch):
+        self.broken, self.launched = None, []
+        runtime = types.SimpleNamespace(getDevice=lambda: 0, deviceSynchronize=lambda: self.may_fail("synchronize"))
+        self.namespace = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+        monkeypatch.setattr(check, "_runtime", lambda backend: self)
+        monkeypatch.setattr(check.compile, "to_cubin", lambda kernel, arch: self.may_fail("compile"))
+        monkeypatch.setattr(check, "_kernel", lambda kernel, device_index: self.may_fail("load"))
+
+    def may_fail(self, what):
+        if what == self.broken:
+            raise RuntimeError("so it is")
+
+    def run(self, step, params, tensors):
+        self.may_fail("launch")
+        self.launched.append(step.kernel.entry)
 
 
 @pytest.fixture
-def cupy(monkeypatch):
-    """What a lost device is told by."""
-
-    class CUDARuntimeError(RuntimeError):
-        pass
-
-    def device_synchronize():
-        if fake.lost:
-            raise CUDARuntimeError("cudaErrorIllegalAddress")
-
-    runtime = types.SimpleNamespace(deviceSynchronize=device_synchronize, CUDARuntimeError=CUDARuntimeError)
-    fake = types.ModuleType("cupy")
-    fake.lost, fake.cuda = False, types.SimpleNamespace(runtime=runtime)
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    return fake
+def gpu(monkeypatch):
+    return Gpu(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["check", "bench"])
@@ -56,28 +92,194 @@ def test_problems_reach_what_the_kernels_differ_in():
         assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
 
 
-@pytest.mark.parametrize("name", ["D 192, H 2, S 200x260", "repeats: float32", "merge"])
-def test_check_passes_on_the_emulator(name, capsys):
-    assert main(["check", "--backend", "emulator:sm_80", "--only", name]) == 0
+def test_smoke_reaches_each_family_by_each_dtype():
+    assert list(check.checks("cuda"))[: len(SMOKE)] == [f"smoke: {name}" for name in SMOKE]
+    for name, p in SMOKE.items():
+        launches = check.plan_forward(p.problem(), named("sm_90a")).launches
+        launches += check.plan_backward(p.problem(), named("sm_90a"), p.deterministic).launches
+        families = {x.kernel.family for x in launches if x.kernel.entry in ("attention_forward", "attention_dkdv")}
+        assert (families, p.dtype) == ({name.split()[0]}, name.split()[1])
+        assert p.causal and 200 <= p.sq < 1000
+
+
+def test_every_check_has_a_group():
+    groups = ["smoke", "values", "repeats", "merge"]
+    assert list(dict.fromkeys(name.partition(": ")[0] for name in check.checks("emulator:sm_80"))) == groups
+    found = check.checks("cuda")
+    assert list(dict.fromkeys(name.partition(": ")[0] for name in found)) == [*groups, "stream", "graph"]
+    assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 1 + 3
+
+
+@pytest.mark.parametrize("name", ["smoke: mma float16", "values: float16, D 192, H 2, S 200x260", "repeats: float32"])
+def test_checks_pass_on_the_emulator(name, capsys):
+    assert main([*ON_EMULATOR, "--only", name]) == 0
     printed = capsys.readouterr().out
-    assert printed.count(" ok ") >= 1 and "checks passed" in printed
+    assert f"] ok     {name}" in printed and printed.endswith(" checks passed\n")
 
 
-def test_check_fails_on_a_wrong_kernel(mutate, capsys):
-    mutate("attention/online_softmax.cuh", "row_sum[i] *= rescale[i];", "")
-    assert main(["check", "--backend", "emulator", "--only", "float32, D 40"]) == 1
+def names_of(printed):
+    """Of the checks that were told, in order."""
+    return [line[line.index("] ") + 9 :].split("  ")[0] for line in printed.splitlines() if line.startswith("[")]
+
+
+def test_only_and_skip_choose(monkeypatch, capsys):
+    monkeypatch.setattr(check, "Worker", Unused)
+    only = [*ON_EMULATOR, "--only", "float64", "--skip", "primitive"]
+    assert main(only) == main([*only, "--skip", "no such"]) == 0
+    found = names_of(capsys.readouterr().out)
+    chosen = found[: len(found) // 2]
+    assert chosen == found[len(found) // 2 :]
+    assert {name.partition(": ")[0] for name in chosen} == {"smoke", "values", "repeats"}
+    assert all("float64" in name for name in chosen)
+    main([*only, "--skip", "D 40", "--skip", "smoke"])
+    expected = [name for name in chosen if "D 40" not in name and "smoke" not in name]
+    assert names_of(capsys.readouterr().out) == expected != chosen
+
+
+def seeded(backend, name):
+    """In the place of `perform`: some checks go wrong, each in its own way."""
+    stage("fault", "a kernel")
+    if "D 32" in name:
+        raise ValueError("no such\nluck")
+    if "D 64" in name:
+        time.sleep(1000)
+    if "D 96" in name:
+        os._exit(7)
+    if "D 128" in name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "D 192" in name:
+        stage("values")
+        raise Failed("out: error 1, the budget is 0")
+    return f"process {os.getpid()}"
+
+
+def test_what_goes_wrong_costs_only_its_check(monkeypatch, capsys):
+    monkeypatch.setattr(check, "perform", seeded)
+    chosen = ["--only", "values: bfloat16", "--skip", "causal", "--skip", "S 1500"]
+    assert main([*ON_EMULATOR, *chosen, "--limit", "3"]) == 1
     printed = capsys.readouterr()
-    assert "FAILED float32, D 40" in printed.out and "the budget is" in printed.out
-    assert "1 of 1 checks failed: float32, D 40" in printed.err
+    lines = {line.split(", D ")[1].split(",")[0]: line for line in printed.out.splitlines() if ", D " in line}
+    assert list(lines) == ["32", "64", "96", "128", "192", "256", "512"]
+    assert all((" FAILED " in line) == (int(d) <= 192) for d, line in lines.items())
+    assert lines["32"].endswith(" fault: a kernel: ValueError: no such | luck")
+    assert lines["64"].endswith(" hang: no answer within 3 s (fault: a kernel)")
+    assert lines["96"].endswith(" crash: its process ended with code 7 (fault: a kernel)")
+    assert lines["128"].endswith(" crash: its process was ended by SIGSEGV (fault: a kernel)")
+    assert lines["192"].endswith(" values: out: error 1, the budget is 0")
+    assert lines["256"].split()[-1] == lines["512"].split()[-1] != str(os.getpid())
+    assert "5 of 7 checks failed: values: bfloat16, D 32, H 2/1, S 200x260, deterministic; " in printed.err
 
 
-def test_check_goes_on_after_an_exception_and_fails(monkeypatch, capsys):
-    def broken(*args, **options):
-        raise TypeError("no such kernel")
+def raise_(error):
+    raise error
 
-    monkeypatch.setattr(check, "flash_attention", broken)
-    assert main(["check", "--backend", "emulator", "--only", "S 1x1"]) == 1
-    assert "FAILED" in capsys.readouterr().out
+
+def always():
+    return True
+
+
+@pytest.mark.parametrize(("survives", "same"), [(always, True), (worker.never, False)])
+def test_a_process_that_can_go_on_is_kept(survives, same):
+    with Worker(60, survives) as jobs:
+        first = jobs.run(os.getpid).value
+        assert jobs.run(os.getpid).value == first != os.getpid()
+        assert jobs.run(raise_, Failed("wrong")).failure == "start: wrong"
+        assert (jobs.run(os.getpid).value == first) is same
+        last = jobs.run(os.getpid).value
+        os.kill(last, signal.SIGKILL)  # between two jobs: neither is to blame
+        jobs._process.join(60)
+        assert jobs.run(os.getpid).value not in (last, None)
+    assert jobs._process is None
+
+
+def slow_to_compile():
+    stage("compile")
+    time.sleep(3)
+    stage("launch")
+    return "done"
+
+
+def test_compiling_does_not_count():
+    with Worker(2) as jobs:
+        assert jobs.run(slow_to_compile).value == "done"
+
+
+@pytest.mark.parametrize("parent", [["-m", "cupy_flash"], ["-c", "from cupy_flash.__main__ import main; main()"]])
+def test_any_interpreter_can_be_the_parent(parent):
+    command = [sys.executable, *parent, *ON_EMULATOR, "--only", "S 1x1", "--skip", "S 1x129"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "] ok     values: float16, D 64, H 2, S 1x1 " in done.stdout and "1 checks passed" in done.stdout
+
+
+def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
+    mutate("attention/online_softmax.cuh", "row_sum[i] *= rescale[i];", "")
+    monkeypatch.setattr(check, "Worker", Here)
+    name = "values: float32, D 40, H 2/1, S 200x260, causal"
+    assert main([*ON_EMULATOR, "--only", name]) == 1
+    printed = capsys.readouterr()
+    assert f"FAILED {name}" in printed.out and " values: out: error " in printed.out
+    assert "; lse: error " in printed.out and "the budget is" in printed.out
+    assert printed.err == f"cupy_flash check: 1 of 1 checks failed: {name}\n"
+
+
+@pytest.mark.parametrize(
+    ("replacement", "stage_and_error"),
+    [
+        ("int n0 = no_such_name", "compile: attention_forward of simt/forward.cu: ToolchainError: "),
+        ("int n0 = (threadIdx.x ? 0 : (__syncthreads(), 0))", "fault: attention_forward of simt/forward.cu: Emulator"),
+    ],
+)
+def test_the_emulators_failures_name_stage_and_kernel(mutate, replacement, stage_and_error):
+    mutate("simt/forward.cu", "for (int n0 = 0;", f"for ({replacement};")
+    failure = attempt(check.perform, "emulator:sm_80", "smoke: simt float32").failure
+    assert failure.startswith(stage_and_error)
+    assert "run" not in vars(check._runtime("emulator:sm_80"))  # later checks launch as ever
+
+
+def test_a_launch_that_the_emulator_refuses(replan):
+    def too_much_shared_memory(problem, device, *tiles):
+        plan = check.plan_forward(problem, device)
+        return dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, shared_bytes=2**20))
+
+    with replan(plan_forward=too_much_shared_memory):
+        failure = attempt(check.perform, "emulator:sm_80", "smoke: simt float32").failure
+    assert failure.startswith("launch: attention_forward of simt/forward.cu: EmulatorError: launch in ")
+
+
+def one_launch():
+    launch = check.plan_forward(SMOKE["mma float16"].problem(), named("sm_80")).forward
+    check._ready("cuda", [launch])
+    with check._one_by_one("cuda"):
+        check._runtime("cuda").run(launch, None, {})
+
+
+@pytest.mark.parametrize("broken", ["compile", "load", "launch", "synchronize"])
+def test_a_gpus_failures_name_stage_and_kernel(gpu, broken):
+    assert attempt(one_launch).failure == ""
+    gpu.broken = broken
+    in_stage = "fault" if broken == "synchronize" else broken
+    assert attempt(one_launch).failure == f"{in_stage}: attention_forward of mma/forward.cu: RuntimeError: so it is"
+    assert gpu.launched == ["attention_forward"] * (2 if broken == "synchronize" else 1)
+
+
+def test_a_process_goes_on_while_its_device_answers(gpu):
+    assert check.survives("cuda") and check.survives("emulator:sm_80")
+    gpu.broken = "synchronize"
+    assert not check.survives("cuda")
+    assert check.survives("emulator:sm_80")
+
+
+def test_an_unknown_check_is_refused():
+    assert attempt(check.perform, "emulator:sm_80", "no such").failure == "start: KeyError: 'no such'"
+
+
+def test_kernels_are_compiled_ahead(gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(check, "compile_ahead", lambda kernels, arch: asked.append((kernels, arch)))
+    check.compile_for("cuda", ["smoke: mma float16", "values: float16, D 64, H 2, S 0x5"])
+    ((kernels, arch),) = asked
+    assert arch == "sm_80"
+    assert {kernel.entry for kernel in kernels} >= {"attention_forward", "attention_delta", "attention_dkdv"}
 
 
 def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, capsys):
@@ -89,24 +291,19 @@ def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, ca
     assert capsys.readouterr().err.endswith("simt/forward.cu -arch=sm_80: no\n")
 
 
-def test_a_lost_device_ends_the_checks(cupy, capsys):
-    def lose():
-        cupy.lost = True
-        raise RuntimeError("an illegal memory access")
-
-    failed = check._run_all([check.Check("a", lose), check.Check("b", lambda: "fine")], on_gpu=True)
-    assert failed == ["a", "b"]
-    assert "not run: the device is lost" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--backend", "cpu"], "--backend is 'cpu'"),
         (["--backend", "emulator:sm_1"], "architecture is 'sm_1'"),
-        (["--backend", "emulator", "--only", "nothing like this"], "no check has that in its name"),
+        ([*ON_EMULATOR[1:], "--only", "nothing like this"], "no check is left: --only is 'nothing like this'"),
+        (
+            [*ON_EMULATOR[1:], "--only", "merge", "--skip", "keys"],
+            "no check is left: --only is 'merge', --skip is ['keys']",
+        ),
+        ([*ON_EMULATOR[1:], "--limit", "0"], "--limit is 0: expected seconds, more than 0"),
         (["--golden", "/missing/file.npz"], "/missing is not a directory"),
-        (["--backend", "emulator", "--golden", "file.npz"], "expected --backend cuda"),
+        ([*ON_EMULATOR[1:], "--golden", str(GOLDEN)], "is for what a GPU answers"),
     ],
 )
 def test_malformed_checks_are_named(arguments, message, capsys):
@@ -114,29 +311,54 @@ def test_malformed_checks_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_primitives_are_recorded_and_compared(monkeypatch, tmp_path, capsys):
+def test_the_emulator_answers_the_primitives(tmp_path, capsys):
+    file = tmp_path / "golden.npz"
+    chosen = ["check", "--backend", "emulator:sm_90", "--only", "primitive: v"]
+    assert main([*chosen, "--golden", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "[  1/1] ok     primitive: vote" in printed and f"primitives recorded in {file}" in printed
+    with np.load(file) as golden:
+        summary = json.loads(str(golden["summary"]))
+    assert summary["device"] == {"name": "emulator:sm_90a", "compute_capability": 90}
+    assert summary["outcomes"] == {"vote": {"status": "passed", "message": ""}}
+    before = set(GOLDEN.parent.iterdir())
+    assert main(chosen) == 0
+    assert "recorded" not in capsys.readouterr().out and set(GOLDEN.parent.iterdir()) == before
+
+
+def test_primitives_are_those_that_the_backend_has():
+    record = check._recorder(None, on_gpu=True)
+    on_gpu, emulated = (check._primitives(record, name, 90) for name in ("cuda", "emulator:sm_90a"))
+    assert on_gpu == list(record.ALL)
+    assert emulated == [name for name in on_gpu if record.ALL[name] in record.PRIMITIVES] != on_gpu
+
+
+def test_a_gpus_answers_are_recorded_where_there_are_none(monkeypatch, tmp_path, capsys):
     """By the checkout's recorder, which tests/emulator/test_golden.py tests."""
-    record = check._recorder(None)
+    record = check._recorder(None, on_gpu=True)
     asked = []
 
-    def answer(file, *, names, report):
-        asked.append(file)
-        outcomes = {name: record.Outcome("differs", "any\nis wrong") for name in names}
-        outcomes["widen"] = record.Outcome("passed")
-        for name, outcome in outcomes.items():
-            report(name, outcome)
-        return outcomes
+    def answer(file, *, names, report, timeout, device, run):
+        asked.append((file, timeout, device, run))
+        for name in names:
+            report(name, record.Outcome("passed") if name == "widen" else record.Outcome("differs", "any\nis wrong"))
 
     monkeypatch.setattr(record, "record", answer)
-    assert check._record(record, tmp_path / "golden.npz", ["vote", "widen"]) == ["primitive: vote"]
-    printed = capsys.readouterr().out
-    assert "FAILED primitive: vote" in printed and "ok     primitive: widen" in printed and "is wrong" not in printed
     monkeypatch.setattr(record, "FILE", tmp_path / "earlier.npz")
-    check._record(record, None, ["widen"])
+    report = check.Report(2)
+    check._record(record, "cuda", tmp_path / "golden.npz", ["vote", "widen"], 7.0, report)
+    assert report.failed == ["primitive: vote"]
+    printed = capsys.readouterr().out
+    assert "FAILED primitive: vote" in printed and "any | is wrong" in printed and "ok     primitive: widen" in printed
+    check._record(record, "cuda", None, ["widen"], 7.0, report)
     record.FILE.touch()
-    check._record(record, None, ["widen"])
-    assert asked == [tmp_path / "golden.npz", tmp_path / "earlier.npz", None]
+    check._record(record, "cuda", None, ["widen"], 7.0, report)
+    assert [file for file, *_ in asked] == [tmp_path / "golden.npz", tmp_path / "earlier.npz", None]
+    assert {tuple(rest) for _, *rest in asked} == {(7.0, None, record.run_on_gpu)}
+
+
+def test_a_wheel_has_no_primitives(monkeypatch, tmp_path):
     monkeypatch.setattr(check, "TESTS", tmp_path)
-    assert check._recorder(None) is None
+    assert check._recorder(None, on_gpu=True) is None
     with pytest.raises(UserError, match="checkout"):
-        check._recorder(tmp_path / "golden.npz")
+        check._recorder(tmp_path / "golden.npz", on_gpu=True)

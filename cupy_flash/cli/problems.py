@@ -88,6 +88,17 @@ class Problem:
         return AttentionProblem.from_arrays(q, k, v, **self.options)
 
 
+# One of each family and dtype, named by both.
+SMOKE = {
+    "mma float16": Problem("float16", sq=300, sk=300, causal=True),
+    "mma bfloat16": Problem("bfloat16", sq=300, sk=300, causal=True),
+    "simt float16": Problem("float16", sq=300, sk=300, d=512, causal=True),  # more columns than mma takes
+    "simt bfloat16": Problem("bfloat16", sq=300, sk=300, d=512, causal=True),
+    "simt float32": Problem("float32", sq=300, sk=300, causal=True),
+    "simt float64": Problem("float64", sq=300, sk=300, causal=True),
+}
+
+
 def problems() -> Iterator[Problem]:
     """What the kernels differ in, each value at least once with each half type or with the types it concerns."""
     for dtype in ("float16", "bfloat16"):

@@ -1,5 +1,6 @@
 """The primitives on hardware: the recorder, and what it recorded against the oracles and the emulator."""
 
+import functools
 import itertools
 import json
 import os
@@ -12,16 +13,16 @@ import pytest
 from conftest import require_gpu
 from cupy.cuda import nvrtc
 from emulator.both_paths import assert_same_bits, run_path
-from emulator.test_ptx_conformance import launch_arguments
 from golden import tensor_map
 from golden.hopper import HOPPER
 from golden.layouts import accumulator_places, operand_places, swizzled, tiles
 from golden.primitive import TensorMap, check
 from golden.primitives import PRIMITIVES
-from golden.record import ALL, FILE, SUMMARY, Device, available, judge, parameters, record
+from golden.record import ALL, FILE, SUMMARY, Device, available, judge, parameters, record, run_on_emulator
 from golden.wgmma import WGMMA
 
 from cupy_flash import source
+from cupy_flash.cli.worker import stage
 
 # ex2, lg2 and their like are approximate on a GPU: 2 ulp, and the float64 library's 1 to 2 ulp.
 APPROXIMATE = 4.0
@@ -65,7 +66,7 @@ def test_the_oracle_and_the_emulator_agree_with_recorded_hardware(primitive):
     assert_same_bits(inputs, primitive.inputs)
     check(primitive, recorded)
     if primitive in PRIMITIVES:
-        outputs = run_path("host", **launch_arguments(primitive, "sm_90a"))
+        outputs = run_on_emulator(primitive, "sm_90a")
         for name, value in recorded.items():
             tolerance = APPROXIMATE * primitive.rtol
             np.testing.assert_allclose(outputs[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
@@ -102,7 +103,7 @@ def test_the_assembler_remarks_on_registers_touched_too_early():
     touched = primitive.source.replace("  ptx::wgmma_commit();", "  d[0] += 1.0f;\n  ptx::wgmma_commit();")
     assert touched != primitive.source
     _, log = compile_with_log(source.flatten("primitive.cu", virtual={"primitive.cu": touched}), "sm_90a")
-    assert "wgmma" in re.search(COMPLAINTS + ".*", log)[0]
+    assert "gmma" in re.search(COMPLAINTS + ".*", log)[0].lower()
 
 
 @pytest.mark.parametrize("primitive", HOPPER, ids=lambda primitive: primitive.name)
@@ -282,8 +283,21 @@ def test_a_gpu_gets_what_it_has():
     assert names(90) - names(120) == {name for name in ALL if name.startswith(("wgmma", "setmaxnreg", "pipeline"))}
 
 
+def test_boxes_of_one_kind_have_a_primitive_of_their_own():
+    """What starts before the array, or lies outside it, can fault: it must not take the other answers along."""
+    for name, primitive in ALL.items():
+        if name.startswith("tma_"):
+            view = primitive.maps["map"]
+            starts, shape = primitive.inputs["at"], primitive.arrays[view.array].shape
+            assert bool((starts < 0).any()) == ("_before" in name), name
+            assert bool((starts >= shape).any()) == ("_outside" in name), name
+            assert bool((starts + view.box > shape).any()) or any(x in name for x in ("_inside", "_before")), name
+            assert not (starts[:, -1] * 2 % 16).any(), name
+
+
 def faulty(primitive):
     """Stands for a GPU on which some primitives go wrong, each in its own way."""
+    stage("launch")
     if primitive.name == "mbarrier":
         time.sleep(1000)
     if primitive.name == "elect":
@@ -299,13 +313,13 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     outcomes = record(file, names=names, timeout=5, device=H200, run=faulty, report=lambda name, _: seen.append(name))
     assert seen == names
     assert [outcomes[name].status for name in names] == ["differs", "failed", "failed", "failed", "passed"]
-    assert outcomes["mbarrier"].message == "no answer within 5 s"
-    assert outcomes["elect"].message == "its process ended with code 7"
-    assert outcomes["bulk"].message == "ValueError: no such luck"
+    assert outcomes["mbarrier"].message == "hang: no answer within 5 s (launch)"
+    assert outcomes["elect"].message == "crash: its process ended with code 7 (launch)"
+    assert outcomes["bulk"].message == "launch: ValueError: no such luck"
     with np.load(file) as golden:
         summary = json.loads(str(golden[SUMMARY]))
         assert summary["device"] == {"name": H200.name, "compute_capability": 90}
-        assert summary["outcomes"]["bulk"] == {"status": "failed", "message": "ValueError: no such luck"}
+        assert summary["outcomes"]["bulk"] == {"status": "failed", "message": "launch: ValueError: no such luck"}
         assert "bulk/y" not in golden
         np.testing.assert_array_equal(golden["bulk/in/x"], ALL["bulk"].inputs["x"])
         np.testing.assert_array_equal(golden["tma_load_2d/y"], expected_of(ALL["tma_load_2d"])["y"])
@@ -314,3 +328,13 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
 def test_unknown_primitives_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no primitive is called"):
         record(tmp_path / "golden.npz", names=["wgmma_f64"], device=H200)
+
+
+def test_the_emulator_answers_in_the_gpus_place(tmp_path):
+    arch, names = "sm_90a", ["vote", "ldmatrix"]
+    run = functools.partial(run_on_emulator, arch=arch)
+    outcomes = record(tmp_path / "golden.npz", names=names, device=Device(f"emulator:{arch}", 90), run=run)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(names, "passed")
+    with np.load(tmp_path / "golden.npz") as golden:
+        assert json.loads(str(golden[SUMMARY]))["device"]["name"] == "emulator:sm_90a"
+        np.testing.assert_array_equal(golden["vote/any"], expected_of(ALL["vote"])["any"])

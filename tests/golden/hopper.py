@@ -143,22 +143,51 @@ def _inside(start: np.ndarray, box: tuple[int, ...], shape: tuple[int, ...]) -> 
     return in_box, in_array
 
 
-# Array, box, swizzle, and where boxes start (dimensions in the array's order): whole boxes, boxes over every edge and
-# one outside. The innermost dimension of a swizzled box is at most as long as the swizzle.
-_TILES = {
-    "2d": ((37, 72), (16, 64), 128, [(0, 0), (8, 8), (-5, -8), (30, 24), (36, 71), (40, 0)]),
-    "3d": ((3, 37, 72), (2, 16, 64), 128, [(0, 0, 0), (1, 8, 8), (-1, -5, -8), (2, 30, 24), (3, 0, 0)]),
-    "4d": ((2, 3, 37, 72), (1, 2, 16, 64), 128, [(0, 0, 0, 0), (1, 1, 8, 8), (0, -1, -5, -8), (1, 2, 30, 24)]),
-    "2d_swizzle64": ((37, 40), (16, 32), 64, [(0, 0), (8, 8), (-5, -8), (30, 24)]),
-    "2d_dense": ((37, 40), (16, 24), 0, [(0, 0), (8, 8), (-5, -8), (30, 24)]),
+# Array, box, swizzle, and by the suffix of the name where boxes start (dimensions in the array's order). The innermost
+# dimension of a swizzled box is at most as long as the swizzle; innermost starts are multiples of 16 bytes. A start
+# that the hardware refuses ends its primitive, so each kind has one of its own: boxes inside and over the far edges,
+# boxes that start before the array, and boxes wholly outside, after one inside by which a store can be seen.
+_TILES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, dict[str, list[tuple[int, ...]]]]] = {
+    "2d": (
+        (37, 72),
+        (16, 64),
+        128,
+        {
+            "_inside": [(0, 0), (8, 8), (21, 8)],
+            "": [(0, 0), (8, 8), (30, 24), (36, 64)],
+            "_before_rows": [(-5, 8)],
+            "_before_columns": [(8, -8)],
+            "_before": [(-5, -8)],
+            "_outside_rows": [(8, 8), (40, 0)],
+            "_outside_columns": [(8, 8), (0, 72)],
+        },
+    ),
+    "3d": (
+        (3, 37, 72),
+        (2, 16, 64),
+        128,
+        {
+            "": [(0, 0, 0), (1, 8, 8), (2, 30, 24)],
+            "_before": [(-1, -5, -8)],
+            "_outside": [(1, 8, 8), (3, 0, 0)],
+        },
+    ),
+    "4d": (
+        (2, 3, 37, 72),
+        (1, 2, 16, 64),
+        128,
+        {"": [(0, 0, 0, 0), (1, 1, 8, 8), (1, 2, 30, 24)], "_before": [(0, -1, -5, -8)]},
+    ),
+    "2d_swizzle64": ((37, 40), (16, 32), 64, {"": [(0, 0), (8, 8), (30, 24)]}),
+    "2d_dense": ((37, 40), (16, 24), 0, {"": [(0, 0), (8, 8), (30, 24)], "_before": [(-5, -8)]}),
 }
 
 
-def _tma(case: str, store: bool) -> Primitive:
-    shape, box, swizzle, starts = _TILES[case]
-    name = f"tma_{'store' if store else 'load'}_{case}"
+def _tma(tile: str, suffix: str, store: bool) -> Primitive:
+    shape, box, swizzle, starts_of = _TILES[tile]
+    name = f"tma_{'store' if store else 'load'}_{tile}{suffix}"
     rng, rank, elements = rng_of(name), len(shape), int(np.prod(box))
-    starts = np.array(starts, np.int32)
+    starts = np.array(starts_of[suffix], np.int32)
     coordinates = ", ".join(f"params.at[{rank} * i + {j}]" for j in reversed(range(rank)))
     boxes = (len(starts), *box)
     load_body = f"""\
@@ -228,7 +257,7 @@ HOPPER = [
     _elect(),
     _setmaxnreg(),
     _bulk(),
-    *(_tma(case, store) for store in (False, True) for case in _TILES),
+    *(_tma(tile, suffix, store) for store in (False, True) for tile in _TILES for suffix in _TILES[tile][3]),
     *WGMMA,
     PIPELINE,
 ]

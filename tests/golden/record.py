@@ -8,33 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 if __name__ in ("__main__", "__mp_main__"):  # as under pytest: the package and the tests are importable
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from emulator.both_paths import cpp_of, run_path
 from golden import tensor_map
 from golden.hopper import HOPPER
 from golden.primitive import Arrays, Primitive, check
 from golden.primitives import PRIMITIVES
 
 from cupy_flash import source
+from cupy_flash.cli.worker import Worker, stage
 from cupy_flash.compile import CompiledKernel, CompileError, nvrtc_version, target_of, text_to_cubin
+from cupy_flash.emulator import current
+from cupy_flash.emulator.module import load
 
 FILE = Path(__file__).with_name("primitives.npz")
 ALL = {primitive.name: primitive for primitive in (*PRIMITIVES, *HOPPER)}
 SUMMARY = "summary"
-_START_SECONDS = 120.0  # for a process to import what it needs
-_STOP_SECONDS = 20.0  # for the driver to let go of a kernel that hangs
 
 Run = Callable[[Primitive], Arrays]
 
@@ -87,9 +86,13 @@ def run_on_gpu(primitive: Primitive) -> Arrays:
     """Run one primitive's kernel on the current device; its outputs."""
     import cupy
 
+    cupy.cuda.runtime.deviceSynchronize()  # makes the context, before the clock runs
+    stage("compile")
     kernel_file = compiled(primitive, current_device().compute_capability).path
+    stage("load")
     kernel = cupy.RawModule(path=str(kernel_file)).get_function("primitive")
     kernel.max_dynamic_shared_size_bytes = primitive.shared_bytes
+    stage("launch")
     memory = {name: cupy.asarray(array) for name, array in primitive.arrays.items()}
     maps = {}
     for name, view in primitive.maps.items():
@@ -97,68 +100,30 @@ def run_on_gpu(primitive: Primitive) -> Arrays:
         maps[name] = tensor_map.encode(view, array.data.ptr, array.shape, array.dtype)
     params = parameters(maps, {name: array.data.ptr for name, array in memory.items()})
     kernel((1,), (primitive.threads,), (params,), shared_mem=primitive.shared_bytes)
+    stage("fault")
     return {name: cupy.asnumpy(memory[name]) for name in primitive.outputs}
 
 
-def available(compute_capability: int) -> list[Primitive]:
+def run_on_emulator(primitive: Primitive, arch: str) -> Arrays:
+    """The same in the emulator; not for those of `HOPPER`."""
+    virtual = {"primitive.cu": primitive.source}
+    stage("compile")
+    load(cpp_of("host", "primitive.cu", virtual, arch), current().mode)
+    stage("fault")
+    return run_path(
+        "host", "primitive.cu", "primitive", primitive.arrays, list(primitive.outputs), virtual=virtual, arch=arch,
+        block=(primitive.threads,), shared_bytes=primitive.shared_bytes,
+    )  # fmt: skip
+
+
+def available(compute_capability: int, among: Iterable[Primitive] = ALL.values()) -> list[Primitive]:
     """The primitives that a device has."""
-    return [p for p in ALL.values() if p.min_arch <= compute_capability <= p.max_arch]
+    return [p for p in among if p.min_arch <= compute_capability <= p.max_arch]
 
 
-def _serve(connection: Connection, run: Run) -> None:
-    """Run primitives by name until the other end closes."""
-    connection.send("ready")
-    with contextlib.suppress(EOFError):
-        while True:
-            primitive = ALL[connection.recv()]
-            try:
-                connection.send((run(primitive), ""))
-            except Exception as error:
-                connection.send((None, f"{type(error).__name__}: {error}"))
-
-
-class Worker:
-    """A process that runs primitives, started again after every failure: a fault leaves its CUDA context unusable."""
-
-    def __init__(self, run: Run, timeout: float) -> None:
-        self._run, self._timeout = run, timeout
-        self._process: multiprocessing.process.BaseProcess | None = None
-
-    def __call__(self, name: str) -> tuple[Arrays | None, str]:
-        """Outputs, or None and what went wrong."""
-        try:
-            if self._process is None:
-                self._start()
-            self._connection.send(name)
-            outputs, message = self._receive(self._timeout)
-        except TimeoutError as error:
-            outputs, message = None, str(error)
-        except (EOFError, OSError):
-            self._process.join(self._timeout)
-            outputs, message = None, f"its process ended with code {self._process.exitcode}"
-        if outputs is None:
-            self.close()
-        return outputs, message
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._run), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._receive(_START_SECONDS)
-
-    def _receive(self, timeout: float) -> Any:
-        if not self._connection.poll(timeout):
-            raise TimeoutError(f"no answer within {timeout:g} s")
-        return self._connection.recv()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(_STOP_SECONDS)
-            self._connection.close()
-            self._process = None
+def _answer(run: Run, name: str) -> Arrays:
+    """A primitive's outputs, in the worker's process."""
+    return run(ALL[name])
 
 
 def judge(primitive: Primitive, outputs: Arrays | None, message: str) -> Outcome:
@@ -191,13 +156,13 @@ def record(
     names : iterable of str, optional
         Only these primitives.
     timeout : float
-        Seconds for one primitive, its compilation included.
+        Seconds for one stage of a primitive, its compilation apart.
     report : callable, optional
         Called with a primitive's name and its outcome as soon as there is one.
     device : Device, optional
         By default the one that CuPy uses.
     run : callable
-        Gives a primitive's outputs; called in another process.
+        Gives a primitive's outputs; called in another process, where it is found by its name.
 
     Returns
     -------
@@ -213,40 +178,40 @@ def record(
         raise ValueError(f"names: no primitive is called {sorted(wanted - ALL.keys())}; there are {sorted(ALL)}")
     device = device or current_device()
     chosen = [p for p in available(device.compute_capability) if p.name in wanted]
-    if run is run_on_gpu:
-        _compile_ahead(chosen, device.compute_capability)
     outcomes: dict[str, Outcome] = {}
     arrays: Arrays = {}
-    worker = Worker(run, timeout)
     try:
-        for primitive in chosen:
-            outputs, message = worker(primitive.name)
-            outcomes[primitive.name] = judge(primitive, outputs, message)
-            arrays |= {f"{primitive.name}/in/{name}": value for name, value in primitive.arrays.items()}
-            arrays |= {f"{primitive.name}/{name}": value for name, value in (outputs or {}).items()}
-            if report:
-                report(primitive.name, outcomes[primitive.name])
+        with Worker(timeout) as worker:
+            if run is run_on_gpu:
+                worker.run(_compile_ahead, [primitive.name for primitive in chosen], device.compute_capability)
+            for primitive in chosen:
+                outputs, message = worker.run(_answer, run, primitive.name)
+                outcomes[primitive.name] = judge(primitive, outputs, message)
+                arrays |= {f"{primitive.name}/in/{name}": value for name, value in primitive.arrays.items()}
+                arrays |= {f"{primitive.name}/{name}": value for name, value in (outputs or {}).items()}
+                if report:
+                    report(primitive.name, outcomes[primitive.name])
     finally:
-        worker.close()
-        summary = {
-            "device": asdict(device),
-            "nvrtc": ".".join(map(str, nvrtc_version())),
-            "outcomes": {name: asdict(outcome) for name, outcome in outcomes.items()},
-        }
         if file:
+            summary = {
+                "device": asdict(device),
+                "nvrtc": ".".join(map(str, nvrtc_version())) if run is run_on_gpu else None,
+                "outcomes": {name: asdict(outcome) for name, outcome in outcomes.items()},
+            }
             np.savez_compressed(file, **arrays, **{SUMMARY: np.array(json.dumps(summary))})
     return outcomes
 
 
-def _compile_ahead(primitives: list[Primitive], compute_capability: int) -> None:
+def _compile_ahead(names: Iterable[str], compute_capability: int) -> None:
     """Compile on all cores; who fails here will say so when it runs."""
+    stage("compile")
 
-    def attempt(primitive: Primitive) -> None:
+    def attempt(name: str) -> None:
         with contextlib.suppress(CompileError):
-            compiled(primitive, compute_capability)
+            compiled(ALL[name], compute_capability)
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(attempt, primitives))
+        list(pool.map(attempt, names))
 
 
 def _print(name: str, outcome: Outcome) -> None:
