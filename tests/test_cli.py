@@ -119,7 +119,7 @@ def test_user_errors_take_one_line(arguments, message, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["", "fly", "demo --dtype int8", "demo --seqlens 0", "compile", "compile --arch sm_1"]
+    "arguments", ["", "fly", "demo --dtype int8", "demo --seqlens 0", "compile --arch sm_1", "compile --for fun"]
 )
 def test_malformed_command_lines_show_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -35,6 +35,7 @@ from cupy_flash.cli import Unavailable, UserError
 from cupy_flash.cli.ahead import compile_ahead
 from cupy_flash.cli.problems import SMOKE, Problem, problems
 from cupy_flash.cli.worker import Failed, Worker, stage
+from cupy_flash.device import Device
 from cupy_flash.emulator.module import load
 from cupy_flash.launch import Tensors
 from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge
@@ -165,7 +166,7 @@ def compile_for(backend: str, names: list[str]) -> None:
     """Compile the kernels of many checks on all cores."""
     stage("compile")
     device, found = _runtime(backend).device, checks(backend)
-    launches = [launch for name in names for launch in _launches(backend, found[name].problem)]
+    launches = [launch for name in names for launch in _launches(device, found[name].problem)]
     compile_ahead({launch.kernel for launch in launches}, device.arch)
 
 
@@ -198,8 +199,13 @@ def _synchronize(backend: str) -> None:
         _runtime(backend).namespace.cuda.runtime.deviceSynchronize()
 
 
-def _launches(backend: str, p: Problem) -> list[Launch]:
-    problem, device = p.problem(), _runtime(backend).device
+def kernels(device: Device) -> set[Specialization]:
+    """What the checks on such a GPU launch."""
+    return {launch.kernel for check in checks("cuda").values() for launch in _launches(device, check.problem)}
+
+
+def _launches(device: Device, p: Problem) -> list[Launch]:
+    problem = p.problem()
     if not (problem.seqlen_q and problem.seqlen_k):
         return []
     return [*plan_forward(problem, device).launches, *plan_backward(problem, device, p.deterministic).launches]
@@ -259,7 +265,7 @@ def _values(backend: str, p: Problem) -> str:
     """Forward and backward within the error budget; tells the largest share of it that was used."""
     q, k, v, dout, dlse = _arrays(backend, p)
     options = p.options | {"backend": backend}
-    _ready(backend, _launches(backend, p))
+    _ready(backend, _launches(_runtime(backend).device, p))
     with _one_by_one(backend):
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
         grads = flash_attention_backward(dout, q, k, v, out, lse, dlse=dlse, deterministic=p.deterministic, **options)
@@ -296,7 +302,7 @@ def _repeats(backend: str, p: Problem) -> str:
         (out, lse), vjp = flash_attention_vjp(q, k, v, **options)
         return [x.view(np.uint8) for x in (out, lse, *vjp(dout, dlse))]
 
-    _ready(backend, _launches(backend, p))
+    _ready(backend, _launches(_runtime(backend).device, p))
     with _one_by_one(backend):
         first = bits()
     for i in range(1, count):
@@ -311,7 +317,7 @@ def _repeats(backend: str, p: Problem) -> str:
 def _merge(backend: str, p: Problem) -> str:
     q, k, v, *_ = _arrays(backend, p)
     cut = p.sk // 3
-    parts = [launch for sk in (cut, p.sk - cut) for launch in _launches(backend, replace(p, sk=sk))]
+    parts = [launch for sk in (cut, p.sk - cut) for launch in _launches(_runtime(backend).device, replace(p, sk=sk))]
     _ready(backend, [*parts, plan_merge(p.problem())])
     with _one_by_one(backend):
         (out_a, lse_a), (out_b, lse_b) = (
@@ -336,7 +342,7 @@ def _stream(backend: str, p: Problem) -> str:
     from cupy_flash.cli.bench.timing import spin
 
     q, k, v, *_ = _arrays(backend, p)
-    _ready(backend, _launches(backend, p))
+    _ready(backend, _launches(_runtime(backend).device, p))
     with _one_by_one(backend):
         expected = flash_attention(q, k, v)
     source = cupy.zeros_like(q)
@@ -363,7 +369,7 @@ def _graph(backend: str, p: Problem) -> str:
     import cupy
 
     q, k, v, dout, _ = _arrays(backend, p)
-    _ready(backend, _launches(backend, p))
+    _ready(backend, _launches(_runtime(backend).device, p))
 
     def step() -> tuple[Any, ...]:
         out, lse = flash_attention(q, k, v, causal=True, return_lse=True)

@@ -8,7 +8,7 @@ from cupy_flash.cli import UserError
 
 
 def progress(description: str, total: int) -> Any:
-    """A tqdm bar that disappears when done.
+    """A tqdm bar that disappears when done, and is not drawn where standard error is no terminal.
 
     Raises
     ------
@@ -20,4 +20,4 @@ def progress(description: str, total: int) -> Any:
     except ImportError:
         raise UserError('progress bars need tqdm: pip install "cupy-flash[demo]"') from None
     layout = "{desc} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}]"
-    return tqdm(desc=description, total=total, leave=False, bar_format=layout)
+    return tqdm(desc=description, total=total, leave=False, bar_format=layout, disable=None)

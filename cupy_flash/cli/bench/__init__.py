@@ -26,6 +26,8 @@ from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.bench.methods import Method, all_methods
 from cupy_flash.cli.bench.plot import plot
 from cupy_flash.cli.progress import progress
+from cupy_flash.device import Device
+from cupy_flash.specialization import Specialization
 
 ROOT = Path(__file__).parents[3]  # of a checkout
 QUICK_MINUTES = 4.5
@@ -102,6 +104,12 @@ def measure(
             print(written)
     except ImportError:
         print('no plots: they need matplotlib, pip install "cupy-flash[demo]"')
+
+
+def kernels(device: Device) -> set[Specialization]:
+    """What our calls of all cases launch."""
+    half = (case for dtype in ("float16", "bfloat16") for case in cases(dtype, quick=False))
+    return {launch.kernel for case in half for launch in runner.launches(case, device)}
 
 
 class _Progress:

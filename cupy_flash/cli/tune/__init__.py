@@ -22,6 +22,8 @@ from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
 from cupy_flash.cli.tune.space import candidates, specialization
 from cupy_flash.compile import find
+from cupy_flash.device import Device
+from cupy_flash.specialization import Specialization
 from cupy_flash.tiles import MmaTile
 
 HEAD_DIMS = (64, 128, 256)
@@ -57,11 +59,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out.absolute().parent} is not a directory")
     path = args.out or tuning.own_table(machine.device.arch)
     search = _Search(machine, args.backend, path, deadline)
-    full = {
-        Group(kernel, d, False): candidates(kernel, d, machine.device)[: args.most]
-        for d in args.head_dims
-        for kernel in args.kernels
-    }
+    groups = [Group(kernel, d, False) for d in args.head_dims for kernel in args.kernels]
+    full = {group: candidates(group.kernel, group.head_dim, machine.device)[: args.most] for group in groups}
     with machine.stream:
         search.try_all(full)
         search.try_all({group._replace(causal=True): search.finalists(group) for group in full})
@@ -69,7 +68,19 @@ def run(args: argparse.Namespace) -> None:
     print(path)
 
 
+def kernels(device: Device) -> set[Specialization]:
+    """What the search with the full mask, which comes first, compiles."""
+    groups = [Group(kernel, d, False) for d in HEAD_DIMS for kernel in tuning.KERNELS]
+    return {
+        specialization(*group, tile, device)
+        for group in groups
+        for tile in (None, *candidates(group.kernel, group.head_dim, device))
+    }
+
+
 class _Search:
+    """What was found so far, and the table that it is written to."""
+
     def __init__(self, machine: Machine, backend: str, path: Path, deadline: float) -> None:
         self.machine, self.backend, self.path, self.deadline = machine, backend, path, deadline
         self.trials: Trials = {}

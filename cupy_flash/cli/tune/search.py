@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cupy_flash import flash_attention_backward
@@ -11,8 +11,8 @@ from cupy_flash.cli.bench.cases import DECODE_HEADS, HIDDEN, TOKENS, Case
 from cupy_flash.cli.bench.machine import Machine
 from cupy_flash.cli.bench.methods import Bound, Flash
 from cupy_flash.cli.bench.verify import Expected
-from cupy_flash.device import Device
 from cupy_flash.cli.tune.space import specialization
+from cupy_flash.device import Device
 from cupy_flash.tiles import MmaKeyTile, MmaTile
 from cupy_flash.tuning import tiles
 
