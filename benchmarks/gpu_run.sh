@@ -93,10 +93,10 @@ for tool in memcheck racecheck synccheck; do
 done
 step ncu 90 ncu --clock-control none --set full --page raw --csv --kernel-name regex:attention \
   --log-file "$out/ncu.csv" "${workload[@]}" --seqlen "$profiled" --heads 16 --head-dim 128
-step ncu_table 10 "$python" benchmarks/ncu_table.py "$out/ncu.csv"
+[ ! -s "$out/ncu.csv" ] || step ncu_table 10 "$python" benchmarks/ncu_table.py "$out/ncu.csv"
 
-for table in bench ncu_table; do
-  grep '^|' "$out/$table.log" && echo
+for log in "$out/bench.log" "$out/ncu_table.log"; do
+  [ ! -f "$log" ] || { grep '^|' "$log" && echo; }
 done
 printf '%-10s %-18s %5s  %s\n' step outcome s "last line"
 while IFS=$'\t' read -r name status seconds said; do

@@ -44,7 +44,7 @@ def test_what_goes_wrong_costs_no_other_step(tmp_path):
     assert steps["smoke"][0] == "failed" and "smoke: mma float16" in steps["smoke"][2]
     assert steps["golden"][0].startswith("stopped after") and steps["golden"][2] == "recording"
     assert steps["check"][0] == "crashed, signal 11" and steps["check"][2] == "half way"
-    for name in ("compile", "bench", "pytest", "ncu_table"):
+    for name in ("compile", "bench", "pytest"):
         assert steps[name][0] == "ok" and steps[name][2].startswith("asked: "), steps[name]
     assert list(steps)[:4] == ["versions", "compile", "smoke", "golden"]
     # Each has its log, and one file holds them all.
@@ -70,7 +70,7 @@ def test_tools_that_are_missing_are_no_failure(tmp_path):
 def test_the_whole_has_an_end(tmp_path):
     done, steps = run(tmp_path, tmp_path / "out", seconds=3, interpreter="#!/usr/bin/env bash\nsleep 1000\n")
     assert done.returncode == 1
-    assert steps["pytest"][0] == "no time left" and steps["ncu_table"][0] == "no time left"
+    assert steps["pytest"][0] == "no time left" and steps["ncu"][0] == "no time left"
 
 
 def test_the_backend_reaches_every_step(tmp_path):
