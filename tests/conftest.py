@@ -8,7 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cupy_flash import backends, launch, source
+from cupy_flash import backends, launch, source, tuning
 from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
@@ -48,6 +48,15 @@ def to_gpu(x):
     host = np.frombuffer((ctypes.c_char * (low + nbytes - start)).from_address(start), np.uint8)
     memory = cupy.asarray(host)
     return cupy.ndarray(x.shape, x.dtype, memory.data + (x.ctypes.data - start), strides=x.strides)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nobodys_own_tiles(tmp_path_factory):
+    """Plans are the package's, whatever whoever runs the tests has tuned here."""
+    nothing = tmp_path_factory.mktemp("tiles") / "none.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "own_table", lambda arch: nothing)
+        yield
 
 
 @pytest.fixture(params=["cpu", "cpu-numpy", "emulator", GPU])

@@ -15,10 +15,12 @@ import pytest
 
 from cupy_flash.__main__ import main
 from cupy_flash.cli import UserError, ahead, check, worker
+from cupy_flash.cli.check import staged, suite
 from cupy_flash.cli.problems import LAYOUTS, SMOKE, problems
 from cupy_flash.cli.worker import Failed, Worker, attempt, stage
 from cupy_flash.compile import CompileError
 from cupy_flash.device import named
+from cupy_flash.plan import plan_backward, plan_forward
 from cupy_flash.problem import DTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -49,9 +51,10 @@ class Gpu:
         self.broken, self.launched = None, []
         runtime = types.SimpleNamespace(getDevice=lambda: 0, deviceSynchronize=lambda: self.may_fail("synchronize"))
         self.namespace = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
-        monkeypatch.setattr(check, "_runtime", lambda backend: self)
-        monkeypatch.setattr(check.compile, "to_cubin", lambda kernel, arch: self.may_fail("compile"))
-        monkeypatch.setattr(check, "_kernel", lambda kernel, device_index: self.may_fail("load"))
+        for module in (staged, suite):
+            monkeypatch.setattr(module, "runtime_of", lambda backend: self)
+        monkeypatch.setattr(staged.compile, "to_cubin", lambda kernel, arch: self.may_fail("compile"))
+        monkeypatch.setattr(staged, "_kernel", lambda kernel, device_index: self.may_fail("load"))
 
     def may_fail(self, what):
         if what == self.broken:
@@ -93,10 +96,10 @@ def test_problems_reach_what_the_kernels_differ_in():
 
 
 def test_smoke_reaches_each_family_by_each_dtype():
-    assert list(check.checks("cuda"))[: len(SMOKE)] == [f"smoke: {name}" for name in SMOKE]
+    assert list(suite.checks("cuda"))[: len(SMOKE)] == [f"smoke: {name}" for name in SMOKE]
     for name, p in SMOKE.items():
-        launches = check.plan_forward(p.problem(), named("sm_90a")).launches
-        launches += check.plan_backward(p.problem(), named("sm_90a"), p.deterministic).launches
+        launches = plan_forward(p.problem(), named("sm_90a")).launches
+        launches += plan_backward(p.problem(), named("sm_90a"), p.deterministic).launches
         families = {x.kernel.family for x in launches if x.kernel.entry in ("attention_forward", "attention_dkdv")}
         assert (families, p.dtype) == ({name.split()[0]}, name.split()[1])
         assert p.causal and 200 <= p.sq < 1000
@@ -104,8 +107,8 @@ def test_smoke_reaches_each_family_by_each_dtype():
 
 def test_every_check_has_a_group():
     groups = ["smoke", "values", "repeats", "merge"]
-    assert list(dict.fromkeys(name.partition(": ")[0] for name in check.checks("emulator:sm_80"))) == groups
-    found = check.checks("cuda")
+    assert list(dict.fromkeys(name.partition(": ")[0] for name in suite.checks("emulator:sm_80"))) == groups
+    found = suite.checks("cuda")
     assert list(dict.fromkeys(name.partition(": ")[0] for name in found)) == [*groups, "stream", "graph"]
     assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 1 + 3
 
@@ -231,26 +234,26 @@ def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
 )
 def test_the_emulators_failures_name_stage_and_kernel(mutate, replacement, stage_and_error):
     mutate("simt/forward.cu", "for (int n0 = 0;", f"for ({replacement};")
-    failure = attempt(check.perform, "emulator:sm_80", "smoke: simt float32").failure
+    failure = attempt(suite.perform, "emulator:sm_80", "smoke: simt float32").failure
     assert failure.startswith(stage_and_error)
-    assert "run" not in vars(check._runtime("emulator:sm_80"))  # later checks launch as ever
+    assert "run" not in vars(staged.runtime_of("emulator:sm_80"))  # later checks launch as ever
 
 
 def test_a_launch_that_the_emulator_refuses(replan):
     def too_much_shared_memory(problem, device, *tiles):
-        plan = check.plan_forward(problem, device)
+        plan = plan_forward(problem, device)
         return dataclasses.replace(plan, forward=dataclasses.replace(plan.forward, shared_bytes=2**20))
 
     with replan(plan_forward=too_much_shared_memory):
-        failure = attempt(check.perform, "emulator:sm_80", "smoke: simt float32").failure
+        failure = attempt(suite.perform, "emulator:sm_80", "smoke: simt float32").failure
     assert failure.startswith("launch: attention_forward of simt/forward.cu: EmulatorError: launch in ")
 
 
 def one_launch():
-    launch = check.plan_forward(SMOKE["mma float16"].problem(), named("sm_80")).forward
-    check._ready("cuda", [launch])
-    with check._one_by_one("cuda"):
-        check._runtime("cuda").run(launch, None, {})
+    launch = plan_forward(SMOKE["mma float16"].problem(), named("sm_80")).forward
+    staged.ready("cuda", [launch])
+    with staged.one_by_one("cuda"):
+        staged.runtime_of("cuda").run(launch, None, {})
 
 
 @pytest.mark.parametrize("broken", ["compile", "load", "launch", "synchronize"])
@@ -263,20 +266,20 @@ def test_a_gpus_failures_name_stage_and_kernel(gpu, broken):
 
 
 def test_a_process_goes_on_while_its_device_answers(gpu):
-    assert check.survives("cuda") and check.survives("emulator:sm_80")
+    assert suite.survives("cuda") and suite.survives("emulator:sm_80")
     gpu.broken = "synchronize"
-    assert not check.survives("cuda")
-    assert check.survives("emulator:sm_80")
+    assert not suite.survives("cuda")
+    assert suite.survives("emulator:sm_80")
 
 
 def test_an_unknown_check_is_refused():
-    assert attempt(check.perform, "emulator:sm_80", "no such").failure == "start: KeyError: 'no such'"
+    assert attempt(suite.perform, "emulator:sm_80", "no such").failure == "start: KeyError: 'no such'"
 
 
 def test_kernels_are_compiled_ahead(gpu, monkeypatch):
     asked = []
-    monkeypatch.setattr(check, "compile_ahead", lambda kernels, arch: asked.append((kernels, arch)))
-    check.compile_for("cuda", ["smoke: mma float16", "values: float16, D 64, H 2, S 0x5"])
+    monkeypatch.setattr(suite, "compile_ahead", lambda kernels, arch: asked.append((kernels, arch)))
+    suite.compile_for("cuda", ["smoke: mma float16", "values: float16, D 64, H 2, S 0x5"])
     ((kernels, arch),) = asked
     assert arch == "sm_80"
     assert {kernel.entry for kernel in kernels} >= {"attention_forward", "attention_delta", "attention_dkdv"}
