@@ -14,10 +14,13 @@ from conftest import require_gpu
 
 from cupy_flash import backends
 from cupy_flash.__main__ import COMMANDS, main
-from cupy_flash.cli import demo
+from cupy_flash.cli import bench, check, demo, tune
+from cupy_flash.cli import compile as compile_command
 from cupy_flash.cli.agreement import Agreement, largest_difference
 from cupy_flash.cli.measure import Case, measure_apart
 from cupy_flash.cli.text import embed, read_text
+from cupy_flash.compile import CompiledKernel
+from cupy_flash.device import named
 from cupy_flash.plan import core_specializations
 from cupy_flash.problem import DTYPES
 
@@ -173,6 +176,28 @@ def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
     for arch in ("sm_75", "sm_90a"):
         assert re.search(rf"^{arch}: 2 kernels, at most \d+ registers, no spills, ", printed, flags=re.MULTILINE)
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
+
+
+def test_compile_takes_purposes_and_names_what_spills(monkeypatch, tmp_path, capsys):
+    target, compiled = named("sm_90a"), []
+
+    def compile_all(kernels, arch, done):
+        for i, kernel in enumerate(kernels):
+            compiled.append(kernel)
+            done(kernel, CompiledKernel(tmp_path, 255, 0, 0 if i else 64))
+
+    monkeypatch.setattr(compile_command, "compile_all", compile_all)
+    monkeypatch.setattr(compile_command, "nvrtc_version", lambda: (13, 0))
+    assert main(["compile", "--arch", "sm_90a", "--for", "check", "bench"]) == 0
+    assert set(compiled) == check.kernels(target) | bench.kernels(target) and len(set(compiled)) == len(compiled)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == f"spills 64 bytes, 255 registers: {compiled[0]}"
+    assert printed[2].startswith(
+        f"sm_90a: {len(compiled)} kernels, at most 255 registers, 1 spill (at most 64 bytes), "
+    )
+    compiled.clear()
+    assert main(["compile", "--arch", "sm_90a", "--for", "tune"]) == 0
+    assert set(compiled) == tune.kernels(target)
 
 
 def test_the_module_runs_as_a_script():

@@ -2,6 +2,9 @@
 // 9.7.9, cp.async.bulk.tensor, cp.async.bulk, cp.reduce.async.bulk, prefetch.tensormap (sm_90).
 // x0 is the coordinate of the box's first element along the innermost dimension; coordinates may be negative or
 // beyond the tensor. A load writes zeros for elements outside it and counts their bytes; a store drops them.
+// Seen on an H200: loads at negative starts answer so. It refused, as an illegal instruction, a series of loads in
+// which one x0 was no multiple of 16 bytes and one box lay wholly outside along x1, and each series of stores, all
+// with a negative start; tests/golden/hopper.py has a primitive for each kind, which will tell them apart.
 // In shared memory a box lies densely, innermost dimension first, 128-byte aligned. With 128-byte swizzle its rows
 // are 128 bytes and 16-byte chunk c of row r lies in place c ^ r % 8: bits 4-6 of the address ^= bits 7-9, so the
 // tile starts at a multiple of 1024.
