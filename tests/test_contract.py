@@ -336,6 +336,13 @@ def test_arrays_that_are_not_numpy_come_in_by_dlpack():
     np.testing.assert_array_equal(out, flash_attention(x, x, x))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sk", [28, 150, 400])
+def test_a_rounded_log_sum_exp_is_in_the_budget(on, dtype, sk):
+    """Equal scores: the rounding of log(sk) goes into every probability of the backward in the same direction."""
+    check(Case(dtype=dtype, sq=28, sk=sk, d=64, scale=0.0, seed=1), on)
+
+
 def test_the_budget_rejects_a_wrong_result():
     q, k, v, dout, _ = Case(dtype="bfloat16").arrays()
     exact = attention(q, k, v, dout=dout).out

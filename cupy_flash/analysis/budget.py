@@ -17,7 +17,8 @@ def magnitudes(
     """For each result, the sum of the absolute values of its terms, at its largest element.
 
     One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
-    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor.
+    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. The
+    gradients make p = exp(s - lse) from an lse that was rounded itself, which moves it by eps times abs(lse) more.
     """
     group = q.shape[-3] // k.shape[-3]
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
@@ -26,21 +27,24 @@ def magnitudes(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
     s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
-    p = np.exp(s - s.max(-1, keepdims=True, initial=-1e300))
-    p /= np.maximum(p.sum(-1, keepdims=True), 1)
+    highest = s.max(-1, keepdims=True, initial=-1e300)
+    p = np.exp(s - highest)
+    total = np.maximum(p.sum(-1, keepdims=True), 1)
+    p /= total
+    lse = np.where(seen.any(-1, keepdims=True), highest + np.log(total), 0)
     q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
     dp = dout @ v.swapaxes(-1, -2)
     ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
-    factor = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
+    rounded_scores = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
+    rounded_both = rounded_scores + _largest(np.abs(lse))
     shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
-    terms = {
-        "out": p @ v,
-        "lse": np.ones(1),
-        "dq": ds @ k,
-        "dk": shared * ds.swapaxes(-1, -2) @ q,
-        "dv": shared * p.swapaxes(-1, -2) @ dout,
+    return {
+        "out": rounded_scores * _largest(p @ v),
+        "lse": rounded_scores,
+        "dq": rounded_both * _largest(ds @ k),
+        "dk": rounded_both * shared * _largest(ds.swapaxes(-1, -2) @ q),
+        "dv": rounded_both * shared * _largest(p.swapaxes(-1, -2) @ dout),
     }
-    return {name: factor * _largest(x) for name, x in terms.items()}
 
 
 def _largest(x: Array) -> float:
