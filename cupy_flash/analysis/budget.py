@@ -14,12 +14,15 @@ Array = np.ndarray
 def magnitudes(
     q: Array, k: Array, v: Array, dout: Array, dlse: Array | None, *, causal: bool, q_offset: Any, scale: Any
 ) -> dict[str, float]:
-    """For each result, the sum of the absolute values of its terms, at its largest element.
+    """For each result, the sum of the absolute values of its terms, at its largest element; `spent` has it times eps.
 
     One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
     rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. The
-    gradients make p = exp(s - lse) from an lse that was rounded itself, which moves it by eps times abs(lse) more.
+    terms of lse are the largest score and the logarithm of a sum, both rounded; the gradients make p = exp(s - lse).
+    They also take sum(dout * out) from an out that was rounded in the type of the inputs. Its elements' roundings are
+    independent of each other, so that their errors add up as the root of the sum of squares.
     """
+    storage_eps, sum_eps = _eps(q.dtype)
     group = q.shape[-3] // k.shape[-3]
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
@@ -27,24 +30,31 @@ def magnitudes(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
     s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
-    highest = s.max(-1, keepdims=True, initial=-1e300)
+    highest = np.where(seen.any(-1, keepdims=True), s.max(-1, keepdims=True, initial=-np.inf), 0)
     p = np.exp(s - highest)
     total = np.maximum(p.sum(-1, keepdims=True), 1)
     p /= total
-    lse = np.where(seen.any(-1, keepdims=True), highest + np.log(total), 0)
+    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
+    delta = abs(scale) * storage_eps / sum_eps * np.linalg.norm(dout * (p @ v), axis=-1, keepdims=True)
+    dq_by_delta = delta * np.abs(p @ k)
+    dk_by_delta = np.sqrt(shared * ((p * delta) ** 2).swapaxes(-1, -2) @ q**2)
     q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
     dp = dout @ v.swapaxes(-1, -2)
     ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
     rounded_scores = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
-    rounded_both = rounded_scores + _largest(np.abs(lse))
-    shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
+    rounded_lse = rounded_scores + _largest(np.abs(highest) + np.log(total))
     return {
         "out": rounded_scores * _largest(p @ v),
-        "lse": rounded_scores,
-        "dq": rounded_both * _largest(ds @ k),
-        "dk": rounded_both * shared * _largest(ds.swapaxes(-1, -2) @ q),
-        "dv": rounded_both * shared * _largest(p.swapaxes(-1, -2) @ dout),
+        "lse": rounded_lse,
+        "dq": _largest(rounded_lse * ds @ k + dq_by_delta),
+        "dk": _largest(rounded_lse * shared * ds.swapaxes(-1, -2) @ q + dk_by_delta),
+        "dv": rounded_lse * shared * _largest(p.swapaxes(-1, -2) @ dout),
     }
+
+
+def _eps(dtype: Any) -> tuple[float, float]:
+    """Of the type that results are stored in and of the one that they are summed in."""
+    return float(ml_dtypes.finfo(dtype).eps), float(np.finfo(np.result_type(dtype, np.float32)).eps)
 
 
 def _largest(x: Array) -> float:
@@ -59,7 +69,7 @@ def spent(x: Array, naive: Array, exact: Array, size: float = 1.0) -> tuple[floa
     """
     if x.shape != exact.shape:
         return math.inf, 0.0
-    storage_eps, sum_eps = float(ml_dtypes.finfo(x.dtype).eps), np.finfo(np.result_type(x.dtype, np.float32)).eps
+    storage_eps, sum_eps = _eps(x.dtype)
     x, naive, exact = (np.asarray(a).astype(np.float64) for a in (x, naive, exact))
     if not np.array_equal(np.isneginf(x), np.isneginf(exact)):
         return math.inf, 0.0
