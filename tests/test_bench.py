@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import workload
 
-from cupy_flash import attention_reference, attention_reference_backward
+from cupy_flash import attention_reference, attention_reference_backward, backends
 from cupy_flash.__main__ import main
 from cupy_flash.cli import UserError, ahead, bench
 from cupy_flash.cli.bench import book as books
@@ -294,8 +294,8 @@ class Numbered(methods.Method):
 @pytest.fixture
 def command(cupy, monkeypatch, tmp_path):
     """`bench` on small cases with given methods; returns the exit status."""
-    get, gpu = machine.backends.get, types.SimpleNamespace(device=named("sm_80"), status=str)
-    monkeypatch.setattr(machine.backends, "get", lambda name: gpu if name == "cuda" else get(name))
+    get, gpu = backends.get, types.SimpleNamespace(device=named("sm_80"), status=str)
+    monkeypatch.setattr(backends, "get", lambda name: gpu if name == "cuda" else get(name))
     monkeypatch.setattr(bench, "commit_of_sources", lambda: "abc")
     monkeypatch.setattr(bench, "cases", lambda dtype, quick: SMALL)
 

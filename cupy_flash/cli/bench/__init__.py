@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cupy_flash import __version__, source
 from cupy_flash.cli import UserError
+from cupy_flash.cli.arguments import add_backend, check_folder, check_measured
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
 from cupy_flash.cli.bench.cases import Case, cases
@@ -34,7 +35,7 @@ QUICK_MINUTES = 4.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="cuda", metavar="NAME", help="cuda (default), emulator or emulator:ARCH")
+    add_backend(parser)
     parser.add_argument("--quick", action="store_true", help=f"few cases, and {QUICK_MINUTES} minutes at most")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command later goes on")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
@@ -59,15 +60,13 @@ def run(args: argparse.Namespace) -> None:
     if args.readme:
         return _write_readme()
     machine = machine_of(args.backend)
-    if args.backend != "cuda" and not args.out:
-        raise UserError("emulated figures are no measurements and go to no default file: name one with --out")
+    check_measured(args.backend, args.out)
     started = time.monotonic()
     minutes = args.minutes if args.minutes is not None else QUICK_MINUTES if args.quick else math.inf
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     place = machine.place() | {"cupy_flash": __version__, "commit": commit_of_sources()}
     path = args.out or _default_path(place["device"], today)
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path.absolute().parent} is not a directory")
+    check_folder(path)
     book = Book(path, place)
     fitted = dict.fromkeys(machine.fitted(case) for case in cases(args.dtype, args.quick))
     chosen = [case for case in fitted if args.only in str(case)]

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash import backends
-from cupy_flash.cli import Unavailable, UserError
 from cupy_flash.cli.ahead import compile_ahead
+from cupy_flash.cli.arguments import backend_of
 from cupy_flash.cli.bench.book import Row
 from cupy_flash.cli.bench.cases import Case, Numbers
 from cupy_flash.cli.bench.timing import EventTimer, OnceTimer, Timer
@@ -145,25 +144,8 @@ class Emulated(Machine):
 
 
 def machine_of(backend: str) -> Machine:
-    """The machine that a --backend names.
-
-    Raises
-    ------
-    Unavailable
-        If it cannot run here.
-    UserError
-        If it is neither a GPU nor an emulated one.
-    """
-    if backend != "cuda" and backend.partition(":")[0] != "emulator":
-        raise UserError(f"--backend is {backend!r}: expected cuda, emulator or emulator:ARCH")
-    try:
-        found: Any = backends.get(backend)
-        found.status()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except RuntimeError as error:
-        raise Unavailable(str(error)) from None
-    return (Gpu if backend == "cuda" else Emulated)(found.device)
+    """The machine that a --backend names; errors as `backend_of`."""
+    return (Gpu if backend == "cuda" else Emulated)(backend_of(backend).device)
 
 
 def _driver() -> str | None:

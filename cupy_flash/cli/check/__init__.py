@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cupy_flash import backends
-from cupy_flash.cli import Unavailable, UserError
+from cupy_flash.cli import UserError
+from cupy_flash.cli.arguments import add_backend, backend_of, check_folder
 from cupy_flash.cli.check.staged import runtime_of
 from cupy_flash.cli.check.suite import checks, compile_for, kernels, perform, survives
 from cupy_flash.cli.worker import Worker
@@ -25,7 +25,7 @@ GPU_LIMIT, EMULATED_LIMIT = 10.0, 120.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="cuda", metavar="NAME", help="cuda (default), emulator or emulator:ARCH")
+    add_backend(parser)
     parser.add_argument("--only", default="", metavar="TEXT", help="only checks whose name contains this")
     parser.add_argument(
         "--skip", action="append", default=[], metavar="TEXT", help="no checks whose name contains this; repeatable"
@@ -55,19 +55,12 @@ def run(args: argparse.Namespace) -> None:
     UserError
         If a check fails, or none has such a name.
     """
-    if args.backend.partition(":")[0] not in ("cuda", "emulator"):
-        raise UserError(f"--backend is {args.backend!r}: expected cuda, emulator or emulator:ARCH")
-    if args.golden and not args.golden.absolute().parent.is_dir():
-        raise UserError(f"{args.golden.absolute().parent} is not a directory")
+    if args.golden:
+        check_folder(args.golden)
     if args.limit is not None and not args.limit > 0:
         raise UserError(f"--limit is {args.limit:g}: expected seconds, more than 0")
-    try:
-        runtime: Any = backends.get(args.backend)
-        print(f"{args.backend}: {runtime.status()}", flush=True)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except RuntimeError as error:
-        raise Unavailable(str(error)) from None
+    runtime = backend_of(args.backend)
+    print(f"{args.backend}: {runtime.status()}", flush=True)
     on_gpu = args.backend == "cuda"
     backend = args.backend if on_gpu else f"emulator:{runtime.device.arch}"
     limit = args.limit or (GPU_LIMIT if on_gpu else EMULATED_LIMIT)

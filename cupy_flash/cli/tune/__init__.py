@@ -17,6 +17,7 @@ from pathlib import Path
 from cupy_flash import __version__, tuning
 from cupy_flash.cli import UserError
 from cupy_flash.cli.ahead import compile_ahead
+from cupy_flash.cli.arguments import add_backend, check_folder, check_measured
 from cupy_flash.cli.bench import commit_of_sources
 from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
@@ -33,7 +34,7 @@ Trials = dict[Group, list[Trial]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="cuda", metavar="NAME", help="cuda (default), emulator or emulator:ARCH")
+    add_backend(parser)
     parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS, choices=HEAD_DIMS)
     parser.add_argument("--kernels", nargs="+", default=tuning.KERNELS, choices=tuning.KERNELS)
     parser.add_argument("--most", type=int, metavar="N", help="try at most N tiles of a kernel beside the planner's")
@@ -53,10 +54,9 @@ def run(args: argparse.Namespace) -> None:
     """
     deadline = time.monotonic() + 60 * args.minutes
     machine = machine_of(args.backend)
-    if args.backend != "cuda" and not args.out:
-        raise UserError("emulated figures are no measurements and go to no default file: name one with --out")
-    if args.out and not args.out.absolute().parent.is_dir():
-        raise UserError(f"{args.out.absolute().parent} is not a directory")
+    check_measured(args.backend, args.out)
+    if args.out:
+        check_folder(args.out)
     path = args.out or tuning.own_table(machine.device.arch)
     search = _Search(machine, args.backend, path, deadline)
     groups = [Group(kernel, d, False) for d in args.head_dims for kernel in args.kernels]
