@@ -274,6 +274,8 @@ def test_a_wrong_tile_does_not_win(own, monkeypatch, tmp_path, capsys):
         (["--backend", "emulator"], "emulated figures are no measurements"),
         (["--backend", "cpu"], "--backend is 'cpu'"),
         (["--backend", "emulator", "--out", "/missing/table.json"], "/missing is not a directory"),
+        (["--most", "-1"], "--most is -1: expected 0 or more"),
+        (["--minutes", "nan"], "--minutes is nan: expected 0 or more"),
     ],
 )
 def test_malformed_searches_are_named(arguments, message, capsys):

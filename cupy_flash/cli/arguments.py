@@ -46,3 +46,9 @@ def check_measured(backend: str, out: Path | None) -> None:
     """Raise UserError where emulated figures would go to a file of measurements."""
     if backend != "cuda" and not out:
         raise UserError("emulated figures are no measurements and go to no default file: name one with --out")
+
+
+def check_minutes(minutes: float) -> None:
+    """Raise UserError where it is no time; nan would never be over."""
+    if not minutes >= 0:
+        raise UserError(f"--minutes is {minutes:g}: expected 0 or more")

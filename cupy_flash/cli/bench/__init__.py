@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cupy_flash import __version__, source
 from cupy_flash.cli import UserError
-from cupy_flash.cli.arguments import add_backend, check_folder, check_measured
+from cupy_flash.cli.arguments import add_backend, check_folder, check_measured, check_minutes
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
 from cupy_flash.cli.bench.cases import Case, cases
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.readme:
         return _write_readme()
+    if args.minutes is not None:
+        check_minutes(args.minutes)
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
     started = time.monotonic()

@@ -17,7 +17,7 @@ from pathlib import Path
 from cupy_flash import __version__, tuning
 from cupy_flash.cli import UserError
 from cupy_flash.cli.ahead import compile_ahead
-from cupy_flash.cli.arguments import add_backend, check_folder, check_measured
+from cupy_flash.cli.arguments import add_backend, check_folder, check_measured, check_minutes
 from cupy_flash.cli.bench import commit_of_sources
 from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> None:
     UserError
         If an argument is wrong, or a tile broke the device: then the table holds what was known before.
     """
+    if args.most is not None and args.most < 0:
+        raise UserError(f"--most is {args.most}: expected 0 or more")
+    check_minutes(args.minutes)
     deadline = time.monotonic() + 60 * args.minutes
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
