@@ -46,8 +46,8 @@ struct ForwardParams {
   Tensor out;  // [batch..., Hq, Sq, Dv]
   Tensor lse;  // [batch..., Hq, Sq, 1], accumulator type
   // Of all splits, one after the other, contiguous; unused (null) where there is one split.
-  Tensor partial_out;  // [splits, batch..., Hq, Sq, Dv], float
-  Tensor partial_lse;  // [splits, batch..., Hq, Sq, 1], float
+  Tensor partial_out;   // [splits, batch..., Hq, Sq, Dv], float
+  Tensor partial_rows;  // [splits, batch..., Hq, Sq, 2], float: row_max and row_sum of attention/online_softmax.cuh
 };
 
 struct BackwardParams {

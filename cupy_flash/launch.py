@@ -176,7 +176,7 @@ def _forward_parts(
             splits, accumulator = (plan.num_splits,), problem.accumulator
             scratch = (
                 Scratch("partial_out", splits + part.out_shape, accumulator, False),
-                Scratch("partial_lse", splits + part.lse_shape, accumulator, False),
+                Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
             )
         schedule = plan.num_splits, plan.packed_heads, plan.section_heads, 0
         return _part(FORWARD_PARAMS, part, schedule, plan.launches, parts, scratch, {})

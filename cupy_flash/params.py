@@ -31,7 +31,7 @@ SHAPE = np.dtype(
     ]
 )
 SCHEDULE = np.dtype([(name, np.int32) for name in ("num_splits", "packed_heads", "section_heads", "padding")])
-FORWARD_TENSORS = ("q", "k", "v", "out", "lse", "partial_out", "partial_lse")
+FORWARD_TENSORS = ("q", "k", "v", "out", "lse", "partial_out", "partial_rows")
 GRADIENT_TENSORS = ("dq", "dq_acc", "dk", "dv", "dk_acc", "dv_acc")
 BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", *GRADIENT_TENSORS)
 MERGE_TENSORS = ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")

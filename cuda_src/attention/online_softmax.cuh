@@ -5,11 +5,15 @@
 #include "ptx/math.cuh"
 #include "ptx/warp.cuh"
 
-template <class Accumulator, int kRows, int kLanes>
+// A row with maximum m has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m +
+// kHeadroom. That base is rounded is no error, for it is the same number in every p of the row; but the largest p is
+// then 2^(what was rounded off) rather than 1, and overflows where the scores are large enough. From 2^24 (2^53 in
+// double) on a row is "far": m is taken from its scores first, and its base is the exact product.
+template <class Accumulator, int kRows, int kLanes, int kHeadroom>
 struct OnlineSoftmax {
-  // The row's maximum in log2 units, rounded: equal in all lanes of a row. Were it multiplied again block by block, a
-  // multiply-add would make 2^(m_old - m) of an unchanged maximum other than 1, an error that grows with the keys.
-  Accumulator row_max[kRows];
+  static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53;
+
+  Accumulator row_max[kRows];  // of the scores before `multiplier`; equal in all lanes of a row
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
 
   __device__ OnlineSoftmax() {
@@ -20,44 +24,92 @@ struct OnlineSoftmax {
     }
   }
 
-  // s becomes p = 2^(multiplier * s - m) with the new row maximum m; rescale is 2^(m_old - m), owed to everything
-  // summed so far.
-  template <int kCols>
-  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator (&rescale)[kRows], Accumulator multiplier) {
+  // s becomes p with the new row maximum. rescale(i, factor): 2^(base_old - base) is owed to all that row i has summed.
+  template <int kCols, class Rescale>
+  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
+    Accumulator m[kRows], farthest = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      Accumulator m = s[i][0];
+      m[i] = s[i][0];
 #pragma unroll
-      for (int j = 1; j < kCols; ++j) m = max(m, s[i][j]);
+      for (int j = 1; j < kCols; ++j) m[i] = max(m[i], s[i][j]);
 #pragma unroll
       for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
-        m = max(m, ptx::shfl_xor(m, lane_mask));
+        m[i] = max(m[i], ptx::shfl_xor(m[i], lane_mask));
       }
-      m = max(row_max[i], m * multiplier);
-      // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
-      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
-      rescale[i] = ptx::ex2(row_max[i] - base);
-      row_max[i] = m;
-      row_sum[i] *= rescale[i];
+      m[i] = max(row_max[i], m[i]);
+      farthest = max(farthest, max(m[i], -row_max[i]));
+    }
+    // A warp with a far row takes a path of its own, and so does every warp for its first keys, where row_max is -inf.
+    const bool far = ptx::any(farthest * multiplier >= kFar);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      Accumulator base = base_of(m[i], multiplier);
+      Accumulator factor = ptx::ex2(rounded_base(row_max[i], multiplier) - base);
+      if (__builtin_expect(far, 0)) {
+        factor = change(row_max[i], m[i], multiplier);
+        if (is_far(m[i], multiplier)) {
+          base = kHeadroom;
+#pragma unroll
+          for (int j = 0; j < kCols; ++j) s[i][j] -= m[i];
+        }
+      }
+      row_max[i] = m[i];
+      rescale(i, factor);
+      Accumulator sum = 0;
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        s[i][j] = ptx::ex2(s[i][j] * multiplier - base);
-        row_sum[i] += s[i][j];
+        s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base));
+        sum += s[i][j];
       }
+      row_sum[i] = row_sum[i] * factor + sum;
     }
   }
 
-  // Reduce the sums; inverse[i] is 1 / row_sum (0 for a row that saw no key), lse[i] the natural log-sum-exp.
-  __device__ void finish(Accumulator (&inverse)[kRows], Accumulator (&lse)[kRows]) {
+  // What sums up to a row maximum of `from` are owed when it is `to`.
+  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
+    return ptx::ex2(rounded_base(from, multiplier) - base_of(to, multiplier) +
+                    (rounding(from, multiplier) - rounding(to, multiplier)));
+  }
+
+  // Let every lane of a row have its whole sum.
+  __device__ void finish() {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      Accumulator sum = row_sum[i];
 #pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) sum += ptx::shfl_xor(sum, lane_mask);
-      const bool empty = row_max[i] == -infinity<Accumulator>() && sum == 0;
-      inverse[i] = empty ? Accumulator(0) : 1 / sum;
-      lse[i] = empty ? -infinity<Accumulator>() : (row_max[i] + ptx::lg2(sum)) * static_cast<Accumulator>(kLn2);
+      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
     }
+  }
+
+  // 1 / sum, 0 for a row that saw no key: all of its p are 0, even where they were made of scores of -inf.
+  __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
+
+  // The natural log-sum-exp of a row; -inf if it saw no key.
+  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
+    const Accumulator log_sum = ptx::lg2(sum) + rounding(m, multiplier);
+    return sum == 0 ? -infinity<Accumulator>()
+                    : (rounded_base(m, multiplier) + log_sum) * static_cast<Accumulator>(kLn2);
+  }
+
+ private:
+  // -inf for a row that has seen no key yet.
+  __device__ static Accumulator rounded_base(Accumulator m, Accumulator multiplier) {
+    return fma(m, multiplier, static_cast<Accumulator>(kHeadroom));
+  }
+
+  // Of such a row 0: subtracting that from its scores gives p = 0, not NaN.
+  __device__ static Accumulator base_of(Accumulator m, Accumulator multiplier) {
+    const Accumulator base = rounded_base(m, multiplier);
+    return base == -infinity<Accumulator>() ? Accumulator(0) : base;
+  }
+
+  __device__ static bool is_far(Accumulator m, Accumulator multiplier) {
+    return fabs(m) * multiplier >= kFar && m != -infinity<Accumulator>();
+  }
+
+  // The exact base of a far row less the rounded one.
+  __device__ static Accumulator rounding(Accumulator m, Accumulator multiplier) {
+    return is_far(m, multiplier) ? fma(m, multiplier, -rounded_base(m, multiplier)) + kHeadroom : Accumulator(0);
   }
 };
 
@@ -65,4 +117,11 @@ struct OnlineSoftmax {
 template <class Accumulator>
 __device__ __forceinline__ Accumulator lse_to_log2(Accumulator lse) {
   return lse == -infinity<Accumulator>() ? infinity<Accumulator>() : lse * static_cast<Accumulator>(kLog2E);
+}
+
+// P = 2^x for the backward. Its x is a score less the log-sum-exp, both rounded: never above 0 but by their errors,
+// which with scores of millions are whole units.
+template <class Accumulator>
+__device__ __forceinline__ Accumulator probability(Accumulator x) {
+  return ptx::ex2(ptx::min_nan(x, Accumulator(0)));
 }

@@ -32,6 +32,8 @@ using KeyTile = Tile<kBlockN, kHeadDim>;
 using ValueTile = Tile<kBlockN, kHeadDimV>;
 using OutTile = Tile<kBlockM, kHeadDimV>;
 
+using Softmax = OnlineSoftmax<float, kRows, kQuad, kHeadroom<Element>>;
+
 union RingTile {
   KeyTile key;
   ValueTile value;
@@ -134,7 +136,7 @@ __device__ __forceinline__ void store_partial(const PackedMatrix<float>& gO, int
 }
 
 __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams& params,
-                                             const float (&acc_o)[kRows][kOutCols], const float (&lse)[kRows]) {
+                                             const float (&acc_o)[kRows][kOutCols], const Softmax& softmax) {
   const Shape& shape = params.shape;
   const Packing packing(params.schedule);
   // Found again: kept through the main loop, it would spill.
@@ -147,12 +149,19 @@ __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams&
   } else {
     store_out(tile, packed_matrix<Element>(params.out, shape, work, packing, shape.head_dim_v), m0, acc_o);
   }
-  const auto gLse = partial ? split_matrix(params.partial_lse, shape, work, packing, 1)
-                            : packed_matrix<float>(params.lse, shape, work, packing, 1);
+  const auto gRows = partial ? split_matrix(params.partial_rows, shape, work, packing, 2)
+                             : packed_matrix<float>(params.lse, shape, work, packing, 1);
+  const float multiplier = Score<float>(shape).multiplier;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
-    if (threadIdx.x % kQuad == 0 && gLse.holds(row, 0)) *gLse.at(row, 0) = lse[i];
+    if (threadIdx.x % kQuad != 0 || !gRows.holds(row, 0)) continue;
+    if (partial) {
+      *gRows.at(row, 0) = softmax.row_max[i];
+      *gRows.at(row, 1) = softmax.row_sum[i];
+    } else {
+      *gRows.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], multiplier);
+    }
   }
 }
 
@@ -183,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int warp_key_end = first_row < total_rows ? mask.key_end(packing.query(last_row)) : 0;
 
   const Score<float> score(shape);
-  OnlineSoftmax<float, kRows, kQuad> softmax;
+  Softmax softmax;
   float acc_o[kRows][kOutCols];
   set_zero(acc_o);
 
@@ -207,13 +216,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
     // P = exp(S - m); O is owed the same change of reference.
     score_tile(acc_s, score, mask, packing, first_row, block * kBlockN);
-    float rescale[kRows];
-    softmax.update(acc_s, rescale, score.multiplier);
+    softmax.update(acc_s, score.multiplier, [&](int i, float factor) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= rescale[i];
-    }
+      for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= factor;
+    });
 
     // O += P V  [kWarpRows, kHeadDimV]
     matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
@@ -221,12 +227,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving
 
-  float inverse[kRows], lse[kRows];
-  softmax.finish(inverse, lse);
+  softmax.finish();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
+    const float inverse = Softmax::inverse(softmax.row_sum[i]);
 #pragma unroll
-    for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= inverse[i];
+    for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= inverse;
   }
-  store_result(shared.out, params, acc_o, lse);
+  store_result(shared.out, params, acc_o, softmax);
 }

@@ -55,7 +55,7 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
     for (int j = 0; j < kScoreCols; ++j) {
       const int col = n0 + col_of<kAcross>(j, across);
       const float s = p[i][j];
-      p[i][j] = ptx::ex2(score.forward(s, row, col) * score.multiplier - lse);
+      p[i][j] = probability(fma(score.forward(s, row, col), score.multiplier, -lse));
       ds[i][j] = score.backward(p[i][j] * (ds[i][j] - delta), s, row, col);
     }
   }

@@ -1,4 +1,4 @@
-// Base-2 exponential and logarithm: one instruction in float32 (PTX ISA 9.7.3, ex2 / lg2: approximate to
+// Base-2 exponential and logarithm, and a minimum: one instruction in float32 (PTX ISA 9.7.3, ex2 / lg2: approximate to
 // about 2 ulp, subnormals flushed to zero), the full-precision library function in float64.
 #pragma once
 #include "platform.cuh"
@@ -20,5 +20,18 @@ __device__ __forceinline__ float lg2(float x) {
 }
 
 __device__ __forceinline__ double lg2(double x) { return log2(x); }
+
+// The smaller of two, NaN if x is: PTX ISA 9.7.3, min. One instruction from sm_80 on.
+__device__ __forceinline__ float min_nan(float x, float y) {
+#if __CUDA_ARCH__ >= 800
+  float smaller;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(x), "f"(y));
+  return smaller;
+#else
+  return y < x ? y : x;
+#endif
+}
+
+__device__ __forceinline__ double min_nan(double x, double y) { return y < x ? y : x; }
 
 }  // namespace ptx

@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       for (int slice = 0; slice < kSlices; ++slice) {
         if (slice * kSliceD < shape.head_dim_v) {
           reload_slice(shared.dout(), head.dout, m0, slice * kSliceD);
-          matmul_tn<kBlockM>(acc_dv[slice], shared.p, shared.dout());
+          add_part(acc_dv[slice], [&](auto& part) { matmul_tn<kBlockM>(part, shared.p, shared.dout()); });
         }
       }
 
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       for (int slice = 0; slice < kSlices; ++slice) {
         if (slice * kSliceD < shape.head_dim) {
           reload_slice(shared.q(), head.q, m0, slice * kSliceD);
-          matmul_tn<kBlockM>(acc_dk[slice], shared.p, shared.q());
+          add_part(acc_dk[slice], [&](auto& part) { matmul_tn<kBlockM>(part, shared.p, shared.q()); });
         }
       }
       if (kAtomicDq) add_to_dq(shared, head, m0, n0);

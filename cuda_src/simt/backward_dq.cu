@@ -21,11 +21,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
                                blockIdx.x / m_blocks % shape.num_heads_q, 0, key_end);
 
   const Score<Accumulator> score(shape);
-  Accumulator acc_dq[kSlices][kRows][kSliceCols];
+  Accumulator acc_dq[kSlices][kRows][kSliceCols], total_dq[kSlices][kRows][kSliceCols];
 #pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice) set_zero(acc_dq[slice]);
+  for (int slice = 0; slice < kSlices; ++slice) {
+    set_zero(acc_dq[slice]);
+    set_zero(total_dq[slice]);
+  }
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
+    if (kHasSpans && n0 % (kSpan * kBlockN) == 0) end_span(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
     recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
 
@@ -34,11 +38,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kSlices; ++slice) {
       if (slice * kSliceD < shape.head_dim) {
         reload_slice(shared.k(), head.k, n0, slice * kSliceD);
-        matmul_nn<kBlockN>(acc_dq[slice], shared.p, shared.k());
+        add_part(acc_dq[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.k()); });
       }
     }
   }
 
+  if (kHasSpans) end_span(acc_dq, total_dq);
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll

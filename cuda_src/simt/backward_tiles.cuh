@@ -81,7 +81,7 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
       const int col = n0 + col_of(j);
       const Accumulator s = p[i][j];
       const bool seen = inside && (whole || mask.sees(row, col));
-      p[i][j] = seen ? ptx::ex2(score.forward(s, row, col) * score.multiplier - lse) : Accumulator(0);
+      p[i][j] = seen ? probability(fma(score.forward(s, row, col), score.multiplier, -lse)) : Accumulator(0);
       ds[i][j] = seen ? score.backward(p[i][j] * (ds[i][j] - delta), s, row, col) : Accumulator(0);
     }
   }

@@ -28,6 +28,59 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
+using Out = Accumulator[kSlices][kRows][kSliceCols];
+using Softmax = OnlineSoftmax<Accumulator, kRows, kLanes, kHeadroom<Element>>;
+
+// The sums of all spans that have ended (simt/matmul.cuh), for row maxima of their own.
+struct Total {
+  Out out;
+  Accumulator row_sum[kRows], row_max[kRows];
+
+  __device__ Total() {
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) set_zero(out[slice]);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      row_sum[i] = 0;
+      row_max[i] = -infinity<Accumulator>();
+    }
+  }
+
+  // At the end of a span.
+  __device__ __forceinline__ void take(Out& acc_o, Softmax& softmax, Accumulator multiplier) {
+    follow(softmax, multiplier);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      row_sum[i] += softmax.row_sum[i];
+      softmax.row_sum[i] = 0;
+    }
+    end_span(out, acc_o);
+  }
+
+  // At the end of all.
+  __device__ __forceinline__ void give(Out& acc_o, Softmax& softmax, Accumulator multiplier) {
+    follow(softmax, multiplier);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) softmax.row_sum[i] += row_sum[i];
+    end_span(acc_o, out);
+  }
+
+ private:
+  __device__ __forceinline__ void follow(const Softmax& softmax, Accumulator multiplier) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const Accumulator factor = Softmax::change(row_max[i], softmax.row_max[i], multiplier);
+      row_max[i] = softmax.row_max[i];
+      row_sum[i] *= factor;
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+        for (int j = 0; j < kSliceCols; ++j) out[slice][i][j] *= factor;
+      }
+    }
+  }
+};
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_forward(const __grid_constant__ ForwardParams params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
@@ -49,10 +102,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
 
   const Score<Accumulator> score(shape);
-  OnlineSoftmax<Accumulator, kRows, kLanes> softmax;
-  Accumulator acc_o[kSlices][kRows][kSliceCols];
+  Softmax softmax;
+  Out acc_o;
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) set_zero(acc_o[slice]);
+  Total total;
 
   if (kQueryResident) {
 #pragma unroll
@@ -84,16 +138,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       }
     }
 
+    if (kHasSpans && n0 % (kSpan * kBlockN) == 0 && n0 > 0) total.take(acc_o, softmax, score.multiplier);
+
     // P = exp(S - m); O is owed the same change of reference.
     Accumulator rescale[kRows];
-    softmax.update(acc_s, rescale, score.multiplier);
+    softmax.update(acc_s, score.multiplier, [&](int i, Accumulator factor) { rescale[i] = factor; });
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int slice = 0; slice < kSlices; ++slice) {
-#pragma unroll
-        for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= rescale[i];
-      }
 #pragma unroll
       for (int j = 0; j < kCols; ++j) *shared.p.at(row_of<kRows>(i), col_of(j)) = acc_s[i][j];
     }
@@ -105,22 +156,32 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
         __syncthreads();  // K's, then the previous slice's, readers are done; P is written
         load_tile(shared.key, gV, n0, slice * kSliceD);
         __syncthreads();
-        matmul_nn<kBlockN>(acc_o[slice], shared.p, shared.key);
+        Accumulator block[kRows][kSliceCols];
+        set_zero(block);
+        matmul_nn<kBlockN>(block, shared.p, shared.key);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] = acc_o[slice][i][j] * rescale[i] + block[i][j];
+        }
       }
     }
   }
+  if (kHasSpans) total.give(acc_o, softmax, score.multiplier);
 
-  Accumulator inverse[kRows], lse[kRows];
-  softmax.finish(inverse, lse);
+  softmax.finish();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);
+    const Accumulator inverse = Softmax::inverse(softmax.row_sum[i]);
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
-      for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= inverse[i];
+      for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= inverse;
       store_row(gO, row, slice * kSliceD, acc_o[slice][i]);
     }
-    if (lane_of_row() == 0 && row < shape.seqlen_q) *gLse.at(row, 0) = lse[i];
+    if (lane_of_row() == 0 && row < shape.seqlen_q) {
+      *gLse.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.multiplier);
+    }
   }
 }

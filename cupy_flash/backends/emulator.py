@@ -17,7 +17,7 @@ from cupy_flash.toolchain import find_compiler
 
 # What each kernel writes; everything else it is given is read-only, and the emulator holds it to that.
 _WRITES = {
-    "attention_forward": {"out", "lse", "partial_out", "partial_lse"},
+    "attention_forward": {"out", "lse", "partial_out", "partial_rows"},
     "attention_combine": {"out", "lse"},
     "attention_merge": {"out", "lse"},
     "attention_delta": {"delta"},

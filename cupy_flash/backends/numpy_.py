@@ -6,10 +6,11 @@ Forward, one work item per (head, block of queries): for each tile of keys
 
 and at the end O / l and lse = m + log l. The reference m of a row is any number near its scores, not their
 maximum: it is 0 until a row sum of P leaves [SMALL, LARGE], so that most inputs need no pass over S for
-maxima and none to subtract them. Backward, one work item per (key head, block of keys): for each block of
+maxima and none to subtract them. Where O overflows, the block is computed again with an m that is HEADROOM above
+the maximum. Backward, one work item per (key head, block of keys): for each block of
 queries, with delta = rowsum(dO * O) - dlse,
 
-    P  = exp([scale * Q, -lse] [K, 1]^T)
+    P  = exp(min([scale * Q, -lse] [K, 1]^T, 0))
     dS = P * ([dO, -delta] [V, 1]^T)
     dV += P^T dO;  dK += dS^T (scale * Q);  dQ += dS K
 
@@ -33,6 +34,7 @@ from cupy_flash.problem import AttentionProblem
 QUERY_BLOCK = 256
 KEY_BLOCK = 512
 SMALL, LARGE = 2.0**-20, 2.0**20
+HEADROOM = 21.0  # exp(-21) times as many values as a row has keys at most, 2^29, is less than the largest of them
 
 Array = np.ndarray
 Index = tuple[int, ...]  # of a head: (*batch, head)
@@ -58,7 +60,9 @@ def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array,
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
 
 
-def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
+def _forward_block(
+    problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array, headroom: float = 0
+) -> None:
     """A block of queries, the first of which is `i0`, against all keys of its head that it sees."""
     n, dtype = len(q), problem.accumulator
     scale = dtype.type(problem.scale)
@@ -72,12 +76,18 @@ def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Ar
         tile = _Tile(problem, i0, j0)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p = tile.scores(q_scaled, k_tile)
-        _exp_less(p, m if shifted else None, tile_total)
+        if not headroom:
+            _exp_less(p, m if shifted else None, tile_total)
         # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
-        if not np.fmax.reduce(tile_total) <= LARGE or (j0 == 0 and not np.fmin.reduce(tile_total) >= SMALL):
+        if (
+            headroom
+            or not np.fmax.reduce(tile_total) <= LARGE
+            or (j0 == 0 and not np.fmin.reduce(tile_total) >= SMALL)
+        ):
             p = tile.scores(q_scaled, k_tile)
             m_old[:] = m
             p.max(axis=1, out=m)
+            m += headroom
             m[m == -np.inf] = 0
             if j0:
                 np.maximum(m, m_old, out=m)
@@ -90,6 +100,8 @@ def _forward_block(problem: AttentionProblem, i0: int, q: Array, k: Array, v: Ar
         total += tile_total
         o += tile.matmul(p, v_tile, out=o_tile)
 
+    if not headroom and not np.isfinite(o.sum()):  # p v may have overflowed before its division
+        return _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
     np.log(total, out=tile_total)
     np.add(m, tile_total, out=lse)
     total[total == 0] = 1  # all scores -inf
@@ -188,6 +200,7 @@ class _Backward:
                 np.negative(self.delta[head][i0:i1], out=doa[:, -1])
 
                 p = tile.scores(qa, ka[:w])
+                np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
                 np.exp(p, out=p)
                 dv[:w] += tile.matmul(p, doa[:, :-1], out=dv_tile[:w], transpose=True)
                 ds = np.matmul(doa, va[:w].T, out=_scratch("ds", p.shape, dtype))
