@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash.broadcast import sum_to_shape
+from cupy_flash.options import boolean
 from cupy_flash.problem import AttentionProblem, check_like
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -70,6 +71,7 @@ def attention_reference(
     >>> bool(abs(flash_attention(q, k, v, causal=True) - exact).max() < 1e-5)
     True
     """
+    return_lse = boolean("return_lse", return_lse)
     xp = _namespace(q=q, k=k, v=v)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
     math = _Arithmetic(xp, problem, compute_dtype)
