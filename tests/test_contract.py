@@ -70,6 +70,41 @@ def test_batch_of_zero_and_no_heads(on):
         assert all(g.shape == shape for g in on(flash_attention_backward, out, x, x, x, out, lse))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.25, -3.7])
+def test_scales_above_1(on, dtype, scale):
+    check(Case(dtype=dtype, heads_k=2, group=2, sq=40, sk=600, d=24, causal=True, scale=scale, magnitude=0.5), on)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_scale_that_q_alone_could_not_bear(on, dtype, sign):
+    """A feature that is huge in q and tiny in k (in float16, which has no such range, 0): the scores are of order 1."""
+    huge, tiny, scale = {
+        "float16": (6e4, 0.0, 1e35),
+        "bfloat16": (1e38, 1e-38, 4.0),
+        "float32": (1e38, 1e-38, 4.0),
+        "float64": (1e308, 1e-308, 4.0),
+    }[dtype]
+    q, k, v, dout, dlse = Case(dtype=dtype, sq=40, sk=600, d=16, causal=True).arrays()
+    q[..., 1:] *= 0 if tiny == 0 else 1 / 4
+    q[..., 0], k[..., 0] = huge, tiny * k[..., 0]
+    dout, dlse, options = dout / 16, dlse / 16, {"scale": sign * scale, "causal": True}
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, **options)
+    info = ml_dtypes.finfo(dtype)
+    for name, x, y in zip(
+        ("out", "lse", "dq", "dk", "dv"),
+        (out, lse, *grads),
+        attention(q, k, v, dout=dout, dlse=dlse, **options),
+        strict=True,
+    ):
+        if dtype == "float16" and name in ("dq", "dk"):  # scale * dS overflows float16
+            continue
+        bound = 64 * float(info.eps) * np.abs(y).max(axis=-2, keepdims=True) + float(info.tiny)  # of each feature
+        assert (np.abs(x.astype(np.float64) - y) <= bound).all(), name
+
+
 def test_two_dimensional_arrays(on):
     case = Case(sq=20, sk=30, d=16, causal=True)
     q, k, v, dout, dlse = (x[0] for x in case.arrays())
