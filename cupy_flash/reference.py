@@ -77,9 +77,9 @@ def attention_reference(
     math = _Arithmetic(xp, problem, compute_dtype)
     with np.errstate(all="ignore"):
         _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
-    shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
-    out = out.reshape(shape).astype(math.out_dtype)
-    return (out, lse.reshape(shape[:-1]).astype(math.lse_dtype)) if return_lse else out
+        shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
+        out, lse = out.reshape(shape).astype(math.out_dtype), lse.reshape(shape[:-1]).astype(math.lse_dtype)
+    return (out, lse) if return_lse else out
 
 
 def attention_reference_backward(

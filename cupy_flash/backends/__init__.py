@@ -24,7 +24,10 @@ class Backend(Protocol):
         """numpy or cupy: where the arrays live."""
 
     def placed(self, **arrays: Any) -> AbstractContextManager[Any]:
-        """A context in which new arrays are made where these are; a ValueError if they are not in one place."""
+        """A context in which new arrays are made where these are; a ValueError if they are not in one place.
+
+        NumPy's floating-point errors are off inside: inf and 0 are results, whatever the caller's `numpy.errstate`.
+        """
 
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""
