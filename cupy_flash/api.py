@@ -10,7 +10,7 @@ import numpy as np
 from cupy_flash import backends
 from cupy_flash.broadcast import sum_to_shape
 from cupy_flash.options import boolean
-from cupy_flash.problem import AttentionProblem, check_like
+from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -375,6 +375,8 @@ def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array)
 def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
     if not isinstance(out, xp.ndarray):
         raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
+    if isinstance(out, np.ndarray):
+        check_plain("out", out)
     check_like("out", out, shape, problem.storage)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: expected a writable array")

@@ -204,6 +204,14 @@ def _problem(
     )  # fmt: skip
 
 
+def check_plain(name: str, array: np.ndarray) -> None:
+    """Raise for the kinds of NumPy array that mean something else by their elements or by indexing."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
+    if isinstance(array, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, which stays 2-D whatever is done to it: expected a plain array")
+
+
 def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless `array` has exactly this shape and dtype."""
     _check_description(name, _describe(array), shape, dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cupy_flash.broadcast import sum_to_shape
 from cupy_flash.options import boolean
-from cupy_flash.problem import AttentionProblem, check_like
+from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -187,7 +187,11 @@ def _namespace(**arrays: Array) -> Any:
     """numpy or cupy: where all the arrays belong. A CuPy array exists only where cupy is already imported."""
     names = {}
     for name, x in arrays.items():
-        names[name] = "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+        if isinstance(x, np.ndarray):
+            check_plain(name, x)
+            names[name] = "numpy"
+        else:
+            names[name] = type(x).__module__.partition(".")[0]
         if names[name] not in ("numpy", "cupy"):
             raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
         if names[name] != names["q"]:

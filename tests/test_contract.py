@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import attention
 
-from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash import (
+    attention_reference,
+    attention_reference_backward,
+    flash_attention,
+    flash_attention_backward,
+    flash_attention_vjp,
+    merge_attention,
+)
 from cupy_flash.problem import DTYPES
 
 shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -352,6 +359,33 @@ def test_bad_backward_input_is_named(name, value, error):
     arguments = {"dout": x, "q": x, "k": x, "v": x, "out": x, "lse": ones(4), name: value}
     with pytest.raises(error, match=f"^{name} (has|is)"):
         flash_attention_backward(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize(("kind", "message"), [(np.ma.masked_array, "a masked array"), (np.matrix, "a numpy.matrix")])
+def test_arrays_that_are_not_plain_are_named(kind, message):
+    def merge(**arrays):
+        return merge_attention(*arrays.values())
+
+    x, lse = ones(4, 8), ones(4)
+    names = {"lse_a": lse, "lse_b": lse, "lse": lse, "dlse": lse}
+    calls = {
+        flash_attention: ("q", "k", "v", "out"),
+        flash_attention_vjp: ("q", "k", "v"),
+        flash_attention_backward: ("dout", "q", "k", "v", "out", "lse", "dlse"),
+        merge: ("out_a", "lse_a", "out_b", "lse_b"),
+        attention_reference: ("q", "k", "v"),
+        attention_reference_backward: ("dout", "q", "k", "v", "dlse"),
+    }
+    for call, arguments in calls.items():
+        good = {name: names.get(name, x) for name in arguments if call is not flash_attention or name != "out"}
+        call(**good)
+        for name in arguments:
+            with pytest.raises(TypeError, match=f"^{name} is {message}.*: .*expected a plain array"):
+                call(**{**good, name: kind(names.get(name, x))})
+    with pytest.raises(TypeError, match=f"^dout is {message}"):
+        flash_attention_vjp(x, x, x)[1](kind(x))
+    assert type(flash_attention(*[x.view(np.recarray)] * 3)) is np.ndarray
 
 
 def test_arrays_that_are_not_numpy_come_in_by_dlpack():

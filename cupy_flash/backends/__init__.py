@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cupy_flash.problem import AttentionProblem
+from cupy_flash.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
 
@@ -113,9 +113,8 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
 def _as_array(name: str, x: Any) -> Any:
     if type(x) is np.ndarray:
         return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
     if isinstance(x, np.ndarray):
+        check_plain(name, x)
         return x.view(np.ndarray)
     if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
         return x
