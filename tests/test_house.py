@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
     "reference": {"broadcast", "options", "problem"},
-    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.emulator"},
+    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
     "api": {"backends", "broadcast", "options", "problem"},
     "startup": {"backends.cupy_"},
 }

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cupy_flash.backends import dlpack
 from cupy_flash.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
@@ -133,11 +134,11 @@ def _from_dlpack(name: str, x: Any) -> Any:
     device = x.__dlpack_device__()[0]
     if device not in (_DL_CPU, *_DL_CUDA):
         raise TypeError(f"{name} is on a device of DLPack type {device}: expected the CPU or a CUDA device")
-    module = np if device == _DL_CPU else _cupy()
+    taker, take = ("NumPy", dlpack.from_dlpack) if device == _DL_CPU else ("CuPy", _cupy().from_dlpack)
     try:
-        return module.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise TypeError(f"{name} is a {type(x).__name__} that {module.__name__} cannot take: {error}") from error
+        return take(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} is a {type(x).__name__} that {taker} cannot take: {error}") from error
 
 
 def _cupy() -> Any:
