@@ -91,7 +91,7 @@ def _tier(arithmetic: str) -> Any:
 def _failure(arithmetic: str) -> str | None:
     """Why the compiled tier cannot run, None if it can. Anything but the lack of a compiler is warned of, once."""
     try:
-        native.library(native.isa(), arithmetic)
+        native.library(native.isa(arithmetic), arithmetic)
     except NoCompilerError as error:
         return str(error)
     except (ToolchainError, OSError) as error:
