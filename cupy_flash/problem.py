@@ -1,4 +1,4 @@
-"""The validated problem: the only place that raises for bad input."""
+"""The validated problem: with `options`, the only place that raises for bad input."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ class Backend(Protocol):
     def placed(self, **arrays: Any) -> AbstractContextManager[Any]:
         """A context in which new arrays are made where these are; a ValueError if they are not in one place.
 
-        NumPy's floating-point errors are off inside: inf and 0 are results, whatever the caller's `numpy.errstate`.
+        Where these are NumPy's, its floating-point errors are off inside: whatever the caller's `numpy.errstate`, inf
+        and 0 are results.
         """
 
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
