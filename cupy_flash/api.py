@@ -9,7 +9,8 @@ import numpy as np
 
 from cupy_flash import backends
 from cupy_flash.broadcast import sum_to_shape
-from cupy_flash.problem import AttentionProblem, check_like
+from cupy_flash.options import boolean
+from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -40,7 +41,8 @@ def flash_attention(
     causal : bool
         If true, query i sees key j only when ``j <= i + q_offset``.
     scale : float, optional
-        Factor on the scores, by default ``1 / sqrt(D)``.
+        Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
+        times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
     q_offset : int, optional
         Position of the first query among the keys, used when `causal`. By default ``Sk - Sq``: the last query
         sees the last key (bottom-right alignment). 0 aligns top-left.
@@ -89,6 +91,7 @@ def flash_attention(
     >>> out.shape, lse.shape
     ((2, 8, 128, 64), (2, 8, 128))
     """
+    return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
     result, lse = _forward(module, problem, q, k, v, out)
@@ -166,6 +169,7 @@ def flash_attention_backward(
     >>> dq.shape, dk.shape, dv.shape
     ((8, 128, 64), (8, 128, 64), (8, 128, 64))
     """
+    deterministic = boolean("deterministic", deterministic)
     cotangents = {"dout": dout, "out": out, "lse": lse} | ({} if dlse is None else {"dlse": dlse})
     module, (q, k, v, *rest) = backends.select(backend, q=q, k=k, v=v, **cotangents)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
@@ -216,6 +220,7 @@ def flash_attention_vjp(
     >>> dq.shape
     (8, 128, 64)
     """
+    deterministic, return_lse = boolean("deterministic", deterministic), boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
     out, lse = _forward(module, problem, q, k, v, None)
@@ -328,8 +333,6 @@ def _backward(
     deterministic: bool,
 ) -> tuple[Array, Array, Array]:
     xp = module.namespace
-    if not isinstance(deterministic, (bool, np.bool_)):
-        raise TypeError(f"deterministic is {deterministic!r}: expected True or False")
     shape = _out_shape(problem, q)
     check_like("dout", dout, shape, problem.storage)
     check_like("out", out, shape, problem.storage)
@@ -342,7 +345,7 @@ def _backward(
         q, k, v = _canonical(xp, problem, q, k, v)
         dout, out, lse = _with_head(dout), _with_head(out), _with_head(lse, shape)
         dlse = None if dlse is None else _with_head(dlse, shape)
-        grads = module.backward(problem, dout, q, k, v, out, lse, dlse, bool(deterministic))
+        grads = module.backward(problem, dout, q, k, v, out, lse, dlse, deterministic)
         dq, dk, dv = (
             grad if grad.shape == s else sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s)
             for grad, s in zip(grads, shapes, strict=True)
@@ -372,6 +375,8 @@ def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array)
 def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
     if not isinstance(out, xp.ndarray):
         raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
+    if isinstance(out, np.ndarray):
+        check_plain("out", out)
     check_like("out", out, shape, problem.storage)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: expected a writable array")

@@ -1,15 +1,16 @@
-"""The validated problem: the only place that raises for bad input."""
+"""The validated problem: with `options`, the only place that raises for bad input."""
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from cupy_flash.options import boolean, integer, real
 
 DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
@@ -19,6 +20,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
+LOG2_E = 1.0 / math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class AttentionProblem:
     q_offset : int
         Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
     scale : float
-        Factor on ``q @ k.T``.
+        Factor on ``q @ k.T``; times log2(e) it is finite in the accumulator's dtype.
     """
 
     dtype: str
@@ -78,9 +80,12 @@ class AttentionProblem:
             If the shapes do not fit together or an option is out of range.
         """
         # What was found right once is right again: a repeated call costs a look-up.
-        described = (_describe(q), _describe(k), _describe(v))
-        hashable = all(x.__hash__ is not None for x in (causal, scale, q_offset))
-        problem = (_problem if hashable else _problem.__wrapped__)(*described, causal, scale, q_offset)
+        problem = _problem(
+            _describe(q), _describe(k), _describe(v),
+            boolean("causal", causal),
+            None if scale is None else real("scale", scale),
+            None if q_offset is None else integer("q_offset", q_offset),
+        )  # fmt: skip
         for name, x in (("q", q), ("k", k), ("v", v)):
             _check_aligned(name, x)
         return problem
@@ -163,8 +168,10 @@ def _describe(array: Any) -> _Described:
     return _Described(array.dtype, array.shape, array.strides)
 
 
-@functools.lru_cache(maxsize=1024, typed=True)
-def _problem(q: _Described, k: _Described, v: _Described, causal: Any, scale: Any, q_offset: Any) -> AttentionProblem:
+@functools.lru_cache(maxsize=1024)
+def _problem(
+    q: _Described, k: _Described, v: _Described, causal: bool, scale: float | None, q_offset: int | None
+) -> AttentionProblem:
     """The checks of `AttentionProblem.from_arrays` that addresses do not matter for."""
     dtype = _check_dtypes(q=q, k=k, v=v)
     shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
@@ -189,11 +196,20 @@ def _problem(q: _Described, k: _Described, v: _Described, causal: Any, scale: An
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
-    causal = _check_bool("causal", causal)
+    q_offset = sk - sq if q_offset is None else q_offset
     return AttentionProblem(
         dtype, batch, hq, hk, sq, sk, d, dv, causal,
-        _check_offset(q_offset, causal, sq, sk), _check_scale(scale, d),
+        min(max(q_offset, -sq), sk) if causal else 0,
+        1.0 / math.sqrt(d) if scale is None else _check_scale(scale, dtype),
     )  # fmt: skip
+
+
+def check_plain(name: str, array: np.ndarray) -> None:
+    """Raise for the kinds of NumPy array that mean something else by their elements or by indexing."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
+    if isinstance(array, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, which stays 2-D whatever is done to it: expected a plain array")
 
 
 def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -249,31 +265,10 @@ def _split(name: str, array: Any) -> tuple[tuple[int, ...], int, int, int]:
     return shape[:-3], heads, shape[-2], shape[-1]
 
 
-def _check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}: expected True or False")
-    return bool(value)
-
-
-def _check_offset(q_offset: Any, causal: bool, sq: int, sk: int) -> int:
-    if q_offset is None:
-        q_offset = sk - sq
-    if isinstance(q_offset, (bool, np.bool_)):
-        raise TypeError(f"q_offset is {q_offset!r}: expected an int")
-    try:
-        q_offset = operator.index(q_offset)
-    except TypeError:
-        raise TypeError(f"q_offset is {q_offset!r}: expected an int") from None
-    return min(max(q_offset, -sq), sk) if causal else 0
-
-
-def _check_scale(scale: Any, head_dim: int) -> float:
-    if scale is None:
-        return 1.0 / math.sqrt(head_dim)
-    try:
-        value = float(scale)
-    except (TypeError, ValueError):
-        raise TypeError(f"scale is {scale!r}: expected a real number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"scale is {value}: expected a finite number")
-    return value
+def _check_scale(scale: float, dtype: str) -> float:
+    """Kernels take exponentials to base 2: of scores times ``scale * log2(e)``, in the accumulator's type."""
+    arithmetic = np.float64 if dtype == "float64" else np.float32
+    largest = float(np.finfo(arithmetic).max)
+    if abs(scale) * LOG2_E > largest:
+        raise ValueError(f"scale is {scale}: expected at most {largest / LOG2_E:.3g} in size for {dtype}")
+    return scale + 0.0  # -0.0 is found where 0.0 is: it must not mean another sign

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cupy_flash.broadcast import sum_to_shape
-from cupy_flash.problem import AttentionProblem, check_like
+from cupy_flash.options import boolean
+from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -70,14 +71,15 @@ def attention_reference(
     >>> bool(abs(flash_attention(q, k, v, causal=True) - exact).max() < 1e-5)
     True
     """
+    return_lse = boolean("return_lse", return_lse)
     xp = _namespace(q=q, k=k, v=v)
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
     math = _Arithmetic(xp, problem, compute_dtype)
     with np.errstate(all="ignore"):
         _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
-    shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
-    out = out.reshape(shape).astype(math.out_dtype)
-    return (out, lse.reshape(shape[:-1]).astype(math.lse_dtype)) if return_lse else out
+        shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
+        out, lse = out.reshape(shape).astype(math.out_dtype), lse.reshape(shape[:-1]).astype(math.lse_dtype)
+    return (out, lse) if return_lse else out
 
 
 def attention_reference_backward(
@@ -185,7 +187,11 @@ def _namespace(**arrays: Array) -> Any:
     """numpy or cupy: where all the arrays belong. A CuPy array exists only where cupy is already imported."""
     names = {}
     for name, x in arrays.items():
-        names[name] = "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
+        if isinstance(x, np.ndarray):
+            check_plain(name, x)
+            names[name] = "numpy"
+        else:
+            names[name] = type(x).__module__.partition(".")[0]
         if names[name] not in ("numpy", "cupy"):
             raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
         if names[name] != names["q"]:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,16 @@ try:
 except ImportError:  # Windows: compiled code is not supported there yet
     fcntl = None  # type: ignore[assignment]
 
-# Instruction sets worth asking for, where the CPU has them; g++ and clang++ spell them alike.
-_CPU_FEATURES = {
-    "sse4_2": "-msse4.2",
-    "avx2": "-mavx2",
-    "fma": "-mfma",
-    "f16c": "-mf16c",
-    "bmi1": "-mbmi",
-    "bmi2": "-mbmi2",
+# Flags of instruction sets by their names in `cpu_features`; g++ and clang++ spell them alike.
+_FLAGS = {"sse42": "-msse4.2", "bmi1": "-mbmi"} | {
+    name: f"-m{name}"
+    for name in ("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512bf16")
 }
+_COMMON_FEATURES = ("sse42", "avx2", "fma", "f16c", "bmi1", "bmi2")  # worth asking for in any code
 
+# Where Linux and macOS tell them.
+_CPUINFO = Path("/proc/cpuinfo")
+_SYSCTL = ("/usr/sbin/sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features")
 
 # Without -O2 zig links a debugging sanitizer runtime of its own.
 _LINK_FLAGS = ("-shared", "-O2", "-lm")
@@ -87,20 +87,40 @@ def _find_compiler(cxx: str | None, path: str | None) -> Compiler:
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """Instruction sets of this CPU in Linux' names; empty where they are not known."""
+    """Instruction sets of this x86 CPU, in lower case without "_" and ".": Linux has avx512_bf16, macOS SSE4.2.
+
+    Empty where they are not known: on Windows, where nothing is compiled yet, and on ARM, where compilers take NEON
+    for granted.
+    """
     if platform.machine() not in ("x86_64", "AMD64"):
         return frozenset()
+    reported = _reported_by_macos() if sys.platform == "darwin" else _reported_by_linux()
+    return frozenset(reported.lower().replace("_", "").replace(".", "").split())
+
+
+def _reported_by_linux() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.split())
+        return ""
+    return next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+
+
+def _reported_by_macos() -> str:
+    try:
+        return subprocess.run(_SYSCTL, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def feature_flags(features: Iterable[str]) -> tuple[str, ...]:
+    """Compiler flags for instruction sets named as in `cpu_features`."""
+    return tuple(_FLAGS[feature] for feature in features)
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """Flags for the instruction sets of this CPU; empty where they are not known."""
-    return tuple(flag for feature, flag in _CPU_FEATURES.items() if feature in cpu_features())
+    """Flags for the common instruction sets of this CPU; empty where they are not known."""
+    return feature_flags(feature for feature in _COMMON_FEATURES if feature in cpu_features())
 
 
 def compile_shared(

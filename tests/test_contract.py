@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import attention
 
-from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash import (
+    attention_reference,
+    attention_reference_backward,
+    flash_attention,
+    flash_attention_backward,
+    flash_attention_vjp,
+    merge_attention,
+)
 from cupy_flash.problem import DTYPES
 
 shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -68,6 +75,41 @@ def test_batch_of_zero_and_no_heads(on):
         out, lse = on(flash_attention, x, x, x, return_lse=True)
         assert out.shape == shape and lse.shape == shape[:-1]
         assert all(g.shape == shape for g in on(flash_attention_backward, out, x, x, x, out, lse))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.25, -3.7])
+def test_scales_above_1(on, dtype, scale):
+    check(Case(dtype=dtype, heads_k=2, group=2, sq=40, sk=600, d=24, causal=True, scale=scale, magnitude=0.5), on)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_scale_that_q_alone_could_not_bear(on, dtype, sign):
+    """A feature that is huge in q and tiny in k (in float16, which has no such range, 0): the scores are of order 1."""
+    huge, tiny, scale = {
+        "float16": (6e4, 0.0, 1e35),
+        "bfloat16": (3e37, 4e-38, 12.0),
+        "float32": (3e37, 4e-38, 12.0),
+        "float64": (3e307, 4e-308, 12.0),
+    }[dtype]
+    q, k, v, dout, dlse = Case(dtype=dtype, sq=40, sk=600, d=16, causal=True).arrays()
+    q[..., 1:] *= 0 if tiny == 0 else 1 / 16
+    q[..., 0], k[..., 0] = huge, tiny * (1 + abs(k[..., 0]) / 8)  # never subnormal: AVX512_BF16 takes that for 0
+    dout, dlse, options = dout / 16, dlse / 16, {"scale": sign * scale, "causal": True}
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, **options)
+    info = ml_dtypes.finfo(dtype)
+    for name, x, y in zip(
+        ("out", "lse", "dq", "dk", "dv"),
+        (out, lse, *grads),
+        attention(q, k, v, dout=dout, dlse=dlse, **options),
+        strict=True,
+    ):
+        if dtype == "float16" and name in ("dq", "dk"):  # scale * dS overflows float16
+            continue
+        bound = 64 * float(info.eps) * np.abs(y).max(axis=-2, keepdims=True) + float(info.tiny)  # of each feature
+        assert (np.abs(x.astype(np.float64) - y) <= bound).all(), name
 
 
 def test_two_dimensional_arrays(on):
@@ -317,6 +359,33 @@ def test_bad_backward_input_is_named(name, value, error):
     arguments = {"dout": x, "q": x, "k": x, "v": x, "out": x, "lse": ones(4), name: value}
     with pytest.raises(error, match=f"^{name} (has|is)"):
         flash_attention_backward(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize(("kind", "message"), [(np.ma.masked_array, "a masked array"), (np.matrix, "a numpy.matrix")])
+def test_arrays_that_are_not_plain_are_named(kind, message):
+    def merge(**arrays):
+        return merge_attention(*arrays.values())
+
+    x, lse = ones(4, 8), ones(4)
+    names = {"lse_a": lse, "lse_b": lse, "lse": lse, "dlse": lse}
+    calls = {
+        flash_attention: ("q", "k", "v", "out"),
+        flash_attention_vjp: ("q", "k", "v"),
+        flash_attention_backward: ("dout", "q", "k", "v", "out", "lse", "dlse"),
+        merge: ("out_a", "lse_a", "out_b", "lse_b"),
+        attention_reference: ("q", "k", "v"),
+        attention_reference_backward: ("dout", "q", "k", "v", "dlse"),
+    }
+    for call, arguments in calls.items():
+        good = {name: names.get(name, x) for name in arguments if call is not flash_attention or name != "out"}
+        call(**good)
+        for name in arguments:
+            with pytest.raises(TypeError, match=f"^{name} is {message}.*: .*expected a plain array"):
+                call(**{**good, name: kind(names.get(name, x))})
+    with pytest.raises(TypeError, match=f"^dout is {message}"):
+        flash_attention_vjp(x, x, x)[1](kind(x))
+    assert type(flash_attention(*[x.view(np.recarray)] * 3)) is np.ndarray
 
 
 def test_arrays_that_are_not_numpy_come_in_by_dlpack():

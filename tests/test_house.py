@@ -16,7 +16,8 @@ CUDA = ROOT / "cuda_src"
 
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
-    "problem": set(),
+    "options": set(),
+    "problem": {"options"},
     "device": set(),
     "params": set(),
     "source": set(),
@@ -30,15 +31,16 @@ MAY_IMPORT = {
     "compile": {"cache", "device", "source", "specialization"},
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
-    "reference": {"broadcast", "problem"},
-    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.emulator"},
-    "api": {"backends", "broadcast", "problem"},
+    "reference": {"broadcast", "options", "problem"},
+    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
+    "api": {"backends", "broadcast", "options", "problem"},
     "startup": {"backends.cupy_"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",
     "device",
     "kernels",
+    "options",
     "params",
     "plan",
     "problem",

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from cases import Case, check
 
-from cupy_flash import flash_attention_vjp, source
+from cupy_flash import flash_attention_vjp, source, toolchain
 from cupy_flash.backends import get, native, threads
 from cupy_flash.toolchain import ToolchainError, find_compiler
 
@@ -241,7 +241,7 @@ def test_vectors_of_any_width_are_right(build, monkeypatch, poisoned_memory):
     monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[build]))
     library = functools.cache(native.library.__wrapped__)
     monkeypatch.setattr(native, "library", library)
-    monkeypatch.setattr(native, "isa", lambda: "portable")
+    monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
     for case in CASES:
         check(case, on_cpu)
 
@@ -252,17 +252,80 @@ def test_wide_vectors_compile_on_any_x86(isa):
     assert native.compile_library(isa).stat().st_size > 0
 
 
-def test_isa_is_the_widest_of_the_cpu(monkeypatch):
-    avx512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
-    for features, expected in (
-        ({"avx2", "fma", "avx512bf16"} | avx512, "AVX-512 BF16"),
-        ({"avx2", "fma"} | avx512, "AVX-512"),
-        ({"avx2", "fma", "avx512f"}, "AVX2"),
-        ({"avx2"}, "portable"),
-        (set(), "portable"),
-    ):
-        monkeypatch.setattr(native, "cpu_features", lambda features=features: frozenset(features))
-        assert native.isa.__wrapped__() == expected
+# What systems report of CPUs, in files of tests/cpuinfo: machine, system, instruction sets, and those for any code.
+LINUX, MAC = ("x86_64", "linux"), ("x86_64", "darwin")
+AVX2 = {"-msse4.2", "-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"}
+CPUS = {
+    "core_i7-3770_ivy_bridge": (*LINUX, "portable", {"-msse4.2", "-mf16c"}),
+    "core_i7-4770_haswell": (*LINUX, "AVX2", AVX2),
+    "epyc_7543_zen_3": (*LINUX, "AVX2", AVX2),
+    "xeon_phi_7210_knights_landing": (*LINUX, "AVX2", AVX2),
+    "xeon_gold_6130_skylake": (*LINUX, "AVX-512", AVX2),
+    "ryzen_9_9950x_zen_5": (*LINUX, "AVX-512 BF16", AVX2),
+    "xeon_platinum_8468_sapphire_rapids": (*LINUX, "AVX-512 BF16", AVX2),
+    "neoverse_n1": ("aarch64", "linux", "portable", set()),
+    "apple_m1_under_linux": ("aarch64", "linux", "portable", set()),
+    "mac_with_a_core_i9-9880h": (*MAC, "AVX2", AVX2),
+    "mac_with_a_xeon_w-2140b": (*MAC, "AVX-512", AVX2),
+}
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """A function that lets this machine be one that reports the text of a file, or nothing where there is none."""
+
+    def report(path, machine, system):
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(toolchain, "_CPUINFO", path if system == "linux" else path / "none")
+        command = (sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(path))
+        monkeypatch.setattr(toolchain, "_SYSCTL", command if system == "darwin" else ("no-such-command",))
+        monkeypatch.setattr(native, "cpu_features", toolchain.cpu_features.__wrapped__)
+        monkeypatch.setattr(toolchain, "cpu_features", toolchain.cpu_features.__wrapped__)
+
+    return report
+
+
+def test_every_report_is_read():
+    assert {path.stem for path in (TESTS / "cpuinfo").iterdir()} == set(CPUS)
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_isa_is_the_widest_of_the_cpu(name, cpu, monkeypatch):
+    machine, system, expected, flags = CPUS[name]
+    cpu(TESTS / "cpuinfo" / f"{name}.txt", machine, system)
+    monkeypatch.setattr(native, "compile_library", lambda isa, arithmetic: None)
+    assert native.isa.__wrapped__() == expected
+    assert set(toolchain.cpu_flags()) == flags
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32", "freebsd14"])
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64", "arm64"])
+def test_a_silent_system_gets_the_portable_code(machine, system, cpu, tmp_path):
+    cpu(tmp_path / "none", machine, system)
+    assert toolchain.cpu_features() == frozenset() and toolchain.cpu_flags() == ()
+    assert native.isa.__wrapped__() == "portable"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
+@pytest.mark.parametrize(("refused", "expected"), [
+    ("-mavx512bf16", "AVX-512"),
+    ("-mavx512*", "AVX2"),
+    ("-m*", "portable"),
+])  # fmt: skip
+def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected, cpu, tmp_path, monkeypatch):
+    old = tmp_path / "old-compiler"
+    old.write_text(
+        f'#!/bin/sh\nfor x; do case "$x" in {refused}) echo "$x: unknown" >&2; exit 1;; esac; done\n'
+        f'exec {" ".join(find_compiler().command)} "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path / "cache"))
+    cpu(TESTS / "cpuinfo" / "ryzen_9_9950x_zen_5.txt", *LINUX)
+    for arithmetic in ("float32", "float64"):
+        assert native.isa.__wrapped__(arithmetic) == expected
+        assert native.compile_library(expected, arithmetic).is_file()
 
 
 def test_the_structures_are_those_of_the_source(tmp_path):
@@ -297,7 +360,7 @@ def test_hidden_numbers_do_not_matter(name, value, monkeypatch, poisoned_memory)
     if name == "pairs":
         monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS["AVX-512 BF16"]))
         monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
-        monkeypatch.setattr(native, "isa", lambda: "portable")
+        monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
     q, k, v, dout, _ = case.arrays()
     expected = run(q, k, v, dout, **case.options)
     hidden = case.sq + case.q_offset  # the first key that no query sees; the one before is seen by the last query
@@ -332,7 +395,7 @@ def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
 
 for isa in dict.fromkeys((native.isa(), "portable")):
-    native.isa = lambda: isa
+    native.isa = lambda arithmetic: isa
     if isa == "portable":
         native._FLAGS += ("-DBFLOAT16_PAIRS",)
     for dtype in ("float16", "bfloat16", "float32", "float64"):

@@ -87,7 +87,7 @@ def cases(
     for s in sorted(length for length in lengths if length < MEMORY_SEQLEN or not quick):
         yield square("memory", BOTH, "float32", s, 64)
     if "compile" in sections:
-        yield from (Case("compile", isa) for isa in native._ISA_FLAGS)
+        yield from (Case("compile", isa) for isa in native.ISAS)
 
 
 def make_inputs(case: Case) -> Inputs:

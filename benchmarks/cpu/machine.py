@@ -18,7 +18,7 @@ import numpy as np
 
 from cupy_flash.backends import native, threads
 from cupy_flash.backends.cpu import CpuBackend
-from cupy_flash.toolchain import compile_shared, find_compiler
+from cupy_flash.toolchain import compile_shared, feature_flags, find_compiler
 
 _FMA_SOURCE = """
 typedef float Vector __attribute__((vector_size({vector_bytes})));
@@ -91,7 +91,7 @@ def fma_peak() -> float:
         steps="\n        ".join(_FMA_STEP.format(i=i, register=register) for i in range(chains)),
         stores=" ".join(f"out[{i}] = c{i};" for i in range(chains)),
     )
-    flags = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", *(f"-m{x}" for x in native._ISA_FLAGS[isa]))
+    flags = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", *feature_flags(native.ISAS[isa]))
     library = ctypes.CDLL(str(compile_shared(source, "fma", flags=flags, folder="cpu")))
     library.count.argtypes = [ctypes.c_long, ctypes.c_float, ctypes.c_void_p]
     library.count.restype = None

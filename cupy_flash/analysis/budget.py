@@ -11,6 +11,7 @@ import numpy as np
 Array = np.ndarray
 
 
+@np.errstate(all="ignore")
 def magnitudes(
     q: Array, k: Array, v: Array, dout: Array, dlse: Array | None, *, causal: bool, q_offset: Any, scale: Any
 ) -> dict[str, float]:
@@ -61,6 +62,7 @@ def _largest(x: Array) -> float:
     return float(x.max(initial=0))
 
 
+@np.errstate(all="ignore")
 def spent(x: Array, naive: Array, exact: Array, size: float = 1.0) -> tuple[float, float]:
     """The largest error of `x` and the budget for it: at most twice the error of naive attention in the same dtype,
     plus eps times the size of the result's terms.

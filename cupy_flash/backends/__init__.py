@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cupy_flash.problem import AttentionProblem
+from cupy_flash.backends import dlpack
+from cupy_flash.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
 
@@ -24,7 +25,11 @@ class Backend(Protocol):
         """numpy or cupy: where the arrays live."""
 
     def placed(self, **arrays: Any) -> AbstractContextManager[Any]:
-        """A context in which new arrays are made where these are; a ValueError if they are not in one place."""
+        """A context in which new arrays are made where these are; a ValueError if they are not in one place.
+
+        Where these are NumPy's, its floating-point errors are off inside: whatever the caller's `numpy.errstate`, inf
+        and 0 are results.
+        """
 
     def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""
@@ -110,9 +115,8 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
 def _as_array(name: str, x: Any) -> Any:
     if type(x) is np.ndarray:
         return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
     if isinstance(x, np.ndarray):
+        check_plain(name, x)
         return x.view(np.ndarray)
     if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
         return x
@@ -131,11 +135,11 @@ def _from_dlpack(name: str, x: Any) -> Any:
     device = x.__dlpack_device__()[0]
     if device not in (_DL_CPU, *_DL_CUDA):
         raise TypeError(f"{name} is on a device of DLPack type {device}: expected the CPU or a CUDA device")
-    module = np if device == _DL_CPU else _cupy()
+    taker, take = ("NumPy", dlpack.from_dlpack) if device == _DL_CPU else ("CuPy", _cupy().from_dlpack)
     try:
-        return module.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise TypeError(f"{name} is a {type(x).__name__} that {module.__name__} cannot take: {error}") from error
+        return take(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} is a {type(x).__name__} that {taker} cannot take: {error}") from error
 
 
 def _cupy() -> Any:

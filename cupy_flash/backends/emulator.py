@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class EmulatorBackend:
         self.device = named(arch)
 
     def placed(self, **arrays: Any) -> AbstractContextManager[None]:
-        return nullcontext()
+        return np.errstate(all="ignore")
 
     def address(self, array: Any) -> int:
         return array.__array_interface__["data"][0]

@@ -20,7 +20,7 @@ from cupy_flash import source
 from cupy_flash.backends import threads
 from cupy_flash.backends.blocks import first_query
 from cupy_flash.problem import AttentionProblem
-from cupy_flash.toolchain import compile_shared, cpu_features
+from cupy_flash.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
 KEPT_BYTES = 2**25  # of memory for the next call
@@ -28,7 +28,7 @@ CACHED_HEADS = 1024  # of a call whose description is kept: it has numbers for e
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti", "-w")
 _AVX512 = ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx2", "fma")
-_ISA_FLAGS = {
+ISAS = {  # the instruction sets that each asks for, the widest first
     "AVX-512 BF16": (*_AVX512, "avx512bf16"),
     "AVX-512": _AVX512,
     "AVX2": ("avx2", "fma"),
@@ -70,9 +70,16 @@ class _Call(ctypes.Structure):
 
 
 @functools.cache
-def isa() -> str:
-    """The widest instruction set that the source knows and this CPU has."""
-    return next(name for name, features in _ISA_FLAGS.items() if set(features) <= cpu_features())
+def isa(arithmetic: str = "float32") -> str:
+    """The widest of `ISAS` that this CPU has and the compiler takes: g++ 9 knows no AVX-512 BF16."""
+    *wide, narrowest = (name for name, features in ISAS.items() if cpu_features().issuperset(features))
+    for name in wide:
+        try:
+            compile_library(name, arithmetic)
+            return name
+        except ToolchainError:  # where it is not for the flags, the narrowest fails too, and says why
+            continue
+    return narrowest
 
 
 @functools.cache
@@ -98,7 +105,7 @@ def compile_library(isa: str, arithmetic: str = "float32") -> Path:
     return compile_shared(
         source.flatten("cpu/attention.cpp"),
         "attention",
-        flags=(*_FLAGS, f"-DNUMBER={number}", *(f"-m{feature}" for feature in _ISA_FLAGS[isa])),
+        flags=(*_FLAGS, f"-DNUMBER={number}", *feature_flags(ISAS[isa])),
         freestanding=True,
         folder="cpu",
         notice=f"cupy_flash: compiling the CPU backend for {arithmetic} (once; a few seconds)",
@@ -139,7 +146,7 @@ def _run(direction: str, problem: AttentionProblem, arrays: tuple[Array | None, 
     """Call the function of that name on arrays in the order of `_ARRAYS`."""
     describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
     shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
-    functions = library(isa(), problem.arithmetic)
+    functions = library(isa(problem.arithmetic), problem.arithmetic)
     call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
     available = threads.num_threads()
     call.threads = available if shape.work > INLINE_WORK else 1

@@ -14,13 +14,15 @@ queries, with delta = rowsum(dO * O) - dlse,
     dS = P * ([dO, -delta] [V, 1]^T)
     dV += P^T dO;  dK += dS^T (scale * Q);  dQ += dS K
 
-and at the end scale * dQ: the augmented products subtract the row statistics without a pass over S.
+and at the end scale * dQ: the augmented products subtract the row statistics without a pass over S. Of a scale above
+1 a power of 2 is left out of all this, and multiplies S and dK instead.
 
 Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -65,15 +67,15 @@ def _forward_block(
 ) -> None:
     """A block of queries, the first of which is `i0`, against all keys of its head that it sees."""
     n, dtype = len(q), problem.accumulator
-    scale = dtype.type(problem.scale)
-    q_scaled = np.multiply(_operand("q", q, dtype), scale, out=_scratch("q", q.shape, dtype))
+    on_q, on_scores = _factors(problem)
+    q_scaled = np.multiply(_operand("q", q, dtype), on_q, out=_scratch("q", q.shape, dtype))
     o, o_tile = (_scratch(name, out.shape, dtype) for name in ("o", "o_tile"))
     m, m_old, total, tile_total = (_scratch(name, (n,), dtype) for name in ("m", "m_old", "total", "tile_total"))
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
     for j0, j1 in blocks(0, end_key(problem, i0 + n - 1), KEY_BLOCK):
-        tile = _Tile(problem, i0, j0)
+        tile = _Tile(problem, i0, j0, on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p = tile.scores(q_scaled, k_tile)
         if not headroom:
@@ -183,6 +185,7 @@ class _Backward:
         dk, dk_tile = (_scratch(name, (j1 - j0, problem.head_dim), dtype) for name in ("dk", "dk_tile"))
         dv, dv_tile = (_scratch(name, (j1 - j0, problem.head_dim_v), dtype) for name in ("dv", "dv_tile"))
         dk[:] = dv[:] = 0
+        on_q, on_scores = _factors(problem)
 
         group = problem.group_size
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
@@ -191,10 +194,12 @@ class _Backward:
                 w = min(j1, end_key(problem, i1 - 1)) - j0
                 if w <= 0:
                     continue
-                tile = _Tile(problem, i0, j0)
+                tile = _Tile(problem, i0, j0, on_scores)
                 qa = _augmented("qa", self.q[head][i0:i1], dtype)
-                qa *= dtype.type(problem.scale)
+                qa *= on_q
                 np.negative(self.lse[head][i0:i1], out=qa[:, -1])
+                if on_scores != 1:
+                    qa[:, -1] /= on_scores
                 qa[qa[:, -1] == np.inf, -1] = -np.inf  # a row without finite score: exp(-inf) = 0
                 doa = _augmented("doa", self.dout[head][i0:i1], dtype)
                 np.negative(self.delta[head][i0:i1], out=doa[:, -1])
@@ -211,6 +216,8 @@ class _Backward:
                 self.turns.wait((head, i0), j0 // KEY_BLOCK)
                 self.dq[head][i0:i1] += dq_tile
                 self.turns.done((head, i0))
+        if on_scores != 1:
+            dk *= on_scores
         self.dk[key_head][j0:j1] = dk
         self.dv[key_head][j0:j1] = dv
 
@@ -221,10 +228,13 @@ class _Tile(NamedTuple):
     problem: AttentionProblem
     i0: int
     j0: int
+    on_scores: np.floating
 
     def scores(self, q: Array, k: Array) -> Array:
-        """``q @ k.T``, -inf where a query does not see a key: the step that forward and backward share."""
+        """``on_scores * q @ k.T``, -inf where a query does not see a key: the step that both directions share."""
         s = np.matmul(q, k.T, out=_scratch("s", (len(q), len(k)), q.dtype))
+        if self.on_scores != 1:
+            s *= self.on_scores
         if self._is_cut(len(k)):
             # Row r sees column c when c - r <= diagonal. fmin, unlike minimum, also replaces nan by -inf.
             diagonal = self.problem.q_offset + self.i0 - self.j0
@@ -279,6 +289,17 @@ def merge(
 
     query_blocks = blocks(0, problem.seqlen_q, QUERY_BLOCK)
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
+
+
+def _factors(problem: AttentionProblem) -> tuple[np.floating, np.floating]:
+    """Two factors that make the scale: one for q, the other for the scores, 1 unless the scale is larger.
+
+    A scale above 1 might overflow q where k makes up for it. The second factor is a power of 2, so that
+    what is divided by it to be multiplied again, -lse in the augmented product, loses nothing.
+    """
+    number = problem.accumulator.type
+    exponent = min(math.frexp(problem.scale)[1], np.finfo(number).maxexp - 1) if abs(problem.scale) > 1 else 0
+    return number(math.ldexp(problem.scale, -exponent)), number(math.ldexp(1.0, exponent))
 
 
 def _masks(dtype: np.dtype) -> Array:
