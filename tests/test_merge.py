@@ -36,9 +36,8 @@ def over_chunks(case, bounds, on, order=None, **backward_options):
     q, _, _, dout, dlse = case.arrays()
     chunks = list(chunks_of(case, bounds))
     results = [on(flash_attention, q, k, v, return_lse=True, **options) for k, v, options in chunks]
-    out, lse = reduce(
-        lambda a, b: on(merge_attention, *a, *b), results if order is None else [results[i] for i in order]
-    )
+    results = [results[i] for i in (range(len(chunks)) if order is None else order)]
+    out, lse = reduce(lambda a, b: on(merge_attention, *a, *b), results)
     grads = [
         on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, **options, **backward_options)
         for k, v, options in chunks
