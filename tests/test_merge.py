@@ -3,6 +3,7 @@
 import itertools
 from functools import reduce
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case, cases, lay_out, magnitudes, within_budget
@@ -62,6 +63,8 @@ def test_chunks_merge_into_attention_over_all_keys(on, data):
     naive = attention_reference(q, k, v, return_lse=True, **case.options)
     assert out.dtype == (lse.dtype if len(parts) > 1 else q.dtype)
     size = magnitudes(*case.arrays(), **case.options)
+    # Every key is in one chunk, the output of which was rounded once to the type of the inputs, however many merges.
+    size["out"] *= 1 + float(ml_dtypes.finfo(q.dtype).eps) / 2 / np.finfo(lse.dtype).eps
     for name, x, reference, truth in zip(("out", "lse"), (out.astype(q.dtype), lse), naive, exact, strict=False):
         within_budget(name, x, reference, truth, size[name])
 
