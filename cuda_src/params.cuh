@@ -62,7 +62,7 @@ struct BackwardParams {
   Tensor dlse;    // [batch..., Hq, Sq, 1], accumulator type; data may be null
   Tensor delta;   // [batch..., Hq, Sq, 1], accumulator type
   Tensor dq;      // [batch..., Hq, Sq, D]
-  Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add, or dq itself if of this type; may be null
+  Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add; dq itself if of this type
   Tensor dk;      // [batch..., Hk, Sk, D]
   Tensor dv;      // [batch..., Hk, Sk, Dv]
   Tensor dk_acc;  // [batch..., Hk, Sk, D], accumulator type; used with several splits
