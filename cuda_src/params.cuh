@@ -56,13 +56,13 @@ struct BackwardParams {
   Tensor q;       // [batch..., Hq, Sq, D]
   Tensor k;       // [batch..., Hk, Sk, D]
   Tensor v;       // [batch..., Hk, Sk, Dv]
-  Tensor out;     // [batch..., Hq, Sq, Dv]
+  Tensor out;     // [batch..., Hq, Sq, Dv]; of merged chunks of keys: accumulator type, as is dq then
   Tensor dout;    // [batch..., Hq, Sq, Dv]
   Tensor lse;     // [batch..., Hq, Sq, 1], accumulator type
   Tensor dlse;    // [batch..., Hq, Sq, 1], accumulator type; data may be null
   Tensor delta;   // [batch..., Hq, Sq, 1], accumulator type
   Tensor dq;      // [batch..., Hq, Sq, D]
-  Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add
+  Tensor dq_acc;  // [batch..., Hq, Sq, D], accumulator type: where atomics add; dq itself if of this type
   Tensor dk;      // [batch..., Hk, Sk, D]
   Tensor dv;      // [batch..., Hk, Sk, Dv]
   Tensor dk_acc;  // [batch..., Hk, Sk, D], accumulator type; used with several splits
@@ -71,10 +71,10 @@ struct BackwardParams {
 
 struct MergeParams {
   Shape shape;
-  Tensor out_a;  // [batch..., Hq, Sq, Dv], as out_b and out
+  Tensor out_a;  // [batch..., Hq, Sq, Dv], as out_b and out; accumulator type if it was merged before
   Tensor lse_a;  // [batch..., Hq, Sq, 1], accumulator type, as lse_b and lse
   Tensor out_b;
   Tensor lse_b;
-  Tensor out;
+  Tensor out;  // accumulator type
   Tensor lse;
 };

@@ -118,11 +118,12 @@ def flash_attention_backward(
     Parameters
     ----------
     dout : array, shape (..., Hq, Sq, Dv)
-        Gradient of the loss with respect to `out`, in the dtype of q.
+        Gradient of the loss with respect to `out`, in the dtype of q or of `out`; it is rounded to the dtype of q.
     q, k, v : array
         The inputs of the forward pass.
     out, lse : array, shape (..., Hq, Sq, Dv) and (..., Hq, Sq)
-        What ``flash_attention(q, k, v, ..., return_lse=True)`` returned.
+        What ``flash_attention(q, k, v, ..., return_lse=True)`` returned, or `merge_attention` of several chunks of
+        keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
     causal, scale, q_offset, backend
@@ -134,8 +135,9 @@ def flash_attention_backward(
     Returns
     -------
     dq, dk, dv : array
-        In the shapes and dtype of q, k and v: summed over query heads that share a key head and over broadcast
-        leading dimensions. Rows that see no key have gradient 0.
+        In the shapes of q, k and v: summed over query heads that share a key head and over broadcast leading
+        dimensions. dk and dv are in the dtype of k; dq is in the dtype of `out`, so that the parts of several chunks
+        of keys add up in float32. Rows that see no key have gradient 0.
 
     Raises
     ------
@@ -149,10 +151,10 @@ def flash_attention_backward(
     ``dv = P.T @ dout``.
 
     Memory on a GPU, beyond the results and for B batch elements: ``4 * B * Hq * Sq`` bytes for delta (8 in float64).
-    The half types take ``4 * B * Hq * Sq * D`` more for a float32 accumulator of dq, unless it has a pass of its own:
-    when `deterministic`, or where few keys meet many queries. Where a group's query heads are spread over the GPU
-    because key heads are few, ``4 * B * Hk * Sk * (D + Dv)`` more for float32 accumulators of dk and dv. Grouped heads
-    never expand keys or values.
+    The half types take ``4 * B * Hq * Sq * D`` more for a float32 accumulator of dq, unless dq is itself float32 or has
+    a pass of its own: when `deterministic`, or where few keys meet many queries. Where a group's query heads are spread
+    over the GPU because key heads are few, ``4 * B * Hk * Sk * (D + Dv)`` more for float32 accumulators of dk and dv.
+    Grouped heads never expand keys or values. A float32 `dout` of a half type's problem is copied, rounded.
 
     References
     ----------
@@ -245,8 +247,8 @@ def merge_attention(
     Parameters
     ----------
     out_a, out_b : array, shape (..., H, Sq, Dv)
-        Outputs of `flash_attention` for the same queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, Dv)``
-        means one head.
+        Outputs of `flash_attention`, or of earlier merges, for the same queries: float16, bfloat16, float32 or
+        float64, of one dtype or one float32 and the other of a half type. 2-D ``(Sq, Dv)`` means one head.
     lse_a, lse_b : array, shape (..., H, Sq)
         Their log-sum-exps, float32 (float64 for float64); -inf for a row that saw no key.
     backend : str, optional
@@ -255,9 +257,11 @@ def merge_attention(
     Returns
     -------
     out : array, shape (..., H, Sq, Dv)
-        In the dtype of `out_a`. A row that saw no key in either set is 0.
+        In the dtype of `lse`: float32 for half types too, since a result that is still to be merged must not be
+        rounded each time. `flash_attention_backward` takes it so; ``out.astype(q.dtype)`` finishes it. A row that saw
+        no key in either set is 0.
     lse : array, shape (..., H, Sq)
-        Natural logarithm, in the dtype of `lse_a`.
+        Natural logarithm, float32 (float64 for float64).
 
     Raises
     ------
@@ -294,12 +298,13 @@ def merge_attention(
     """
     arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
     module, (out_a, lse_a, out_b, lse_b) = backends.select(backend, **arrays)
-    xp, problem, shape = module.namespace, AttentionProblem.of_output(out_a), tuple(out_a.shape)
-    check_like("out_b", out_b, shape, problem.storage)
+    xp, problem, shape = module.namespace, AttentionProblem.of_outputs(out_a, out_b), tuple(out_a.shape)
     check_like("lse_a", lse_a, shape[:-1], problem.accumulator)
     check_like("lse_b", lse_b, shape[:-1], problem.accumulator)
     with module.placed(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b):
-        out, lse = xp.empty(shape, problem.storage), xp.empty(shape[:-1], problem.accumulator)
+        out, lse = xp.empty(shape, problem.accumulator), xp.empty(shape[:-1], problem.accumulator)
+        if out_b.dtype != problem.storage:  # backends take the wider first
+            out_a, lse_a, out_b, lse_b = out_b, lse_b, out_a, lse_a
         module.merge(problem, *(_with_head(x, shape) for x in (out_a, lse_a, out_b, lse_b, out, lse)))
     return out, lse
 
@@ -334,8 +339,10 @@ def _backward(
 ) -> tuple[Array, Array, Array]:
     xp = module.namespace
     shape = _out_shape(problem, q)
-    check_like("dout", dout, shape, problem.storage)
-    check_like("out", out, shape, problem.storage)
+    check_like("out", out, shape, problem.storage, problem.accumulator)
+    if out.dtype != problem.storage:
+        problem = problem.with_wide_out
+    check_like("dout", dout, shape, problem.storage, problem.out_storage)
     check_like("lse", lse, shape[:-1], problem.accumulator)
     rest = {} if dlse is None else {"dlse": dlse}
     for name, x in rest.items():
@@ -343,7 +350,7 @@ def _backward(
     shapes = q.shape, k.shape, v.shape
     with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest):
         q, k, v = _canonical(xp, problem, q, k, v)
-        dout, out, lse = _with_head(dout), _with_head(out), _with_head(lse, shape)
+        dout, out, lse = _with_head(dout.astype(problem.storage, copy=False)), _with_head(out), _with_head(lse, shape)
         dlse = None if dlse is None else _with_head(dlse, shape)
         grads = module.backward(problem, dout, q, k, v, out, lse, dlse, deterministic)
         dq, dk, dv = (

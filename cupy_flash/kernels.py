@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cupy_flash.device import Device
 from cupy_flash.problem import DTYPES
-from cupy_flash.specialization import Specialization, Variant
+from cupy_flash.specialization import ELEMENT, Specialization, Variant
 from cupy_flash.tiles import (
     HEAD_DIM_BUCKETS,
     MMA_HEAD_DIM_BUCKETS,
@@ -91,10 +91,10 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
     return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
 
 
-def row_wise(source: str, entry: str, dtype: str) -> Specialization:
-    """A kernel that gives each row of the output a warp."""
-    variant = Variant(dtype, False, 0, 0)
-    return Specialization(f"attention/{source}", entry, variant.types(), (("kNWarps", ROWS_PER_BLOCK),))
+def row_wise(source: str, entry: str, dtype: str, *, out: str | None = None) -> Specialization:
+    """A kernel that gives each row of the output a warp; `out` is the dtype of an output that it reads."""
+    types = (*Variant(dtype, False, 0, 0).types(), ("Out", ELEMENT[out or dtype]))
+    return Specialization(f"attention/{source}", entry, types, (("kNWarps", ROWS_PER_BLOCK),))
 
 
 def _has_mma(dtype: str, device: Device) -> bool:

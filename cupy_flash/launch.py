@@ -132,8 +132,8 @@ def backward(
     """
     xp = runtime.namespace
     empty = q.size == 0 or k.size == 0
-    adds = not deterministic and problem.storage == problem.accumulator  # atomics add to dq itself
-    dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.storage)
+    adds = not deterministic and problem.out_storage == problem.accumulator  # atomics add to dq itself
+    dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.out_storage)
     dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
     if not empty:
         tensors = {"q": q, "k": k, "v": v, "out": out, "dout": dout, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
@@ -146,7 +146,7 @@ def backward(
 def merge(
     runtime: Runtime, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
 ) -> None:
-    """Write into `out` and `lse` the attention over the keys of both results."""
+    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
     if out.size:
         tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
         _run(runtime, problem, _merge_parts, tensors)
@@ -191,7 +191,7 @@ def _backward_parts(
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
         plan, accumulator = plan_backward(part, device, deterministic, tiles), problem.accumulator
         scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
-        if plan.atomic_dq and problem.storage == accumulator:
+        if problem.out_storage == accumulator:
             same["dq_acc"] = "dq"
         elif plan.atomic_dq:
             scratch.append(Scratch("dq_acc", part.q_shape, accumulator, True))

@@ -162,14 +162,13 @@ def plan_backward(
         if deterministic or filled_dq > 3 * filled:
             dq = _launch(kernel, query_blocks)
             dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)
-    half = problem.storage != problem.accumulator
     convert_dq = convert_dkdv = None
-    if half and dq is None:
+    if dq is None and problem.out_storage != problem.accumulator:
         convert_dq = _row_wise("backward_rows.cu", "attention_convert_dq", problem)
     if splits > 1:
         convert_dkdv = _row_wise("backward_rows.cu", "attention_convert_dkdv", problem, keys=True)
     return BackwardPlan(
-        delta=_row_wise("backward_rows.cu", "attention_delta", problem),
+        delta=_row_wise("backward_rows.cu", "attention_delta", problem, out=problem.out_storage.name),
         dkdv=_launch(dkdv, key_blocks * splits),
         dq=dq,
         convert_dq=convert_dq,
@@ -180,16 +179,18 @@ def plan_backward(
 
 @functools.lru_cache(maxsize=1024)
 def plan_merge(problem: AttentionProblem) -> Launch:
-    """The launch that merges two results of this problem's output shape."""
-    return _row_wise("merge.cu", "attention_merge", problem)
+    """The launch that merges two results: one in the dtype of the problem's output, one in that of its inputs."""
+    return _row_wise("merge.cu", "attention_merge", problem, out=problem.out_storage.name)
 
 
 def all_specializations(device: Device) -> Iterator[Specialization]:
     """Every kernel the planner can choose on `device` if D and Dv round to one size and the scale is not negative."""
     for dtype in DTYPES:
-        yield kernels.row_wise("merge.cu", "attention_merge", dtype)
-        yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
-        if dtype in ("float16", "bfloat16"):
+        half = dtype in ("float16", "bfloat16")
+        for out in (dtype, "float32") if half else (dtype,):
+            yield kernels.row_wise("merge.cu", "attention_merge", dtype, out=out)
+            yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype, out=out)
+        if half:
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)
         sizes = kernels.head_dim_buckets(dtype, device)
@@ -246,10 +247,12 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
     return Launch(kernel, grid, 32 * constants["kNWarps"], constants.get("kSharedBytes", 0))
 
 
-def _row_wise(source: str, entry: str, problem: AttentionProblem, *, keys: bool = False) -> Launch:
+def _row_wise(
+    source: str, entry: str, problem: AttentionProblem, *, keys: bool = False, out: str | None = None
+) -> Launch:
     heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
     grid = _ceil_div(prod(problem.batch) * heads * rows, kernels.ROWS_PER_BLOCK)
-    return _launch(kernels.row_wise(source, entry, problem.dtype), grid)
+    return _launch(kernels.row_wise(source, entry, problem.dtype, out=out), grid)
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -17,6 +17,13 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
+}
+# Results that `merge_attention` takes together: of one type, or of a half type and of merged ones before.
+_MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
+    "float16": (DTYPES["float16"], DTYPES["float32"]),
+    "bfloat16": (DTYPES["bfloat16"], DTYPES["float32"]),
+    "float32": (DTYPES["float32"], DTYPES["float16"], DTYPES["bfloat16"]),
+    "float64": (DTYPES["float64"],),
 }
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
@@ -45,6 +52,8 @@ class AttentionProblem:
         Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
     scale : float
         Factor on ``q @ k.T``; times log2(e) it is finite in the accumulator's dtype.
+    wide_out : bool
+        Whether the output is in the accumulator's dtype and `dtype` a half type: the output of merged chunks of keys.
     """
 
     dtype: str
@@ -58,6 +67,7 @@ class AttentionProblem:
     causal: bool
     q_offset: int
     scale: float
+    wide_out: bool = False
 
     @classmethod
     def from_arrays(
@@ -91,22 +101,27 @@ class AttentionProblem:
         return problem
 
     @classmethod
-    def of_output(cls, out: Any) -> AttentionProblem:
-        """The problem as far as its output tells: what merging results needs; the keys are left out.
+    def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
+        """The problem as far as two of its outputs tell: what merging them needs; the keys are left out.
+
+        Its dtype is the narrower of theirs.
 
         Raises
         ------
         TypeError
-            If the dtype is unsupported.
+            If a dtype is unsupported, or they do not fit together.
         ValueError
-            If the shape is not that of an output.
+            If the shape is not that of an output, or not the same.
         """
-        dtype = _check_dtypes(out_a=_describe(out))
-        _check_aligned("out_a", out)
-        batch, heads, rows, cols = _split("out_a", out)
+        dtype = _check_dtypes(out_a=_describe(out_a))
+        _check_aligned("out_a", out_a)
+        batch, heads, rows, cols = _split("out_a", out_a)
         if not 1 <= cols <= MAX_HEAD_DIM:
             raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
-        return cls(dtype, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0)
+        check_like("out_b", out_b, tuple(out_a.shape), *_MERGED_WITH[dtype])
+        narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
+        wide_out = out_a.dtype != out_b.dtype
+        return cls(narrow.name, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0, wide_out)
 
     def __hash__(self) -> int:
         return self._hash
@@ -121,9 +136,19 @@ class AttentionProblem:
         return self.num_heads_q // self.num_heads_k
 
     @functools.cached_property
+    def with_wide_out(self) -> AttentionProblem:
+        """The same problem with an output in the accumulator's dtype."""
+        return replace(self, wide_out=True)
+
+    @functools.cached_property
     def storage(self) -> np.dtype:
-        """dtype of q, k, v, the output and their gradients."""
+        """dtype of q, k, v and their gradients, and of the output; but see `out_storage`."""
         return DTYPES[self.dtype]
+
+    @functools.cached_property
+    def out_storage(self) -> np.dtype:
+        """dtype of the output and of dq, both of which are unfinished where the keys are only a chunk of all."""
+        return self.accumulator if self.wide_out else self.storage
 
     @functools.cached_property
     def accumulator(self) -> np.dtype:
@@ -212,18 +237,19 @@ def check_plain(name: str, array: np.ndarray) -> None:
         raise TypeError(f"{name} is a numpy.matrix, which stays 2-D whatever is done to it: expected a plain array")
 
 
-def check_like(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise unless `array` has exactly this shape and dtype."""
-    _check_description(name, _describe(array), shape, dtype)
+def check_like(name: str, array: Any, shape: tuple[int, ...], *dtypes: np.dtype) -> None:
+    """Raise unless `array` has exactly this shape and one of these dtypes."""
+    _check_description(name, _describe(array), shape, dtypes)
     _check_aligned(name, array)
 
 
 @functools.lru_cache(maxsize=1024)
-def _check_description(name: str, array: _Described, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _check_description(name: str, array: _Described, shape: tuple[int, ...], dtypes: tuple[np.dtype, ...]) -> None:
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
-    if np.dtype(array.dtype) != dtype:
-        raise TypeError(f"{name} has dtype {array.dtype}: expected {dtype}")
+    if np.dtype(array.dtype) not in dtypes:
+        expected = " or ".join(dict.fromkeys(map(str, dtypes)))
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {expected}")
     _check_strides(name, array)
 
 

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 _HEADERS = ("numeric.cuh", "attention/mask.cuh", "attention/score.cuh")
-_ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
+ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Variant:
     def types(self) -> tuple[tuple[str, str], ...]:
         """The type aliases of the prelude."""
         return (
-            ("Element", _ELEMENT[self.dtype]),
+            ("Element", ELEMENT[self.dtype]),
             ("Mask", "CausalMask" if self.causal else "FullMask"),
             ("Score", "NegatedScore" if self.negative_scale else "ScaledScore"),
         )
@@ -51,7 +51,7 @@ class Specialization:
     entry : str
         Name of the entry point.
     types : tuple of (str, str)
-        Type aliases: Element, Mask, Score.
+        Type aliases: Element, Mask, Score; in row-wise kernels Out, the type of an output that they read.
     constants : tuple of (str, int)
         Compile-time integers by name.
     """

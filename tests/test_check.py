@@ -110,10 +110,12 @@ def test_every_check_has_a_group():
     assert list(dict.fromkeys(name.partition(": ")[0] for name in suite.checks("emulator:sm_80"))) == groups
     found = suite.checks("cuda")
     assert list(dict.fromkeys(name.partition(": ")[0] for name in found)) == [*groups, "stream", "graph"]
-    assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 1 + 3
+    assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 2 + 3
 
 
-@pytest.mark.parametrize("name", ["smoke: mma float16", "values: float16, D 192, H 2, S 200x260", "repeats: float32"])
+@pytest.mark.parametrize(
+    "name", ["smoke: mma float16", "values: float16, D 192, H 2, S 200x260", "repeats: float32", "merge: "]
+)
 def test_checks_pass_on_the_emulator(name, capsys):
     assert main([*ON_EMULATOR, "--only", name]) == 0
     printed = capsys.readouterr().out

@@ -25,9 +25,11 @@ KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
 @given(
     sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
     group=st.sampled_from([1, 2, 5]), heads_k=st.integers(1, 2), dv=st.sampled_from([32, 64]),
-    deterministic=st.booleans(), batch=st.sampled_from([(), (2,)]),
+    deterministic=st.booleans(), batch=st.sampled_from([(), (2,)]), wide_out=st.booleans(),
 )  # fmt: skip
-def test_traffic_is_what_the_emulator_counts(sq, sk, causal, offset, group, heads_k, dv, deterministic, batch):
+def test_traffic_is_what_the_emulator_counts(
+    sq, sk, causal, offset, group, heads_k, dv, deterministic, batch, wide_out
+):
     case = Case(
         dtype="float16", batch=batch, heads_k=heads_k, group=group, sq=sq, sk=sk, dv=dv, causal=causal,
         q_offset=offset if causal else None,
@@ -37,6 +39,8 @@ def test_traffic_is_what_the_emulator_counts(sq, sk, causal, offset, group, head
     with emulator.settings(mode="counted"):
         out, lse = flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator")
         runs = [(plan_forward(problem, named("sm_80")), emulator.last_run())]
+        if wide_out:
+            out, problem = out.astype(lse.dtype), problem.with_wide_out
         flash_attention_backward(
             dout, q, k, v, out, lse, **case.options, deterministic=deterministic, backend="emulator"
         )

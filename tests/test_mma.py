@@ -215,16 +215,21 @@ class Counting:
 
 @pytest.mark.parametrize(("heads_q", "heads_k", "sk"), [(4, 4, 64), (64, 64, 256), (32, 1, 256), (32, 8, 256)])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, deterministic):
+@pytest.mark.parametrize("wide_out", [False, True])
+def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, deterministic, wide_out):
     q, k = (np.zeros((2, h, s, 64), np.float16) for h, s in ((heads_q, 256), (heads_k, sk)))
     problem = AttentionProblem.from_arrays(q, k, k)
+    out = q
+    if wide_out:
+        out, problem = q.astype(np.float32), problem.with_wide_out
     runtime = Counting(named("sm_80"))
     lse = np.zeros(problem.lse_shape, np.float32)
-    grads = launch.backward(runtime, problem, q, q, k, k, q, lse, None, deterministic)
+    grads = launch.backward(runtime, problem, q, q, k, k, out, lse, None, deterministic)
     extra = runtime.allocated - sum(x.nbytes for x in grads)
     plan = plan_backward(problem, runtime.device, deterministic)
     delta, dq_acc, pair = lse.nbytes, 4 * q.size, 2 * 4 * k.size
-    assert extra == delta + (plan.dq is None) * dq_acc + (plan.num_splits > 1) * pair
+    assert grads[0].dtype == out.dtype
+    assert extra == delta + (plan.dq is None and not wide_out) * dq_acc + (plan.num_splits > 1) * pair
     assert plan.num_splits == 1 or heads_q > heads_k
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_flash.device import NAMED, Device, from_attributes, named
-from cupy_flash.plan import all_specializations, core_specializations, plan_backward, plan_forward
+from cupy_flash.plan import all_specializations, core_specializations, plan_backward, plan_forward, plan_merge
 from cupy_flash.problem import DTYPES, AttentionProblem
 from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
 
@@ -24,9 +24,15 @@ def problem_of(case):
     return AttentionProblem.from_arrays(q, k, v, **case.options)
 
 
-@given(case=cases(max_seqlen=40, head_dims=st.integers(1, 512)), device=devices, deterministic=st.booleans())
-def test_plans_keep_the_limits_of_the_device(case, device, deterministic):
+@given(
+    case=cases(max_seqlen=40, head_dims=st.integers(1, 512)), device=devices, deterministic=st.booleans(),
+    wide_out=st.booleans(),
+)  # fmt: skip
+def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_out):
     problem = problem_of(case)
+    if wide_out and problem.storage != problem.accumulator:
+        problem = problem.with_wide_out
+    assert plan_merge(problem).kernel in every_kernel[device.arch]
     forward, backward = plan_forward(problem, device), plan_backward(problem, device, deterministic)
     assert (forward.combine is None) == (forward.num_splits == 1)
     assert (backward.convert_dkdv is None) == (backward.num_splits == 1)
@@ -83,6 +89,14 @@ def test_modes_of_the_backward():
     plan = plan_backward(problem_of(Case(dtype="float16")), named("sm_80"), deterministic=True)
     assert [launch.kernel.entry for launch in plan.launches][1:] == ["attention_dkdv", "attention_dq"]
     assert plan.dkdv.kernel.constant("kAtomicDq") == 0
+
+
+def test_a_wide_output_changes_what_reads_it_and_saves_the_conversion_of_dq():
+    problem = problem_of(Case(dtype="float16"))
+    narrow, wide = (plan_backward(p, named("sm_80")) for p in (problem, problem.with_wide_out))
+    assert [dict(plan.delta.kernel.types)["Out"] for plan in (narrow, wide)] == ["Float16", "float"]
+    assert (narrow.convert_dq is None, wide.convert_dq is None) == (False, True)
+    assert narrow.dkdv == wide.dkdv
 
 
 def test_the_prelude_prints_the_whole_specialization():

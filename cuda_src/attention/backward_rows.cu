@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __g
   const Shape& shape = params.shape;
   const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
-  const auto gO = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
+  const auto gO = head_matrix<Out>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gDout = head_matrix<Element>(params.dout, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gDelta = head_matrix<Accumulator>(params.delta, shape, r.batch, r.head, shape.seqlen_q, 1);
 

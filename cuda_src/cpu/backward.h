@@ -103,7 +103,7 @@ class BackwardBlock {
       T lse = -kInfinity<T>, delta = 0;
       if (i < queries) {
         lse = statistic(call_.lse, shape_.lse, head, i0 + i);
-        load_row(shape_.dtype, line_, pitch_v_, at(call_.out, out, head, i0 + i), out.col, shape_.head_dim_v);
+        load_row(shape_.out_dtype, line_, pitch_v_, at(call_.out, out, head, i0 + i), out.col, shape_.head_dim_v);
         Vector<T> sum = {};
         for (int64_t c = 0; c < pitch_v_; c += kStep) {
           sum += load(line_ + c) * load(dout_ + i * pitch_v_ + c);
@@ -225,7 +225,7 @@ class BackwardJob {
     Block(call, plan, worker);
     worker_bytes_ = worker.bytes();
     turns_ = memory.take<int32_t>(shape_.heads_q * plan.query_blocks);
-    const bool widens = shape_.dtype == kFloat16 || shape_.dtype == kBFloat16;
+    const bool widens = shape_.out_dtype == kFloat16 || shape_.out_dtype == kBFloat16;
     sum_pitch_ = round_up(shape_.head_dim, kLanes<T>);
     sums_ = widens && plan.key_blocks > 1 ? memory.take<T>(shape_.heads_q * shape_.seqlen_q * sum_pitch_) : nullptr;
     workers_ = memory.take<char>(call.workers(items()) * worker_bytes_);
@@ -271,11 +271,11 @@ class BackwardJob {
       T* sum = sums_ ? sums_ + (head * shape_.seqlen_q + i0 + i) * sum_pitch_ : (T*)row;
       const T* part = keys.dq(i);
       if (first && last) {
-        store_row(shape_.dtype, row, shape_.dq.col, part, d);
+        store_row(shape_.out_dtype, row, shape_.dq.col, part, d);
         continue;
       }
       for (int64_t c = 0; c < d; ++c) sum[c] = first ? part[c] : sum[c] + part[c];
-      if (last && sums_) store_row(shape_.dtype, row, shape_.dq.col, sum, d);
+      if (last && sums_) store_row(shape_.out_dtype, row, shape_.dq.col, sum, d);
     }
   }
 

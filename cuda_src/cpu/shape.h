@@ -11,7 +11,8 @@ struct Layout {
 };
 
 struct Shape {
-  int64_t dtype, heads_q, heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v;
+  int64_t dtype, out_dtype;  // the second is that of out and dq in the backward
+  int64_t heads_q, heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v;
   int64_t q_offset;     // without a causal mask seqlen_k
   int64_t first_query;  // those before it see no key, and are the caller's
   double scale;

@@ -68,6 +68,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   __syncthreads();  // Q is there even if there was no step
 
   const int row0 = score_row0();
+  if (params.dq_acc.data != nullptr) {  // dQ is wanted as it was summed
+    store_unrounded(head_matrix<float>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim), m0 + row0,
+                    acc_dq);
+    return;
+  }
   store_fragment<1>(shared.query, row0, 0, acc_dq);
   __syncwarp();
   store_rows<kBlockM / kNWarps, 32>(

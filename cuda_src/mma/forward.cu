@@ -120,21 +120,6 @@ __device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Elem
   store_rows<kWarpRows, 32>(tile, warp_row, threadIdx.x % 32, gO, m0);
 }
 
-// The float32 result of one split, for attention_combine.
-__device__ __forceinline__ void store_partial(const PackedMatrix<float>& gO, int m0,
-                                              const float (&acc_o)[kRows][kOutCols]) {
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
-    if (row >= gO.rows) continue;
-    float* dst = gO.vector_at(row, 0);
-#pragma unroll
-    for (int j = 0; j < kOutCols; ++j) {
-      if (col_of(j) < gO.first.cols) dst[col_of(j)] = acc_o[i][j];
-    }
-  }
-}
-
 __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams& params,
                                              const float (&acc_o)[kRows][kOutCols], const Softmax& softmax) {
   const Shape& shape = params.shape;
@@ -144,8 +129,9 @@ __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams&
                                   ptx::opaque(blockIdx.x));
   const int m0 = work.m_block * kBlockM;
   const bool partial = params.schedule.num_splits > 1;
-  if (partial) {
-    store_partial(split_matrix(params.partial_out, shape, work, packing, shape.head_dim_v), m0, acc_o);
+  if (partial) {  // for attention_combine
+    store_unrounded(split_matrix(params.partial_out, shape, work, packing, shape.head_dim_v),
+                    m0 + threadIdx.x / 32 * kWarpRows, acc_o);
   } else {
     store_out(tile, packed_matrix<Element>(params.out, shape, work, packing, shape.head_dim_v), m0, acc_o);
   }

@@ -158,6 +158,21 @@ __device__ __forceinline__ void matmul_from_registers(float (&acc)[kRows][kCols]
   }
 }
 
+// An accumulator as it is to global memory: rows from row0, of contiguous columns.
+template <int kRows, int kCols, class Destination>
+__device__ __forceinline__ void store_unrounded(const Destination& g, int row0, const float (&acc)[kRows][kCols]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = row0 + row_of(i);
+    if (row >= g.rows) continue;
+    float* dst = g.vector_at(row, 0);
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) {
+      if (g.holds(row, col_of(j))) dst[col_of(j)] = acc[i][j];
+    }
+  }
+}
+
 // Round an accumulator to the storage type into a tile: rows from row0, columns of warp `across` of kAcross.
 template <int kAcross, int kRows, int kCols, class TileT>
 __device__ __forceinline__ void store_fragment(TileT& tile, int row0, int across, const float (&acc)[kRows][kCols]) {

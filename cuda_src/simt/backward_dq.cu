@@ -47,6 +47,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) store_row(head.dq, m0 + row_of<kRows>(i), slice * kSliceD, acc_dq[slice][i]);
+    for (int i = 0; i < kRows; ++i) {
+      const int row = m0 + row_of<kRows>(i), col0 = slice * kSliceD;
+      if (params.dq_acc.data != nullptr) {  // dQ is wanted as it was summed
+        store_row(head.dq_acc, row, col0, acc_dq[slice][i]);
+      } else {
+        store_row(head.dq, row, col0, acc_dq[slice][i]);
+      }
+    }
   }
 }

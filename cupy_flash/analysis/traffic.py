@@ -57,7 +57,8 @@ def _combine(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> in
 
 
 def _delta(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
-    row = 2 * problem.head_dim_v * problem.storage.itemsize + problem.accumulator.itemsize
+    columns = problem.head_dim_v * (problem.storage.itemsize + problem.out_storage.itemsize)
+    row = columns + problem.accumulator.itemsize
     return problem.num_heads_q * problem.seqlen_q * row
 
 
@@ -82,7 +83,8 @@ def _dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
     block, itemsize = launch.kernel.constant("kBlockM"), problem.storage.itemsize
     last = np.minimum(_blocks(problem.seqlen_q, block) + block, problem.seqlen_q) - 1
     keys = int(_key_ends(problem, last).sum()) * (problem.head_dim + problem.head_dim_v)
-    row = (2 * problem.head_dim + problem.head_dim_v) * itemsize + _QUAD * 2 * _FLOAT
+    dq = problem.head_dim * problem.out_storage.itemsize
+    row = (problem.head_dim + problem.head_dim_v) * itemsize + dq + _QUAD * 2 * _FLOAT
     return problem.num_heads_q * (keys * itemsize + problem.seqlen_q * row)
 
 

@@ -46,12 +46,18 @@ class Backend(Protocol):
         dlse: Any | None,
         deterministic: bool,
     ) -> tuple[Any, Any, Any]:
-        """Return new arrays dq, dk, dv of shapes q_shape, k_shape, v_shape (broadcast axes not yet summed)."""
+        """Return new arrays dq, dk, dv of shapes q_shape, k_shape, v_shape (broadcast axes not yet summed).
+
+        dq is of the dtype of `out`, `problem.out_storage`.
+        """
 
     def merge(
         self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
     ) -> None:
-        """Write into `out` and `lse` the attention over the keys of both results."""
+        """Write into `out` and `lse` the attention over the keys of both results.
+
+        `out_a` is of dtype `problem.out_storage`, `out_b` of `problem.storage`, the others of `problem.accumulator`.
+        """
 
     def status(self) -> str:
         """Return one line for `python -m cupy_flash info`: what would run, or what to install."""

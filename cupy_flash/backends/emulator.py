@@ -22,7 +22,7 @@ _WRITES = {
     "attention_merge": {"out", "lse"},
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
-    "attention_dq": {"dq"},
+    "attention_dq": {"dq", "dq_acc"},
     "attention_convert_dq": {"dq"},
     "attention_convert_dkdv": {"dk", "dv"},
 }

@@ -44,7 +44,10 @@ class _Layout(ctypes.Structure):
     _fields_ = (("heads", ctypes.c_void_p), ("row", ctypes.c_int64), ("col", ctypes.c_int64))
 
 
-_SIZES = ("dtype", "heads_q", "heads_k", "seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "q_offset", "first_query")
+_SIZES = (
+    "dtype", "out_dtype", "heads_q", "heads_k", "seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "q_offset",
+    "first_query",
+)  # fmt: skip
 
 
 class _Shape(ctypes.Structure):
@@ -133,7 +136,8 @@ def backward(
     dlse: Array | None,
 ) -> tuple[Array, Array, Array]:
     """Return dq, dk, dv; shapes are those of `problem`."""
-    dq, dk, dv = (np.empty(shape, problem.storage) for shape in (problem.q_shape, problem.k_shape, problem.v_shape))
+    dq = np.empty(problem.q_shape, problem.out_storage)
+    dk, dv = (np.empty(shape, problem.storage) for shape in (problem.k_shape, problem.v_shape))
     first = first_query(problem)
     if first:
         dq[..., :first, :] = 0
@@ -181,6 +185,7 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
     heads_q, heads_k = ((*problem.batch, heads) for heads in (problem.num_heads_q, problem.num_heads_k))
     shape = _Shape(
         dtype=_DTYPES.index(problem.dtype),
+        out_dtype=_DTYPES.index(problem.out_storage.name),
         heads_q=math.prod(heads_q),
         heads_k=math.prod(heads_k),
         seqlen_q=problem.seqlen_q,

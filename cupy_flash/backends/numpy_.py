@@ -138,7 +138,7 @@ def backward(
     key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
     threads.run(grads.turns.guard(grads.key_block), [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
     grads.dq *= problem.accumulator.type(problem.scale)
-    return grads.dq.astype(problem.storage, copy=False), grads.dk, grads.dv
+    return grads.dq.astype(problem.out_storage, copy=False), grads.dk, grads.dv
 
 
 class _Backward:
@@ -271,7 +271,7 @@ class _Tile(NamedTuple):
 def merge(
     problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
 ) -> None:
-    """Write into `out` and `lse` the attention over the keys of both results."""
+    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
 
     def query_block(item: Item) -> None:
         head, i0, i1 = item
