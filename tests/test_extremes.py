@@ -144,7 +144,7 @@ def test_equal_keys_give_their_value_however_large(on, dtype, keys, rows):
     k[:, :2] = 0  # so that the largest score comes later
     expected = float(v[0, 0, 0])
     out = on(flash_attention, q, k, v).astype(np.float64)
-    np.testing.assert_allclose(out, expected, rtol=4 * float(ml_dtypes.finfo(v.dtype).eps) + 2e-6)
+    np.testing.assert_allclose(out, expected, rtol=4 * float(ml_dtypes.finfo(v.dtype).eps) + 4e-6)
 
 
 def test_partial_results_near_the_largest_number_meet(on):
@@ -163,7 +163,7 @@ MILLION = pytest.param(2**20, marks=pytest.mark.slow)
 @pytest.mark.parametrize("keys", [10240, MILLION])
 def test_many_equal_keys_add_up(on, keys):
     """Every term is the same, so that rounding errors add up instead of cancelling out."""
-    q, k, v = np.zeros((1, 1, 8), np.float32), np.zeros((1, keys, 8), np.float32), np.full((1, keys, 8), 0.1, np.float32)
+    q, k, v = (np.full((1, n, 8), x, np.float32) for n, x in ((1, 0), (keys, 0), (keys, 0.1)))
     out, lse = on(flash_attention, q, k, v, return_lse=True)
     np.testing.assert_allclose(out, 0.1, rtol=2e-5 if keys > 10240 else 3e-6)
     np.testing.assert_allclose(lse, np.log(keys), rtol=1e-6)
@@ -184,7 +184,7 @@ def test_many_unequal_weights_add_up(on, keys):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_gradients_of_many_equal_keys_add_up(on, keys, deterministic):
     """Additions to dq by atomics have two levels only, the keys of a block and the blocks."""
-    q, k, v = np.zeros((1, 1, 8), np.float32), np.full((1, keys, 8), 0.1, np.float32), np.zeros((1, keys, 8), np.float32)
+    q, k, v = (np.full((1, n, 8), x, np.float32) for n, x in ((1, 0), (keys, 0.1), (keys, 0)))
     _, vjp = flash_attention_vjp(q, k, v, scale=1.0, deterministic=deterministic, backend=on.name)
     dq, *_ = vjp(np.zeros((1, 1, 8), np.float32), dlse=np.ones((1, 1), np.float32))
     atomic = on.name != "cpu" and not deterministic

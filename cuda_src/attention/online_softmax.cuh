@@ -77,7 +77,9 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
+      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
+        row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
+      }
     }
   }
 

@@ -103,7 +103,8 @@ def _forward_block(
         o += tile.matmul(p, v_tile, out=o_tile)
 
     if not headroom and not np.isfinite(o.sum()):  # p v may have overflowed before its division
-        return _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
+        _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
+        return
     np.log(total, out=tile_total)
     np.add(m, tile_total, out=lse)
     total[total == 0] = 1  # all scores -inf
