@@ -78,3 +78,19 @@ struct MergeParams {
   Tensor out;  // accumulator type
   Tensor lse;
 };
+
+// Of arrays that are kept between two calls; gradients only to be spoilt.
+struct SealParams {
+  Shape shape;
+  Tensor q;              // [batch..., Hq, Sq, D]
+  Tensor k;              // [batch..., Hk, Sk, D]
+  Tensor v;              // [batch..., Hk, Sk, Dv]
+  Tensor out;            // [batch..., Hq, Sq, Dv]
+  Tensor lse;            // [batch..., Hq, Sq, 1], accumulator type
+  Tensor query_digests;  // [batch..., Hq, Sq, 3], int: of q, out, lse
+  Tensor key_digests;    // [batch..., Hk, Sk, 2], int: of k, v
+  Tensor changed;        // [1..., 1, 1, 5], int: of q, k, v, out, lse
+  Tensor dq;             // [batch..., Hq, Sq, D]
+  Tensor dk;             // [batch..., Hk, Sk, D]
+  Tensor dv;             // [batch..., Hk, Sk, Dv]
+};

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupy_flash.device import Device
-from cupy_flash.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS
-from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge
+from cupy_flash.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS, SEAL_PARAMS
+from cupy_flash.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.tiles import VECTOR_BYTES, Tiles
 from cupy_flash.tuning import tiles_by_hand
@@ -152,6 +152,37 @@ def merge(
         _run(runtime, problem, _merge_parts, tensors)
 
 
+def seal(runtime: Runtime, problem: AttentionProblem, kept: Tensors) -> Tensors:
+    """Note what q, k, v, out and lse hold: these arrays and, in 32 bits for each of their rows, digests."""
+    empty = runtime.namespace.empty
+    digests = {
+        "query_digests": empty((*problem.lse_shape, 3), np.int32),
+        "key_digests": empty((*problem.k_shape[:-1], 2), np.int32),
+    }
+    return _run_seal(runtime, problem, "attention_seal", kept | digests)
+
+
+def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -> Any:
+    """Which of q, k, v, out and lse no longer hold what `seal` noted: five integers, 0 or 1."""
+    changed = runtime.namespace.zeros(5, np.int32)
+    _run_seal(runtime, problem, "attention_find_changed", sealed | {"changed": changed})
+    return changed
+
+
+def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """Fill the gradients with NaN if anything changed."""
+    _run_seal(runtime, problem, "attention_spoil", {"changed": changed, "dq": dq, "dk": dk, "dv": dv})
+
+
+def _run_seal(runtime: Runtime, problem: AttentionProblem, entry: str, tensors: Tensors) -> Tensors:
+    if not any(x.size == 0 for x in tensors.values()):  # a gradient of no queries, or of no keys, needs nothing kept
+        if "changed" in tensors:
+            everywhere = runtime.namespace.broadcast_to(tensors["changed"], (*problem.batch, 1, 1, 5))
+            tensors = tensors | {"changed": everywhere}
+        _run(runtime, problem, _SEAL_PARTS[entry], tensors)
+    return tensors
+
+
 _Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, bool]  # of a Layout; a plain tuple is made sooner
 Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple[Part, ...]]
 
@@ -213,6 +244,20 @@ def _merge_parts(
 ) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
     return tuple(_part(MERGE_PARAMS, part, None, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _seal_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, entry: str
+) -> tuple[Part, ...]:
+    parts = _parts(problem, layouts)
+    return tuple(_part(SEAL_PARAMS, part, None, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
+
+
+_SEAL_PARTS = {
+    entry: functools.partial(_seal_parts, entry=entry)
+    for entry in ("attention_seal", "attention_find_changed", "attention_spoil")
+}
 
 
 _Offsets = dict[str, tuple[Layout, int]]  # a tensor's part of the batch, and where in the tensor it begins

@@ -183,6 +183,14 @@ def plan_merge(problem: AttentionProblem) -> Launch:
     return _row_wise("merge.cu", "attention_merge", problem, out=problem.out_storage.name)
 
 
+@functools.lru_cache(maxsize=1024)
+def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
+    """The launch of a kernel of attention/seal.cu, whose warps have a row of queries and a row of keys each."""
+    rows = max(problem.num_heads_q * problem.seqlen_q, problem.num_heads_k * problem.seqlen_k)
+    kernel = kernels.row_wise("seal.cu", entry, problem.dtype)
+    return _launch(kernel, _ceil_div(prod(problem.batch) * rows, kernels.ROWS_PER_BLOCK))
+
+
 def all_specializations(device: Device) -> Iterator[Specialization]:
     """Every kernel the planner can choose on `device` if D and Dv round to one size and the scale is not negative."""
     for dtype in DTYPES:
@@ -190,6 +198,8 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
         for out in (dtype, "float32") if half else (dtype,):
             yield kernels.row_wise("merge.cu", "attention_merge", dtype, out=out)
             yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype, out=out)
+        for entry in ("attention_seal", "attention_find_changed", "attention_spoil"):
+            yield kernels.row_wise("seal.cu", entry, dtype)
         if half:
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)

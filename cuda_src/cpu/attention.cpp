@@ -2,6 +2,7 @@
 // for a while and says whether work is left, so that its caller can heed an interrupt; between calls no thread is at
 // work.
 #include "cpu/backward.h"
+#include "cpu/digest.h"
 #include "cpu/forward.h"
 #include "cpu/pool.h"
 
@@ -78,4 +79,7 @@ int64_t attention_forward(Call* call) {
 int64_t attention_backward(Call* call) {
   return with_backward(*call, [=](const auto& job) { return work(*call, job); });
 }
+
+// The same of what q, k, v, out and lse hold: five numbers for each head of q, to `memory`.
+int64_t attention_digest(Call* call) { return work(*call, DigestJob(*call)); }
 }

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cupy_flash.backends import dlpack
+from cupy_flash.backends.seal import Seal
 from cupy_flash.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
@@ -50,6 +51,9 @@ class Backend(Protocol):
 
         dq is of the dtype of `out`, `problem.out_storage`.
         """
+
+    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+        """Note what these arrays hold; they are kept, not copied."""
 
     def merge(
         self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any

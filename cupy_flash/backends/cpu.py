@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash.backends import native, numpy_, threads
+from cupy_flash.backends.seal import HostSeal, Seal
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.toolchain import NoCompilerError, ToolchainError
 
@@ -45,6 +46,9 @@ class CpuBackend:
     ) -> tuple[Array, Array, Array]:
         # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
         return _tier(problem.arithmetic).backward(problem, dout, q, k, v, out, lse, dlse)
+
+    def seal(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Seal:
+        return HostSeal(_tier(problem.arithmetic).digest, problem, q, k, v, out, lse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array

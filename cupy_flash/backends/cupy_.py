@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import compile, launch
+from cupy_flash.backends.seal import DeviceSeal, Seal
 from cupy_flash.device import Device, from_attributes
 from cupy_flash.plan import Launch, core_specializations
 from cupy_flash.problem import AttentionProblem
@@ -56,6 +57,9 @@ class CupyBackend:
         deterministic: bool,
     ) -> tuple[Any, Any, Any]:
         return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+        return DeviceSeal(self, problem, q, k, v, out, lse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any

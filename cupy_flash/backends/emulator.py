@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
+from cupy_flash.backends.seal import DeviceSeal, Seal, refuse
 from cupy_flash.device import named
 from cupy_flash.plan import Launch
 from cupy_flash.problem import AttentionProblem
@@ -20,12 +21,25 @@ _WRITES = {
     "attention_forward": {"out", "lse", "partial_out", "partial_rows"},
     "attention_combine": {"out", "lse"},
     "attention_merge": {"out", "lse"},
+    "attention_seal": {"query_digests", "key_digests"},
+    "attention_find_changed": {"changed"},
+    "attention_spoil": {"dq", "dk", "dv"},
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
     "attention_dq": {"dq", "dq_acc"},
     "attention_convert_dq": {"dq"},
     "attention_convert_dkdv": {"dk", "dv"},
 }
+
+
+class _EmulatedSeal(DeviceSeal):
+    """A device's, that need not wait to raise."""
+
+    def check(self) -> None:
+        refuse(self.changed())
+
+    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
+        pass
 
 
 class EmulatorBackend:
@@ -78,6 +92,9 @@ class EmulatorBackend:
     ) -> tuple[Any, Any, Any]:
         with emulator.run():
             return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+        return _EmulatedSeal(self, problem, q, k, v, out, lse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any

@@ -96,7 +96,7 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
     """
     loaded = ctypes.CDLL(str(compile_library(isa, arithmetic)))
     functions = {}
-    for name in ("forward", "forward_memory", "backward", "backward_memory"):
+    for name in ("forward", "forward_memory", "backward", "backward_memory", "digest"):
         function = functions[name] = getattr(loaded, f"attention_{name}")
         function.restype, function.argtypes = ctypes.c_int64, [ctypes.POINTER(_Call)]
     return functions
@@ -146,20 +146,28 @@ def backward(
     return dq, dk, dv
 
 
-def _run(direction: str, problem: AttentionProblem, arrays: tuple[Array | None, ...]) -> None:
-    """Call the function of that name on arrays in the order of `_ARRAYS`."""
+def digest(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Array:
+    """What the arrays hold, in 64 bits for each head of q (rows) and array (columns)."""
+    digests = np.zeros((math.prod(problem.batch) * problem.num_heads_q, 5), np.uint64)
+    _run("digest", problem, (q, k, v, out, lse), digests)
+    return digests
+
+
+def _run(name: str, problem: AttentionProblem, arrays: tuple[Array | None, ...], result: Array | None = None) -> None:
+    """Call the function of that name on arrays in the order of `_ARRAYS`; its memory is `result` or borrowed."""
     describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
     shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
     functions = library(isa(problem.arithmetic), problem.arithmetic)
     call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
     available = threads.num_threads()
     call.threads = available if shape.work > INLINE_WORK else 1
-    memory = _borrow(functions[f"{direction}_memory"](call))
+    memory = _borrow(functions[f"{name}_memory"](call)) if result is None else result
     call.memory = _address(memory)
-    function = functions[direction]
+    function = functions[name]
     while function(call):
         pass
-    _give_back(memory)
+    if result is None:
+        _give_back(memory)
 
 
 def _address(x: Array) -> int | None:

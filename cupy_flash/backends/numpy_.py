@@ -23,6 +23,7 @@ Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 from __future__ import annotations
 
 import math
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -81,11 +82,7 @@ def _forward_block(
         if not headroom:
             _exp_less(p, m if shifted else None, tile_total)
         # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
-        if (
-            headroom
-            or not np.fmax.reduce(tile_total) <= LARGE
-            or (j0 == 0 and not np.fmin.reduce(tile_total) >= SMALL)
-        ):
+        if headroom or not np.fmax.reduce(tile_total) <= LARGE or (j0 == 0 and not np.fmin.reduce(tile_total) >= SMALL):
             p = tile.scores(q_scaled, k_tile)
             m_old[:] = m
             p.max(axis=1, out=m)
@@ -290,6 +287,22 @@ def merge(
 
     query_blocks = blocks(0, problem.seqlen_q, QUERY_BLOCK)
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
+
+
+def digest(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Array:
+    """What the arrays hold, in 32 bits for each head of q (rows) and array (columns)."""
+    heads = list(np.ndindex(lse.shape[:-1]))
+    digests = np.zeros((len(heads), 5), np.uint32)
+
+    def of_head(n: int) -> None:
+        *batch, head = heads[n]
+        key_head = (*batch, head // problem.group_size)
+        places = (heads[n], key_head, key_head, heads[n], heads[n])
+        for i, (x, place) in enumerate(zip((q, k, v, out, lse), places, strict=True)):
+            digests[n, i] = zlib.crc32(np.ascontiguousarray(x[place]).view(np.uint8).data)
+
+    threads.run(of_head, range(len(heads)))
+    return digests
 
 
 def _factors(problem: AttentionProblem) -> tuple[np.floating, np.floating]:

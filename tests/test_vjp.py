@@ -1,0 +1,158 @@
+"""What a vjp keeps between its two calls: a change is never silent."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import LAYOUTS, Case
+
+from cupy_flash import flash_attention_backward, flash_attention_vjp, launch
+from cupy_flash.backends.emulator import EmulatorBackend
+from cupy_flash.backends.seal import NAMES, DeviceSeal
+from cupy_flash.problem import DTYPES
+
+
+@pytest.fixture(params=["cpu", "cpu-numpy", "emulator"])
+def backend(request, monkeypatch):
+    name, _, tier = request.param.partition("-")
+    monkeypatch.setenv("CUPY_FLASH_CPU_TIER", tier or "native")
+    return name
+
+
+def kept(case, backend):
+    """The arrays that a vjp keeps, by name, the vjp, and a dout."""
+    q, k, v, dout, _ = case.arrays()
+    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend=backend, **case.options)
+    return dict(zip(NAMES, (q, k, v, out, lse), strict=True)), vjp, dout
+
+
+def add(x):
+    x += 1
+
+
+def double(x):
+    x *= 2
+
+
+def negate(x):
+    x *= -1
+
+
+def roll_rows(x):
+    x[...] = np.roll(x, 1, axis=2)
+
+
+def swap_two(x):
+    x[-1, -1, -1], x[0, 0, 0] = x[0, 0, 0].copy(), x[-1, -1, -1].copy()
+
+
+def swap_neighbours(x):
+    line = x[-1, -1] if x.ndim == 3 else x[-1, -1, -1]
+    line[-2:] = line[-2:][::-1].copy()
+
+
+def last_bit(x):
+    x.view(f"u{x.itemsize}")[-1, -1, -1] ^= 1
+
+
+CHANGES = (add, double, negate, roll_rows, swap_two, swap_neighbours, last_bit)
+CASE = Case(batch=(2,), heads_k=2, group=2, sq=40, sk=50, d=24, dv=33)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_change_is_named(backend, dtype, change):
+    arrays, vjp, dout = kept(dataclasses.replace(CASE, dtype=dtype), backend)
+    grads = vjp(dout)
+    for name, x in arrays.items():
+        before = x.copy()
+        change(x)
+        assert vjp.changed() == (name,)
+        with pytest.raises(ValueError, match=f"^{name} changed since flash_attention_vjp"):
+            vjp(dout)
+        x[...] = before
+    assert vjp.changed() == ()
+    for again, grad in zip(vjp(dout), grads, strict=True):
+        np.testing.assert_array_equal(again, grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_between_the_elements_does_not_matter(backend, layout):
+    case = dataclasses.replace(CASE, dtype="float16", layouts=(layout,) * 3)
+    arrays, vjp, dout = kept(case, backend)
+    for x in arrays.values():
+        if x.base is not None:
+            copy = x.copy()
+            whole = x.base if x.base.base is None else x.base.base
+            whole[...] = 7
+            x[...] = copy
+    vjp(dout)
+    arrays["k"][-1, -1, -1, -1] += 1
+    assert vjp.changed() == ("k",)
+
+
+def test_arrays_that_broadcast_or_are_one_another(backend):
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((3, 1, 2, 10, 8)), rng.standard_normal((4, 2, 12, 8))
+    out, vjp = flash_attention_vjp(q, k, k, backend=backend)
+    dq, dk, dv = vjp(out)
+    assert (dq.shape, dk.shape, dv.shape) == (q.shape, k.shape, k.shape)
+    k[0, 1, 3] = 0
+    assert vjp.changed() == ("k", "v")
+    with pytest.raises(ValueError, match=r"^k and v changed"):
+        vjp(out)
+
+
+@pytest.mark.parametrize(("sq", "sk", "batch"), [(0, 5, ()), (5, 0, ()), (5, 5, (0,))])
+def test_nothing_to_keep(backend, sq, sk, batch):
+    arrays, vjp, dout = kept(dataclasses.replace(CASE, sq=sq, sk=sk, batch=batch), backend)
+    assert [x.shape for x in vjp(dout)] == [arrays[name].shape for name in ("q", "k", "v")]
+
+
+def test_more_batch_dimensions_than_the_kernels_stride(backend):
+    x = np.random.default_rng(0).standard_normal((2, 3, 2, 2, 3, 2, 1, 5, 8)).transpose(5, 4, 3, 2, 1, 0, 6, 7, 8)
+    out, vjp = flash_attention_vjp(x, x, x.copy(), backend=backend)
+    vjp(out)
+    x[1, 2, 0, 1, 2, 1, 0, 4, 7] += 1
+    assert vjp.changed() == ("q", "k")
+
+
+def test_residual_added_in_place_and_not(backend):
+    """The line that users write, and the one that the message tells them to write."""
+    q, k, v, dout, _ = CASE.arrays()
+    out, vjp = flash_attention_vjp(q, k, v, backend=backend)
+    x = out + q[..., :1]
+    np.testing.assert_array_equal(vjp(dout)[2], vjp(dout)[2])
+    out += q[..., :1]
+    with pytest.raises(ValueError, match=r"write x = out \+ residual"):
+        vjp(dout)
+    np.testing.assert_array_equal(out, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu_gradients_become_nan(dtype):
+    """There nothing raises: the same launches, on the emulator's arrays."""
+    q, k, v, dout, _ = dataclasses.replace(CASE, dtype=dtype).arrays()
+    gpu = EmulatorBackend("sm_90a")
+    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend="emulator:sm_90a")
+    seal = DeviceSeal(gpu, vjp._problem, q, k, v, out, lse)
+    for changed in (False, True):
+        grads = flash_attention_backward(dout, q, k, v, out, lse, backend="emulator:sm_90a")
+        seal.check()
+        seal.spoil(*grads)
+        for x in grads:
+            assert np.isnan(x.astype(float)).all() == changed and np.isnan(x.astype(float)).any() == changed
+        out[0, 0, 0, 0] += 1
+
+
+def test_the_device_waits_for_nothing(monkeypatch):
+    """check and spoil only launch; changed is what reads."""
+    q, k, v, *_ = CASE.arrays()
+    _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
+    launched = []
+    monkeypatch.setattr(launch, "_run", lambda runtime, problem, prepare, tensors: launched.append(sorted(tensors)))
+    seal = DeviceSeal(EmulatorBackend(), vjp._problem, *vjp._kept)
+    seal.check()
+    seal.spoil(q.copy(), k.copy(), v.copy())
+    kept = sorted((*NAMES, "query_digests", "key_digests"))
+    assert launched == [kept, sorted((*kept, "changed")), ["changed", "dk", "dq", "dv"]]
