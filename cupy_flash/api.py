@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import backends
-from cupy_flash.backends.seal import Seal
 from cupy_flash.broadcast import sum_to_shape
 from cupy_flash.options import boolean
 from cupy_flash.problem import AttentionProblem, check_like, check_plain
@@ -214,10 +213,10 @@ def flash_attention_vjp(
 
     Notes
     -----
-    Until `vjp` has been called for the last time q, k, v, `out` and `lse` must hold what they do: ``x = out + residual``
-    is right, ``out += residual`` is not, and neither is a buffer of q that serves the next layer. A change does not
-    pass in silence: `vjp` raises a ValueError that names the arrays. On a GPU that would mean to wait for it; there the
-    gradients are NaN, and ``vjp.changed()``, which waits, returns the names.
+    Until `vjp` has been called for the last time q, k, v, `out` and `lse` must hold what they do: ``x = out +
+    residual`` is right, ``out += residual`` is not, and neither is a buffer of q that serves the next layer. A change
+    does not pass in silence: `vjp` raises a ValueError that names the arrays. On a GPU that would mean to wait for it;
+    there the gradients are NaN, and ``vjp.changed()``, which waits, returns the names.
 
     The price: each of these arrays is read once more in each of the two calls (of the time of both, on a Zen 3 in
     float32 with d 64, 2% at 1024 positions and 7% at 256), and 12 bytes for each row of queries and 8 for each row of
@@ -372,7 +371,7 @@ def _backward(
     lse: Array,
     dlse: Array | None,
     deterministic: bool,
-    seal: Seal | None = None,
+    seal: backends.Seal | None = None,
 ) -> tuple[Array, Array, Array]:
     xp = module.namespace
     shape = _out_shape(problem, q)

@@ -7,8 +7,9 @@ import pytest
 from cases import LAYOUTS, Case
 
 from cupy_flash import flash_attention_backward, flash_attention_vjp, launch
+from cupy_flash.backends.device_seal import DeviceSeal
 from cupy_flash.backends.emulator import EmulatorBackend
-from cupy_flash.backends.seal import NAMES, DeviceSeal
+from cupy_flash.backends.seal import NAMES
 from cupy_flash.problem import DTYPES
 
 

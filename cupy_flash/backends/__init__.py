@@ -12,10 +12,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from cupy_flash.backends import dlpack
-from cupy_flash.backends.seal import Seal
 from cupy_flash.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
+
+
+class Seal(Protocol):
+    """On arrays that are kept, not copied: a note of what they hold."""
+
+    def check(self) -> None:
+        """Raise a ValueError if an array has been changed; on a GPU only find out, without waiting."""
+
+    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
+        """Make the gradients NaN if the last `check` found a change and could not raise."""
+
+    def changed(self) -> tuple[str, ...]:
+        """Names of the arrays that no longer hold what they did."""
 
 
 class Backend(Protocol):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash.backends import native, numpy_, threads
-from cupy_flash.backends.seal import HostSeal, Seal
+from cupy_flash.backends import Seal, native, numpy_, threads
+from cupy_flash.backends.seal import HostSeal
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.toolchain import NoCompilerError, ToolchainError
 

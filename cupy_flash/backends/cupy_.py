@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import compile, launch
-from cupy_flash.backends.seal import DeviceSeal, Seal
+from cupy_flash.backends import Seal
+from cupy_flash.backends.device_seal import DeviceSeal
 from cupy_flash.device import Device, from_attributes
 from cupy_flash.plan import Launch, core_specializations
 from cupy_flash.problem import AttentionProblem

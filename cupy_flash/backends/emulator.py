@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import compile, emulator, launch, source
-from cupy_flash.backends.seal import DeviceSeal, Seal, refuse
+from cupy_flash.backends import Seal
+from cupy_flash.backends.device_seal import DeviceSeal
+from cupy_flash.backends.seal import refuse
 from cupy_flash.device import named
 from cupy_flash.plan import Launch
 from cupy_flash.problem import AttentionProblem
