@@ -41,35 +41,42 @@ struct OnlineSoftmax {
       farthest = max(farthest, max(m[i], -row_max[i]));
     }
     // A warp with a far row takes a path of its own, and so does every warp for its first keys, where row_max is -inf.
-    const bool far = ptx::any(farthest * multiplier >= kFar);
+    // What is owed to sums it does itself; for what follows, the maximum has not changed then.
+    if (__builtin_expect(ptx::any(farthest * multiplier >= kFar / 2), 0)) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const Accumulator factor = change(row_max[i], m[i], multiplier);
+        row_max[i] = m[i];
+        row_sum[i] *= factor;
+        rescale(i, factor);
+        const Accumulator less = is_far(base_of(m[i], multiplier)) ? m[i] : Accumulator(0);
+#pragma unroll
+        for (int j = 0; j < kCols; ++j) s[i][j] -= less;
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      Accumulator base = base_of(m[i], multiplier);
-      Accumulator factor = ptx::ex2(rounded_base(row_max[i], multiplier) - base);
-      if (__builtin_expect(far, 0)) {
-        factor = change(row_max[i], m[i], multiplier);
-        if (is_far(m[i], multiplier)) {
-          base = kHeadroom;
-#pragma unroll
-          for (int j = 0; j < kCols; ++j) s[i][j] -= m[i];
-        }
-      }
+      const Accumulator rounded = base_of(m[i], multiplier);
+      const Accumulator factor = ptx::ex2(rounded_base(row_max[i], multiplier) - rounded);
+      const Accumulator base = is_far(rounded) ? Accumulator(0) : rounded;
       row_max[i] = m[i];
       rescale(i, factor);
-      Accumulator sum = 0;
+      row_sum[i] *= factor;
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
         s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base));
-        sum += s[i][j];
+        row_sum[i] += s[i][j];
       }
-      row_sum[i] = row_sum[i] * factor + sum;
     }
   }
 
   // What sums up to a row maximum of `from` are owed when it is `to`.
   __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
-    return ptx::ex2(rounded_base(from, multiplier) - base_of(to, multiplier) +
-                    (rounding(from, multiplier) - rounding(to, multiplier)));
+    const Accumulator before = rounded_base(from, multiplier), after = base_of(to, multiplier);
+    if (is_far(before) && from != -infinity<Accumulator>()) {
+      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, -after));
+    }
+    return ptx::ex2(is_far(after) ? fma(to, -multiplier, before) : before - after);
   }
 
   // Let every lane of a row have its whole sum.
@@ -88,9 +95,9 @@ struct OnlineSoftmax {
 
   // The natural log-sum-exp of a row; -inf if it saw no key.
   __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
-    const Accumulator log_sum = ptx::lg2(sum) + rounding(m, multiplier);
-    return sum == 0 ? -infinity<Accumulator>()
-                    : (rounded_base(m, multiplier) + log_sum) * static_cast<Accumulator>(kLn2);
+    const Accumulator base = rounded_base(m, multiplier), log_sum = ptx::lg2(sum);
+    const Accumulator in_log2 = is_far(base) ? fma(m, multiplier, log_sum) : base + log_sum;
+    return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
   }
 
  private:
@@ -105,14 +112,7 @@ struct OnlineSoftmax {
     return base == -infinity<Accumulator>() ? Accumulator(0) : base;
   }
 
-  __device__ static bool is_far(Accumulator m, Accumulator multiplier) {
-    return fabs(m) * multiplier >= kFar && m != -infinity<Accumulator>();
-  }
-
-  // The exact base of a far row less the rounded one.
-  __device__ static Accumulator rounding(Accumulator m, Accumulator multiplier) {
-    return is_far(m, multiplier) ? fma(m, multiplier, -rounded_base(m, multiplier)) + kHeadroom : Accumulator(0);
-  }
+  __device__ static bool is_far(Accumulator base) { return fabs(base) >= kFar; }
 };
 
 // For the backward: the log-sum-exp in log2 units, +inf for a row that saw no key so that 2^(s - lse) is 0.

@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, m0, step * kBlockN);
 
     // dQ += dS K  [kBlockM, kHeadDim]
-    matmul_from_registers(acc_dq, ds, Pieces<KeyTile, kRowsFirst>(stage.key));
+    matmul(acc_dq, PackedOperand<kScoreRows, kScoreCols>(ds), Pieces<KeyTile, kRowsFirst>(stage.key));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // Q is there even if there was no step

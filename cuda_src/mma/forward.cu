@@ -207,8 +207,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= factor;
     });
 
-    // O += P V  [kWarpRows, kHeadDimV]
-    matmul_from_registers(acc_o, acc_s, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
+    // O += P V  [kWarpRows, kHeadDimV]; P is packed before copies want registers.
+    const PackedOperand<kRows, kCols> p(acc_s);
+    matmul(acc_o, p, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving

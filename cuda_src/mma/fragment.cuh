@@ -133,27 +133,38 @@ __device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const Pieces<
   }
 }
 
-// acc += P B with P, an accumulator, rounded to the storage type and used as A from registers.
-template <int kRows, int kCols, int kDepth, class TileB>
-__device__ __forceinline__ void matmul_from_registers(float (&acc)[kRows][kCols], const float (&p)[kRows][kDepth],
-                                                      const Pieces<TileB, kRowsFirst>& sB) {
+// P, an accumulator, rounded to the storage type as operand A of products: half as many registers.
+template <int kRows, int kDepth>
+struct PackedOperand {
+  uint32_t a[kDepth / 4][kRows / 2][4];
+
+  __device__ __forceinline__ explicit PackedOperand(const float (&p)[kRows][kDepth]) {
 #pragma unroll
-  for (int k = 0; k < kDepth / 4; ++k) {
-    uint32_t a[kRows / 2][4];
+    for (int k = 0; k < kDepth / 4; ++k) {
 #pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) {
+      for (int i = 0; i < kRows / 2; ++i) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int row = 2 * i + r % 2, col = 4 * k + r / 2 * 2;
-        a[i][r] = pack(p[row][col], p[row][col + 1], Element());
+        for (int r = 0; r < 4; ++r) {
+          const int row = 2 * i + r % 2, col = 4 * k + r / 2 * 2;
+          a[k][i][r] = pack(p[row][col], p[row][col + 1], Element());
+        }
       }
     }
+  }
+};
+
+// acc += P B.
+template <int kRows, int kCols, int kDepth, class TileB>
+__device__ __forceinline__ void matmul(float (&acc)[kRows][kCols], const PackedOperand<kRows, kDepth>& p,
+                                       const Pieces<TileB, kRowsFirst>& sB) {
+#pragma unroll
+  for (int k = 0; k < kDepth / 4; ++k) {
 #pragma unroll
     for (int j = 0; j < kCols / 4; ++j) {
       uint32_t b[4];
       sB.load_b(b, k * kPiece, j * kPiece);
 #pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) mma_piece(acc, i, j, a[i], b);
+      for (int i = 0; i < kRows / 2; ++i) mma_piece(acc, i, j, p.a[k][i], b);
     }
   }
 }

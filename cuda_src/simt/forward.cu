@@ -141,8 +141,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     if (kHasSpans && n0 % (kSpan * kBlockN) == 0 && n0 > 0) total.take(acc_o, softmax, score.multiplier);
 
     // P = exp(S - m); O is owed the same change of reference.
-    Accumulator rescale[kRows];
-    softmax.update(acc_s, score.multiplier, [&](int i, Accumulator factor) { rescale[i] = factor; });
+    softmax.update(acc_s, score.multiplier, [&](int i, Accumulator factor) {
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+        for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= factor;
+      }
+    });
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
@@ -156,14 +161,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
         __syncthreads();  // K's, then the previous slice's, readers are done; P is written
         load_tile(shared.key, gV, n0, slice * kSliceD);
         __syncthreads();
-        Accumulator block[kRows][kSliceCols];
-        set_zero(block);
-        matmul_nn<kBlockN>(block, shared.p, shared.key);
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-          for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] = acc_o[slice][i][j] * rescale[i] + block[i][j];
-        }
+        add_part(acc_o[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.key); });
       }
     }
   }
