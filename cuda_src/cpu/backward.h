@@ -171,8 +171,7 @@ class BackwardBlock {
     each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_, 1}, q_panels_ + i * pitch_, p_ + i,
                [=](auto& score, Vector<T> s, Mask<T> row, int64_t col, int64_t n, int64_t) ALWAYS_INLINE {
                  const Vector<T> x = score.forward(s, row, col) - load(lse + n);
-                 const Vector<T> top = splat(T(Exp2<T>::kBias + 1));  // a foreign lse may overflow exp2
-                 return exp2<T>(x > top ? top : x);
+                 return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x);  // no p exceeds 1, though lse be rounded or foreign
                });
   }
 

@@ -1,7 +1,7 @@
 // Forward of a block of queries: for each tile of keys
-//   S^T = K Q^T;  P = exp2(score(S) - m);  l += rowsum(P);  O^T += V^T P^T
-// and at the end O / l and lse = m + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries lie side by side
-// in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
+//   S^T = K Q^T;  P = exp2(score(S) - m - headroom);  l += rowsum(P);  O^T += V^T P^T
+// and at the end O / l and lse = m + headroom + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries lie
+// side by side in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
@@ -81,7 +81,7 @@ class PanelBlock {
         const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
         if (row >= shape_.seqlen_q) continue;
         store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
-        const T lse = log_sum_exp(x.m[i + n], x.l[i + n]);
+        const T lse = log_sum_exp(x.m[i + n], x.l[i + n], plan_.headroom);
         __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
       }
     }
@@ -167,9 +167,10 @@ class PanelBlock {
     for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
 
-  // Scores become p = exp2(s - m) and their sums join l. Where m has to follow, l and o are scaled to the new m.
+  // Scores become p = exp2(s - m - headroom) and their sums join l. Where m has to follow, l and o are scaled to it.
   __attribute__((noinline)) void softmax(int64_t keys, const Vector<T> (&largest)[N], T* m, T* l, T* o) {
     T* const s = p_;
+    const T headroom = T(plan_.headroom);
     Vector<T> base[N], sum[N];
     Mask<T> passed = {};
     UNROLL
@@ -195,7 +196,7 @@ class PanelBlock {
       UNROLL
       for (int n = 0; n < N; ++n) {
         T* x = s + j * kPanel + n * kStep;
-        const Vector<T> p = exp2<T>(load(x) - base[n]);
+        const Vector<T> p = exp2<T>(load(x) - base[n], headroom);
         sum[n] += p;
         store(x, p);
       }

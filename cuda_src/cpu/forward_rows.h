@@ -71,7 +71,7 @@ class RowBlock {
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
       const int64_t head = plan_.head(unit, i);
       store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
-      const T lse = log_sum_exp(x.m[i], x.l[i]);
+      const T lse = log_sum_exp(x.m[i], x.l[i], plan_.headroom);
       __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
@@ -109,10 +109,10 @@ class RowBlock {
     for (int n = 1; n < kStep; ++n) largest = top[n] > largest ? top[n] : largest;
     T rescale = 1;
     if (largest > m + T(kSlack)) rescale = power(m, largest), m = largest, l *= rescale;
-    const T base = m == -kInfinity<T> ? T(0) : m;
+    const T base = m == -kInfinity<T> ? T(0) : m, headroom = T(plan_.headroom);
     Vector<T> total = {};
     for (int64_t j = 0; j < keys; j += kStep) {
-      const Vector<T> p = exp2<T>(load(p_ + j) - base);
+      const Vector<T> p = exp2<T>(load(p_ + j) - base, headroom);
       total += p;
       store(p_ + j, p);
     }

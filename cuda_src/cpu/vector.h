@@ -186,16 +186,18 @@ struct Exp2<double> {
                                  7.0725859492692236999e-9,  4.4549605981865183938e-10};
 };
 
-// 2^x for x up to kBias + 1 (where it is inf), 0 below the normal numbers; nan stays nan.
+// 2^(x - less), `less` a whole number, for x - less up to kBias + 1 (where it is inf); 0 below the normal numbers; nan
+// stays nan.
 template <class T>
-inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x) {
+inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T less = 0) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
-  const Vector<T> bottom = splat(T(-E::kBias));
+  const Vector<T> bottom = splat(less - T(E::kBias));
+  const T shift = T(E::kRound + E::kBias) - less;
   x = x < bottom ? bottom : x;
-  const Vector<T> shifted = x + T(E::kRound + E::kBias);
-  const Vector<T> f = x - (shifted - T(E::kRound + E::kBias));
-  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x), 0 for the bottom
+  const Vector<T> shifted = x + shift;
+  const Vector<T> f = x - (shifted - shift);
+  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x - less), 0 for the bottom
   Vector<T> q = splat<T>(E::q[kTerms - 1]);
   UNROLL
   for (int i = kTerms - 2; i >= 0; --i) q = q * f + E::q[i];
