@@ -205,6 +205,7 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
 CASES = [
     Case(heads_k=2, group=2, sq=200, sk=150, d=40, dv=24, causal=True, q_offset=5),
     Case(heads_k=1, group=3, sq=2, sk=700, d=20, causal=True, q_offset=600),
+    Case(heads_k=1, group=4, sq=7, sk=300, d=40, causal=True, q_offset=290),
     Case(dtype="float64", heads_k=1, sq=70, sk=130, d=33, dv=65),
     Case(dtype="float64", heads_k=1, sq=2, sk=130, d=33, dv=34),
     Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),

@@ -15,12 +15,12 @@ struct ForwardPlan {
   int64_t rows;           // queries of a head in a block
   int64_t units, blocks;  // of packed heads, and of a head's queries
   int64_t chunk, chunks;  // keys of an item, and items that share a block
-  int64_t first_query;
+  int64_t first_query, queries;
   int64_t headroom = 0;   // p is 2^(s - m - headroom)
 
   ForwardPlan(const Shape& s, int64_t panel) {
-    const int64_t queries = s.seqlen_q - s.first_query;
     first_query = s.first_query;
+    queries = s.seqlen_q - first_query;
     group = s.group();
     packed = group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
@@ -28,14 +28,17 @@ struct ForwardPlan {
     blocks = ceil_div(queries, rows);
     // An item loads and merges its queries once more: it wants many times as many keys.
     const int64_t few = ceil_div(32, units * blocks), wanted = 4 * columns() > 240 ? 4 * columns() : 240;
-    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kRows);
+    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kAccumulators);
     chunks = ceil_div(s.seqlen_k, chunk);
     // No p exceeds 1 / seqlen_k, so no sum of p v exceeds the largest v, and none overflows that standard attention
     // keeps finite. Sums of float16, in float32, are far from that.
     if (s.dtype != kFloat16) for (headroom = kSlack; s.seqlen_k > int64_t(1) << (headroom - kSlack);) ++headroom;
   }
 
-  int64_t columns() const { return packed * rows; }
+  int64_t columns() const { return packed * rows; }  // the most of a block
+  int64_t columns(int64_t block) const {
+    return packed * clamp(queries - (blocks - 1 - block) * rows, 0, rows);
+  }
   int64_t items() const { return units * blocks * chunks; }
   int64_t key_head(int64_t unit) const { return unit * packed / group; }
   int64_t head(int64_t unit, int64_t column) const { return unit * packed + column / rows; }

@@ -28,7 +28,7 @@ class RowBlock {
     for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
     const int64_t key_head = plan_.key_head(unit);
     const int64_t end = clamp(mask_.key_end(shape_.seqlen_q - 1), 0, j_end);
-    const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
+    const int64_t size = even_part(end - j_begin, kKeyTile, kAccumulators);
     for (int64_t j0 = j_begin; j0 < end; j0 += size) {
       const int64_t keys = clamp(end - j0, 0, size);
       const T* k = load_factor(shape_.dtype, k_tile_, pitch_, at(call_.k, shape_.k, key_head, j0), shape_.k, keys,
@@ -49,7 +49,7 @@ class RowBlock {
   }
 
   template <class States>
-  void merge(States states, int64_t chunks) const {
+  void merge(int64_t, States states, int64_t chunks) const {
     const ForwardState<T> first = states(0);
     for (int64_t i = 0; i < plan_.columns(); ++i) {
       for (int64_t c = 1; c < chunks; ++c) {

@@ -26,11 +26,13 @@
 #endif
 constexpr int kVectorBytes = VECTOR_BYTES;
 
-// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the registers, and the
-// loads of a step (kVectors vectors, kRows scalars) take less time than its kRows * kVectors multiply-adds. Of the last
-// rows, fewer than kRows, a tile does whole thirds.
-constexpr int kRows = REGISTERS == 32 ? 12 : 6, kVectors = 2;
-constexpr int kThird = kRows / 3;
+// A register tile has kTileRows<N> rows of N vectors: its accumulators, N operands and one scalar fit the registers,
+// and the loads of a step (N vectors, kTileRows<N> scalars) take less time than its kAccumulators multiply-adds. Of the
+// rows that whole tiles leave over, whole units are done.
+constexpr int kAccumulators = REGISTERS == 32 ? 24 : 12;
+constexpr int kRowUnit = kAccumulators / 6;
+template <int N>
+constexpr int kTileRows = kAccumulators / N;
 
 template <class T>
 struct IntegerOf;
@@ -58,9 +60,9 @@ using Mask = Vector<Integer<T>>;  // all bits of a lane set or none
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
-// Rows in scratch are whole vectors, and whole thirds of a tile where they become rows of a product.
+// Rows in scratch are whole vectors, and whole units where they become rows of a product.
 template <class T>
-constexpr int kPitchUnit = kLanes<T> > kThird ? kLanes<T> : kThird;
+constexpr int kPitchUnit = kLanes<T> > kRowUnit ? kLanes<T> : kRowUnit;
 
 template <class V>
 inline V load_as(const void* p) {
