@@ -161,6 +161,18 @@ def test_one_head_uses_all_threads(direction, with_threads, monkeypatch):
     assert memory[-len(memory) // 4 :].any()
 
 
+@pytest.mark.parametrize("sq", [1, 8])
+def test_threads_share_what_takes_longer_than_to_wake_them(sq, monkeypatch):
+    """A long read of keys by one query as well as many products."""
+    monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "3")
+    asked = []
+    call = native._Call
+    monkeypatch.setattr(native, "_Call", lambda *args: asked.append(call(*args)) or asked[-1])
+    for sk in (300, 4096):
+        flash_attention(*draw((sq, 64), (sk, 64), (sk, 64)))
+    assert [x.threads for x in asked] == [1, 3]
+
+
 def test_calls_at_the_same_time_keep_apart(with_threads):
     """One has the pool, the others work alone."""
     with_threads(3)
