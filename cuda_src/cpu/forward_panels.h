@@ -211,17 +211,25 @@ class PanelBlock {
         store(x, load(x) * factor);
       }
     }
-    for (int64_t j = 0; j < keys; ++j) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        T* x = s + j * kPanel + n * kStep;
-        const Vector<T> p = exp2<T>(load(x) - base[n], headroom);
-        sum[n] += p;
-        store(x, p);
-      }
-    }
+    int64_t j = 0;
+    for (; j + 2 <= keys; j += 2) exponentiate<2 * N>(s + j * kPanel, base, headroom, sum);
+    if (j < keys) exponentiate<N>(s + j * kPanel, base, headroom, sum);
     UNROLL
     for (int n = 0; n < N; ++n) store(l + n * kStep, load(l + n * kStep) + sum[n]);
+  }
+
+  // W vectors, whole rows of a panel.
+  template <int W>
+  static inline ALWAYS_INLINE void exponentiate(T* x, const Vector<T> (&base)[N], T headroom, Vector<T> (&sum)[N]) {
+    Vector<T> p[W];
+    UNROLL
+    for (int i = 0; i < W; ++i) p[i] = load(x + i * kStep) - base[i % N];
+    exp2<T>(p, headroom);
+    UNROLL
+    for (int i = 0; i < W; ++i) {
+      sum[i % N] += p[i];
+      store(x + i * kStep, p[i]);
+    }
   }
 
   // O^T += V^T P^T.

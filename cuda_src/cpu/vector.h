@@ -188,20 +188,34 @@ struct Exp2<double> {
                                  7.0725859492692236999e-9,  4.4549605981865183938e-10};
 };
 
-// 2^(x - less), `less` a whole number, for x - less up to kBias + 1 (where it is inf); 0 below the normal numbers; nan
-// stays nan.
-template <class T>
-inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T less = 0) {
+// x = 2^(x - less), `less` a whole number, for x - less up to kBias + 1 (where it is inf); 0 below the normal numbers;
+// nan stays nan. Several vectors take every step together: of one alone each step would wait for the one before.
+template <class T, int W>
+inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T less) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
   const Vector<T> bottom = splat(less - T(E::kBias));
   const T shift = T(E::kRound + E::kBias) - less;
-  x = x < bottom ? bottom : x;
-  const Vector<T> shifted = x + shift;
-  const Vector<T> f = x - (shifted - shift);
-  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x - less), 0 for the bottom
-  Vector<T> q = splat<T>(E::q[kTerms - 1]);
+  Vector<T> power[W], q[W];
   UNROLL
-  for (int i = kTerms - 2; i >= 0; --i) q = q * f + E::q[i];
-  return (q * f + T(1)) * power;
+  for (int i = 0; i < W; ++i) {
+    x[i] = x[i] < bottom ? bottom : x[i];
+    const Vector<T> shifted = x[i] + shift;
+    x[i] -= shifted - shift;
+    power[i] = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x - less), 0 for the bottom
+    q[i] = splat<T>(E::q[kTerms - 1]);
+  }
+  UNROLL
+  for (int term = kTerms - 2; term >= 0; --term) {
+    UNROLL
+    for (int i = 0; i < W; ++i) q[i] = q[i] * x[i] + E::q[term];
+  }
+  UNROLL
+  for (int i = 0; i < W; ++i) x[i] = (q[i] * x[i] + T(1)) * power[i];
+}
+template <class T>
+inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T less = 0) {
+  Vector<T> one[1] = {x};
+  exp2<T>(one, less);
+  return one[0];
 }
