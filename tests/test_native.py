@@ -15,11 +15,13 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import oracle
 import pytest
 from cases import Case, check
 
-from cupy_flash import flash_attention_vjp, source, toolchain
+from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, source, toolchain
 from cupy_flash.backends import get, native, threads
+from cupy_flash.problem import DTYPES
 from cupy_flash.toolchain import ToolchainError, find_compiler
 
 TESTS = Path(__file__).parent
@@ -159,6 +161,18 @@ def test_one_head_uses_all_threads(direction, with_threads, monkeypatch):
     assert memory[-len(memory) // 4 :].any()
 
 
+@pytest.mark.parametrize("sq", [1, 8])
+def test_threads_share_what_takes_longer_than_to_wake_them(sq, monkeypatch):
+    """A long read of keys by one query as well as many products."""
+    monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "3")
+    asked = []
+    call = native._Call
+    monkeypatch.setattr(native, "_Call", lambda *args: asked.append(call(*args)) or asked[-1])
+    for sk in (300, 4096):
+        flash_attention(*draw((sq, 64), (sk, 64), (sk, 64)))
+    assert [x.threads for x in asked] == [1, 3]
+
+
 def test_calls_at_the_same_time_keep_apart(with_threads):
     """One has the pool, the others work alone."""
     with_threads(3)
@@ -203,6 +217,7 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
 CASES = [
     Case(heads_k=2, group=2, sq=200, sk=150, d=40, dv=24, causal=True, q_offset=5),
     Case(heads_k=1, group=3, sq=2, sk=700, d=20, causal=True, q_offset=600),
+    Case(heads_k=1, group=4, sq=7, sk=300, d=40, causal=True, q_offset=290),
     Case(dtype="float64", heads_k=1, sq=70, sk=130, d=33, dv=65),
     Case(dtype="float64", heads_k=1, sq=2, sk=130, d=33, dv=34),
     Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),
@@ -235,13 +250,22 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(native, "_borrow", poisoned)
 
 
+@pytest.fixture
+def with_build(monkeypatch):
+    """A function that chooses one of `BUILDS`."""
+
+    def choose(name):
+        monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[name]))
+        monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+        monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
+
+    return choose
+
+
 @pytest.mark.parametrize("build", BUILDS)
-def test_vectors_of_any_width_are_right(build, monkeypatch, poisoned_memory):
+def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
-    monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[build]))
-    library = functools.cache(native.library.__wrapped__)
-    monkeypatch.setattr(native, "library", library)
-    monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
+    with_build(build)
     for case in CASES:
         check(case, on_cpu)
 
@@ -355,12 +379,10 @@ HIDDEN = {
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", HIDDEN)
-def test_hidden_numbers_do_not_matter(name, value, monkeypatch, poisoned_memory):
+def test_hidden_numbers_do_not_matter(name, value, with_build, poisoned_memory):
     case = HIDDEN[name]
     if name == "pairs":
-        monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS["AVX-512 BF16"]))
-        monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
-        monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
+        with_build("AVX-512 BF16")
     q, k, v, dout, _ = case.arrays()
     expected = run(q, k, v, dout, **case.options)
     hidden = case.sq + case.q_offset  # the first key that no query sees; the one before is seen by the last query
@@ -374,6 +396,68 @@ def test_hidden_numbers_do_not_matter(name, value, monkeypatch, poisoned_memory)
         np.testing.assert_allclose(x, y, rtol=8 * eps, atol=8 * eps)
     for x in (dk, dv):
         assert not x[..., hidden:, :].any()
+
+
+# --- numbers near the largest ---
+
+PATHS = {"panels": (90, 256), "narrow panels": (6, 256), "rows": (2, 256), "chunks": (2, 4096), "pairs": (90, 256)}
+
+
+@pytest.fixture
+def path(request, with_build):
+    """Numbers of queries and keys that take this path."""
+    if request.param == "pairs":
+        with_build("AVX-512 BF16")
+    return PATHS[request.param]
+
+
+every_path = pytest.mark.parametrize("path", PATHS, indirect=True)
+every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+
+
+@every_dtype
+@every_path
+@pytest.mark.parametrize("part", [0.01, 0.7])
+def test_values_near_the_largest_number_are_averaged(path, dtype, part):
+    """A sum of p v before it is divided by that of p must not overflow, the scores equal or rising within the slack."""
+    (sq, sk), dtype = path, np.dtype(DTYPES[dtype])
+    v = np.full((sk, 8), part * float(ml_dtypes.finfo(dtype).max)).astype(dtype)
+    q, k = np.ones((sq, 16), dtype), np.zeros((sk, 16), dtype)
+    for last in (0, 5):  # 7.2 in log2 units above the reference
+        k[1:] = last / 16
+        out, lse = flash_attention(q, k, v, scale=1.0, return_lse=True)
+        exact, eps = oracle.attention(q, k, v, scale=1.0), float(ml_dtypes.finfo(dtype).eps)
+        np.testing.assert_allclose(out.astype(np.float64) / float(v[0, 0]), 1, rtol=4 * eps + 1e-5)
+        np.testing.assert_allclose(lse, exact.lse, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("bfloat16", 133120), ("float32", 133120), ("float64", 1e70)])
+@every_path
+def test_one_key_of_large_numbers_gives_its_value(path, dtype, number):
+    q, v = np.full((path[0], 16), number).astype(DTYPES[dtype]), np.full((1, 8), number).astype(DTYPES[dtype])
+    out = flash_attention(q, q[:1], v)
+    np.testing.assert_array_equal(out, np.broadcast_to(v, out.shape))
+
+
+@every_path
+@pytest.mark.parametrize("size", 2.0 ** np.array([20, 23, 24, 26, 30, 60, 99]))
+def test_scores_far_from_0_keep_their_order(path, size):
+    """Where the numbers are sparse: the largest score wins, and equal ones share."""
+    sq, sk = path
+    q, k, v = np.ones((sq, 8), np.float32), np.full((sk, 8), size / 16), *draw((sk, 8))
+    winners = slice(sk - 7, sk - 3)
+    k[winners] = size / 8
+    out, lse = flash_attention(q, k.astype(np.float32), v, scale=1.0, return_lse=True)
+    np.testing.assert_allclose(out, np.broadcast_to(v[winners].mean(axis=0), out.shape), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(lse, size + np.log(4), rtol=1e-6)
+
+
+def test_no_probability_of_the_backward_exceeds_1():
+    """A lse that does not fit the scores, by a factor of e^20."""
+    q, k, v, dout = draw((40, 16), (1, 16), (1, 16), (40, 16))
+    out, lse = flash_attention(q, k, v, return_lse=True)
+    _, _, dv = flash_attention_backward(dout, q, k, v, out, lse - 20)
+    np.testing.assert_allclose(dv[0], dout.sum(axis=0), rtol=1e-5, atol=1e-5)
 
 
 def test_no_query_head_leaves_gradients_of_zero():

@@ -37,10 +37,14 @@ static int64_t work(Call& call, const Job& job) {
 
 typedef NUMBER Number;
 
+// Of a panel of queries. 8 x 3 of 32 registers load 11 vectors and scalars for 24 multiply-adds where 12 x 2 load 14,
+// and leave no row over where the head dimension is a multiple of 8. 4 x 3 would take all of 16, and clang spills them.
+constexpr int kPanelVectors = REGISTERS == 32 ? 3 : 2;
+
 template <class E, class Use>
 static int64_t with_panels(const Call& call, Use use) {
-  constexpr int kPanel = kVectors * kLanes<Number>;
-  return use(ForwardJob<Number, PanelBlock<Number, E, kVectors>>(call, ForwardPlan(*call.shape, kPanel)));
+  using Block = PanelBlock<Number, E, kPanelVectors>;
+  return use(ForwardJob<Number, Block>(call, ForwardPlan(*call.shape, Block::kPanel)));
 }
 
 // use(job) for the job that fits the call.
@@ -48,7 +52,7 @@ template <class Use>
 static int64_t with_forward(const Call& call, Use use) {
   const ForwardPlan rows(*call.shape, 1), narrow(*call.shape, kLanes<Number>);
   if (rows.columns() <= kFewRows) return use(ForwardJob<Number, RowBlock<Number>>(call, rows));
-  if (narrow.columns() <= kLanes<Number>) {
+  if (narrow.columns() <= (kPanelVectors - 1) * kLanes<Number>) {
     return use(ForwardJob<Number, PanelBlock<Number, Number, 1>>(call, narrow));
   }
   if constexpr (kUsesPairs && sizeof(Number) == sizeof(Pair)) {
@@ -59,7 +63,7 @@ static int64_t with_forward(const Call& call, Use use) {
 
 template <class Use>
 static int64_t with_backward(const Call& call, Use use) {
-  return use(BackwardJob<Number>(call, BackwardPlan(*call.shape, kVectors * kLanes<Number>)));
+  return use(BackwardJob<Number>(call, BackwardPlan(*call.shape, BackwardBlock<Number>::kPanel)));
 }
 
 extern "C" {

@@ -13,6 +13,7 @@
 #include "cpu/product.h"
 #include "cpu/seen.h"
 
+constexpr int kBackwardVectors = 2;  // of a panel of queries
 constexpr int64_t kBackwardTile = 60, kKeyBlock = 8 * kBackwardTile;  // whole register tiles
 
 // How the backward is cut into items of work, by the shape alone: a block of keys of a key head each. Few heads get
@@ -23,7 +24,8 @@ struct BackwardPlan {
   BackwardPlan(const Shape& s, int64_t panel) {
     const int64_t rows = s.seqlen_q - s.first_query;
     heads = s.heads_k;
-    keys = even_part(s.seqlen_k, clamp(ceil_div(s.seqlen_k * heads, 8), kKeyBlock / 2, kKeyBlock), kRows);
+    const int64_t most = clamp(ceil_div(s.seqlen_k * heads, 8), kKeyBlock / 2, kKeyBlock);
+    keys = even_part(s.seqlen_k, most, kTileRows<kBackwardVectors>);
     key_blocks = ceil_div(s.seqlen_k, keys);
     queries = even_part(rows, kQueryBlock, panel), query_blocks = ceil_div(rows, queries);
   }
@@ -34,13 +36,13 @@ struct BackwardPlan {
 template <class T>
 class BackwardBlock {
  public:
-  static constexpr int64_t kPanel = kVectors * kLanes<T>, kStep = kLanes<T>;
+  static constexpr int64_t kPanel = kBackwardVectors * kLanes<T>, kStep = kLanes<T>;
 
   BackwardBlock(const Call& call, const BackwardPlan& plan, Scratch& scratch)
       : call_(call), shape_(*call.shape), mask_(shape_), score_(shape_) {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     columns_ = round_up(plan.queries, kPanel);
-    const int64_t keys = round_up(plan.keys, kThird);
+    const int64_t keys = round_up(plan.keys, kRowUnit);
     k_block_ = scratch.take<T>(keys * pitch_), dk_ = scratch.take<T>(keys * pitch_);
     v_block_ = scratch.take<T>(keys * pitch_v_), dv_ = scratch.take<T>(keys * pitch_v_);
     q_ = scratch.take<T>(columns_ * pitch_), dout_ = scratch.take<T>(columns_ * pitch_v_);
@@ -57,8 +59,8 @@ class BackwardBlock {
     k_ = load_factor(shape_.dtype, k_block_, pitch_, at(call_.k, shape_.k, head, j0), shape_.k, keys, shape_.head_dim);
     v_ = load_factor(shape_.dtype, v_block_, pitch_v_, at(call_.v, shape_.v, head, j0), shape_.v, keys,
                      shape_.head_dim_v);
-    __builtin_memset(dk_, 0, round_up(keys, kThird) * pitch_ * sizeof(T));
-    __builtin_memset(dv_, 0, round_up(keys, kThird) * pitch_v_ * sizeof(T));
+    __builtin_memset(dk_, 0, round_up(keys, kRowUnit) * pitch_ * sizeof(T));
+    __builtin_memset(dv_, 0, round_up(keys, kRowUnit) * pitch_v_ * sizeof(T));
   }
 
   void store_keys(int64_t head) const {
@@ -74,7 +76,7 @@ class BackwardBlock {
     load_queries(head, i0, queries);
     __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
     const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
-    const int64_t size = even_part(end, kBackwardTile, kRows);
+    const int64_t size = even_part(end, kBackwardTile, kTileRows<kBackwardVectors>);
     for (int64_t u = 0; u < end; u += size) tile(u, clamp(end - u, 0, size));
     // Q has been used: its rows take dQ.
     for (int64_t i = 0; i < columns_; i += kPanel) {
@@ -125,7 +127,7 @@ class BackwardBlock {
 
   // Keys u to u + keys of the block against the queries.
   void tile(int64_t u, int64_t keys) {
-    const int64_t j0 = j0_ + u, whole = round_up(keys, kThird);
+    const int64_t j0 = j0_ + u, whole = round_up(keys, kRowUnit);
     const T *k = k_ + u * pitch_, *v = v_ + u * pitch_v_;
     const int64_t first = clamp(mask_.query_begin(j0) - i0_, 0, queries_) / kPanel * kPanel;
     const bool cut = !mask_.covers(i0_ + first, j0, whole);
@@ -134,16 +136,16 @@ class BackwardBlock {
     for (int64_t i = first; i < queries_; i += kPanel) {
       const int64_t last = i0_ + clamp(i + kPanel, 0, queries_) - 1;
       const int64_t seen = clamp(mask_.key_end(last) - j0, 0, keys);
-      const bool panel_cut = !mask_.covers(i0_ + i, j0, round_up(seen, kThird));
+      const bool panel_cut = !mask_.covers(i0_ + i, j0, round_up(seen, kRowUnit));
       probabilities(panel_cut, i, j0, seen, k);
       score_gradients(panel_cut, i, j0, seen, v);
-      for (int64_t j = round_up(seen, kThird); j < whole; ++j) {
+      for (int64_t j = round_up(seen, kRowUnit); j < whole; ++j) {
         __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
         __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
       }
       T* dq = dq_panels_ + i * pitch_;
       if (finite_k || !panel_cut) {
-        accumulate<T, kVectors, T>(pitch_, seen, {k, 1, pitch_}, ds_ + i, columns_, dq, kPanel);
+        add_to_queries(seen, k, ds_ + i, dq);
       } else {
         accumulate_seen<T>(mask_, rows_ + i, kPanel, j0, seen, ds_ + i, columns_, {k, 0, pitch_, 1},
                            {dq, 1, 0, kPanel}, shape_.head_dim);
@@ -154,12 +156,17 @@ class BackwardBlock {
     add_to_keys(cut, first, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
   }
 
+  // dQ of a panel.
+  __attribute__((noinline)) void add_to_queries(int64_t keys, const T* k, const T* ds, T* dq) {
+    accumulate<T, kBackwardVectors>(pitch_, keys, ByColumns<T>{k, pitch_}, ds, columns_, dq, kPanel);
+  }
+
   // y += weight x: the sum over the queries from column `first` on.
   void add_to_keys(bool cut, int64_t first, int64_t j0, int64_t keys, const T* weight, Rows<const T> x, Rows<T> y) {
     const int64_t depth = queries_ - first;
     x.data += first * x.query;
     if (!cut || all_finite(x.data, depth * x.query)) {
-      accumulate_wide<T>(keys, depth, {weight + first, columns_, 1}, x.data, y.data, y.key);
+      accumulate_wide<T, kBackwardVectors>(keys, depth, {weight + first, columns_}, x.data, y.data, y.key, y.key);
     } else {
       accumulate_seen<T>(mask_, rows_ + first, depth, j0, keys, weight + first, columns_, x, y, y.key);
     }
@@ -168,11 +175,10 @@ class BackwardBlock {
   // P of the panel of queries from column i on.
   __attribute__((noinline)) void probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
     const T* lse = lse_ + i;
-    each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_, 1}, q_panels_ + i * pitch_, p_ + i,
+    each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p_ + i,
                [=](auto& score, Vector<T> s, Mask<T> row, int64_t col, int64_t n, int64_t) ALWAYS_INLINE {
                  const Vector<T> x = score.forward(s, row, col) - load(lse + n);
-                 const Vector<T> top = splat(T(Exp2<T>::kBias + 1));  // a foreign lse may overflow exp2
-                 return exp2<T>(x > top ? top : x);
+                 return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x);  // no p exceeds 1, though lse be rounded or foreign
                });
   }
 
@@ -180,7 +186,7 @@ class BackwardBlock {
   __attribute__((noinline)) void score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
     const T *delta = delta_ + i, *p = p_ + i;
     const int64_t pitch = columns_;
-    each_score(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_, 1}, dout_panels_ + i * pitch_v_, ds_ + i,
+    each_score(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds_ + i,
                [=](auto& score, Vector<T> dp, Mask<T> row, int64_t col, int64_t n, int64_t j) ALWAYS_INLINE {
                  return score.backward(load(p + j * pitch + n) * (dp - load(delta + n)), row, col);
                });
@@ -188,13 +194,13 @@ class BackwardBlock {
 
   // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
   template <class Use>
-  inline ALWAYS_INLINE void each_score(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, Operand<T> a,
+  inline ALWAYS_INLINE void each_score(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, ByRows<T> a,
                                        const T* b, T* y, Use use) {
     const Integer<T>* rows = rows_ + i;
     const int64_t pitch = columns_;
     const CausalMask mask = mask_;
     const ScaledScore<T> score = score_;
-    multiply<T, kVectors, T>(keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+    multiply<T, kBackwardVectors>(keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
       const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
       x = use(score, x, row, j0 + r, n * kStep, r);
       if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : Vector<T>{};

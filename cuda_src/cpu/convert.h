@@ -113,18 +113,18 @@ void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& 
   for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, pitch, x + r * layout.row, layout.col, width);
 }
 
-// The same as the broadcast factor of a product: with zeros up to a whole third of a register tile, and where the rows
+// The same as the broadcast factor of a product: with zeros up to a whole unit of rows, and where the rows
 // lie (then nothing is copied, and products overlap with fetching them) if they lie as they would in scratch.
 template <class T>
 const T* load_factor(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows,
                      int64_t width) {
   const bool same = sizeof(T) == 8 ? dtype == kFloat64 : dtype == kFloat32;
   if (same && layout.col == sizeof(T) && layout.row == pitch * int64_t(sizeof(T)) && width == pitch &&
-      rows % kThird == 0 && int64_t(x) % sizeof(T) == 0) {
+      rows % kRowUnit == 0 && int64_t(x) % sizeof(T) == 0) {
     return (const T*)x;
   }
   load_rows(dtype, y, pitch, x, layout, rows, width);
-  __builtin_memset(y + rows * pitch, 0, (round_up(rows, kThird) - rows) * pitch * sizeof(T));
+  __builtin_memset(y + rows * pitch, 0, (round_up(rows, kRowUnit) - rows) * pitch * sizeof(T));
   return y;
 }
 

@@ -33,7 +33,7 @@ class ForwardJob {
     queries.attend(unit, i, j0, j1, state(queries, shares() ? item : worker));
     if (__atomic_add_fetch(ended_ + block, 1, __ATOMIC_ACQ_REL) < plan_.chunks) return;
     const int64_t first = shares() ? item - chunk : worker;
-    if (shares()) queries.merge([&](int64_t c) { return state(queries, first + c); }, plan_.chunks);
+    if (shares()) queries.merge(i, [&](int64_t c) { return state(queries, first + c); }, plan_.chunks);
     queries.finish(unit, i, state(queries, first));
   }
 

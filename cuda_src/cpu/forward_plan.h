@@ -5,8 +5,8 @@
 
 constexpr int64_t kQueryBlock = 192;
 constexpr int64_t kKeyTile = 120;  // whole register tiles
-// m follows the largest score only when that has passed it by so much: p stays under 2^8, and rescaling is rare.
-constexpr double kSlack = 8;
+// m follows the largest score only when that has passed it by so much: rescaling is rare.
+constexpr int64_t kSlack = 8;
 
 // By the shape alone, so that the number of threads changes no bit. A column of a block is a query of one of its heads.
 struct ForwardPlan {
@@ -15,11 +15,12 @@ struct ForwardPlan {
   int64_t rows;           // queries of a head in a block
   int64_t units, blocks;  // of packed heads, and of a head's queries
   int64_t chunk, chunks;  // keys of an item, and items that share a block
-  int64_t first_query;
+  int64_t first_query, queries;
+  int64_t headroom = 0;   // p is 2^(s - m - headroom)
 
   ForwardPlan(const Shape& s, int64_t panel) {
-    const int64_t queries = s.seqlen_q - s.first_query;
     first_query = s.first_query;
+    queries = s.seqlen_q - first_query;
     group = s.group();
     packed = group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
@@ -27,11 +28,17 @@ struct ForwardPlan {
     blocks = ceil_div(queries, rows);
     // An item loads and merges its queries once more: it wants many times as many keys.
     const int64_t few = ceil_div(32, units * blocks), wanted = 4 * columns() > 240 ? 4 * columns() : 240;
-    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kRows);
+    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kAccumulators);
     chunks = ceil_div(s.seqlen_k, chunk);
+    // No p exceeds 1 / seqlen_k, so no sum of p v exceeds the largest v, and none overflows that standard attention
+    // keeps finite. Sums of float16, in float32, are far from that.
+    if (s.dtype != kFloat16) for (headroom = kSlack; s.seqlen_k > int64_t(1) << (headroom - kSlack);) ++headroom;
   }
 
-  int64_t columns() const { return packed * rows; }
+  int64_t columns() const { return packed * rows; }  // the most of a block
+  int64_t columns(int64_t block) const {
+    return packed * clamp(queries - (blocks - 1 - block) * rows, 0, rows);
+  }
   int64_t items() const { return units * blocks * chunks; }
   int64_t key_head(int64_t unit) const { return unit * packed / group; }
   int64_t head(int64_t unit, int64_t column) const { return unit * packed + column / rows; }
@@ -52,8 +59,8 @@ struct ForwardState {
   }
 };
 
-// Natural, of a row with maximum m in log2 units and sum l.
+// Natural, of a row with reference m in log2 units and sum l of p.
 template <class T>
-T log_sum_exp(T m, T l) {
-  return l == 0 ? -kInfinity<T> : T((double(m) + __builtin_log2(double(l))) * kLn2);
+T log_sum_exp(T m, T l, int64_t headroom) {
+  return l == 0 ? -kInfinity<T> : T((double(m) + (__builtin_log2(double(l)) + double(headroom))) * kLn2);
 }

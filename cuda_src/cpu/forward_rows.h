@@ -28,7 +28,7 @@ class RowBlock {
     for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
     const int64_t key_head = plan_.key_head(unit);
     const int64_t end = clamp(mask_.key_end(shape_.seqlen_q - 1), 0, j_end);
-    const int64_t size = even_part(end - j_begin, kKeyTile, kRows);
+    const int64_t size = even_part(end - j_begin, kKeyTile, kAccumulators);
     for (int64_t j0 = j_begin; j0 < end; j0 += size) {
       const int64_t keys = clamp(end - j0, 0, size);
       const T* k = load_factor(shape_.dtype, k_tile_, pitch_, at(call_.k, shape_.k, key_head, j0), shape_.k, keys,
@@ -49,7 +49,7 @@ class RowBlock {
   }
 
   template <class States>
-  void merge(States states, int64_t chunks) const {
+  void merge(int64_t, States states, int64_t chunks) const {
     const ForwardState<T> first = states(0);
     for (int64_t i = 0; i < plan_.columns(); ++i) {
       for (int64_t c = 1; c < chunks; ++c) {
@@ -71,7 +71,7 @@ class RowBlock {
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
       const int64_t head = plan_.head(unit, i);
       store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
-      const T lse = log_sum_exp(x.m[i], x.l[i]);
+      const T lse = log_sum_exp(x.m[i], x.l[i], plan_.headroom);
       __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
@@ -109,10 +109,10 @@ class RowBlock {
     for (int n = 1; n < kStep; ++n) largest = top[n] > largest ? top[n] : largest;
     T rescale = 1;
     if (largest > m + T(kSlack)) rescale = power(m, largest), m = largest, l *= rescale;
-    const T base = m == -kInfinity<T> ? T(0) : m;
+    const T base = m == -kInfinity<T> ? T(0) : m, headroom = T(plan_.headroom);
     Vector<T> total = {};
     for (int64_t j = 0; j < keys; j += kStep) {
-      const Vector<T> p = exp2<T>(load(p_ + j) - base);
+      const Vector<T> p = exp2<T>(load(p_ + j) - base, headroom);
       total += p;
       store(p_ + j, p);
     }

@@ -26,11 +26,13 @@
 #endif
 constexpr int kVectorBytes = VECTOR_BYTES;
 
-// A register tile of kRows x kVectors: its accumulators, kVectors operands and one scalar fit the registers, and the
-// loads of a step (kVectors vectors, kRows scalars) take less time than its kRows * kVectors multiply-adds. Of the last
-// rows, fewer than kRows, a tile does whole thirds.
-constexpr int kRows = REGISTERS == 32 ? 12 : 6, kVectors = 2;
-constexpr int kThird = kRows / 3;
+// A register tile has kTileRows<N> rows of N vectors: its accumulators, N operands and one scalar fit the registers,
+// and the loads of a step (N vectors, kTileRows<N> scalars) take less time than its kAccumulators multiply-adds. Of the
+// rows that whole tiles leave over, whole units are done.
+constexpr int kAccumulators = REGISTERS == 32 ? 24 : 12;
+constexpr int kRowUnit = kAccumulators / 6;
+template <int N>
+constexpr int kTileRows = kAccumulators / N;
 
 template <class T>
 struct IntegerOf;
@@ -58,9 +60,9 @@ using Mask = Vector<Integer<T>>;  // all bits of a lane set or none
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
-// Rows in scratch are whole vectors, and whole thirds of a tile where they become rows of a product.
+// Rows in scratch are whole vectors, and whole units where they become rows of a product.
 template <class T>
-constexpr int kPitchUnit = kLanes<T> > kThird ? kLanes<T> : kThird;
+constexpr int kPitchUnit = kLanes<T> > kRowUnit ? kLanes<T> : kRowUnit;
 
 template <class V>
 inline V load_as(const void* p) {
@@ -186,18 +188,34 @@ struct Exp2<double> {
                                  7.0725859492692236999e-9,  4.4549605981865183938e-10};
 };
 
-// 2^x for x up to kBias + 1 (where it is inf), 0 below the normal numbers; nan stays nan.
-template <class T>
-inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x) {
+// x = 2^(x - less), `less` a whole number, for x - less up to kBias + 1 (where it is inf); 0 below the normal numbers;
+// nan stays nan. Several vectors take every step together: of one alone each step would wait for the one before.
+template <class T, int W>
+inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T less) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
-  const Vector<T> bottom = splat(T(-E::kBias));
-  x = x < bottom ? bottom : x;
-  const Vector<T> shifted = x + T(E::kRound + E::kBias);
-  const Vector<T> f = x - (shifted - T(E::kRound + E::kBias));
-  const Vector<T> power = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x), 0 for the bottom
-  Vector<T> q = splat<T>(E::q[kTerms - 1]);
+  const Vector<T> bottom = splat(less - T(E::kBias));
+  const T shift = T(E::kRound + E::kBias) - less;
+  Vector<T> power[W], q[W];
   UNROLL
-  for (int i = kTerms - 2; i >= 0; --i) q = q * f + E::q[i];
-  return (q * f + T(1)) * power;
+  for (int i = 0; i < W; ++i) {
+    x[i] = x[i] < bottom ? bottom : x[i];
+    const Vector<T> shifted = x[i] + shift;
+    x[i] -= shifted - shift;
+    power[i] = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x - less), 0 for the bottom
+    q[i] = splat<T>(E::q[kTerms - 1]);
+  }
+  UNROLL
+  for (int term = kTerms - 2; term >= 0; --term) {
+    UNROLL
+    for (int i = 0; i < W; ++i) q[i] = q[i] * x[i] + E::q[term];
+  }
+  UNROLL
+  for (int i = 0; i < W; ++i) x[i] = (q[i] * x[i] + T(1)) * power[i];
+}
+template <class T>
+inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T less = 0) {
+  Vector<T> one[1] = {x};
+  exp2<T>(one, less);
+  return one[0];
 }

@@ -23,6 +23,7 @@ from cupy_flash.problem import AttentionProblem
 from cupy_flash.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
+FEW_QUERIES = 4  # with fewer to a key, reading it takes most of the time: as long as so many multiply-adds
 KEPT_BYTES = 2**25  # of memory for the next call
 CACHED_HEADS = 1024  # of a call whose description is kept: it has numbers for each
 
@@ -205,7 +206,8 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
         scale=problem.scale,
     )
     shape.address = ctypes.addressof(shape)
-    shape.work = shape.heads_q * problem.seqlen_q * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
+    queries = max(problem.group_size * problem.seqlen_q, FEW_QUERIES)  # that share a key
+    shape.work = shape.heads_k * queries * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
     shape.offsets = []  # kept alive
     for name, of in zip(_ARRAYS, strides, strict=False):
         if of is None:
