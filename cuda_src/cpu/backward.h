@@ -177,7 +177,7 @@ class BackwardBlock {
     const T* lse = lse_ + i;
     each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p_ + i,
                [=](auto& score, Vector<T> s, Mask<T> row, int64_t col, int64_t n, int64_t) ALWAYS_INLINE {
-                 const Vector<T> x = score.forward(s, row, col) - load(lse + n);
+                 const Vector<T> x = score.in_log2(s, row, col) - load(lse + n);
                  return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x);  // no p exceeds 1, though lse be rounded or foreign
                });
   }

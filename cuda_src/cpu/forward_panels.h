@@ -1,7 +1,7 @@
 // Forward of a block of queries: for each tile of keys
-//   S^T = K Q^T;  P = exp2(score(S) - m - headroom);  l += rowsum(P);  O^T += V^T P^T
-// and at the end O / l and lse = m + headroom + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries lie
-// side by side in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
+//   S^T = K Q^T;  P = exp2(unit (score(S) - m) - headroom);  l += rowsum(P);  O^T += V^T P^T
+// and at the end O / l and lse = unit m + headroom + log l (FlashAttention-2, arXiv:2307.08691, Algorithm 1). Queries
+// lie side by side in the lanes of vectors: statistics of rows are vectors, and K and V are read as they are.
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
@@ -60,7 +60,7 @@ class PanelBlock {
       const int64_t column = i / kPanel * kPanel * pitch_v_ + i % kPanel;
       for (int64_t c = 0; c < chunks; ++c) {
         const ForwardState<T> x = states(c);
-        const Vector<T> factor = exp2<T>(load(x.m + i) - base);
+        const Vector<T> factor = exp2<T>(load(x.m + i) - base, score_.unit);
         total += load(x.l + i) * factor;
         for (int64_t r = 0; r < pitch_v_; ++r) {
           const int64_t at = column + r * kPanel;
@@ -85,7 +85,7 @@ class PanelBlock {
       for (int64_t n = 0; n < kPanel && i + n < plan_.columns(block); ++n) {
         const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
         store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
-        const T lse = log_sum_exp(x.m[i + n], x.l[i + n], plan_.headroom);
+        const T lse = log_sum_exp(x.m[i + n], score_.unit, x.l[i + n], plan_.headroom);
         __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
       }
     }
@@ -186,23 +186,23 @@ class PanelBlock {
     for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
 
-  // Scores become p = exp2(s - m - headroom) and their sums join l. Where m has to follow, l and o are scaled to it.
+  // Scores become p = exp2(unit (s - m) - headroom), whose sums join l. Where m must follow, l and o are scaled to it.
   __attribute__((noinline)) void softmax(int64_t keys, const Vector<T> (&largest)[N], T* m, T* l, T* o) {
     T* const s = p_;
-    const T headroom = T(plan_.headroom);
+    const T headroom = T(plan_.headroom), unit = score_.unit, slack = T(kSlack) / unit;
     Vector<T> base[N], sum[N];
     Mask<T> passed = {};
     UNROLL
-    for (int n = 0; n < N; ++n) passed |= largest[n] > load(m + n * kStep) + T(kSlack);
+    for (int n = 0; n < N; ++n) passed |= largest[n] > load(m + n * kStep) + slack;
     const bool follow = any(passed);
     UNROLL
     for (int n = 0; n < N; ++n) {
       const Vector<T> old = load(m + n * kStep);
-      const Vector<T> now = largest[n] > old + T(kSlack) ? largest[n] : old;
+      const Vector<T> now = largest[n] > old + slack ? largest[n] : old;
       base[n] = finite_base(now);
       sum[n] = Vector<T>{};
       if (!follow) continue;
-      const Vector<T> factor = exp2<T>(old - base[n]);
+      const Vector<T> factor = exp2<T>(old - base[n], unit);
       store(m + n * kStep, now);
       store(l + n * kStep, load(l + n * kStep) * factor);
       if (!any(old > splat(-kInfinity<T>))) continue;  // o is still 0, or nan
@@ -212,19 +212,20 @@ class PanelBlock {
       }
     }
     int64_t j = 0;
-    for (; j + 2 <= keys; j += 2) exponentiate<2 * N>(s + j * kPanel, base, headroom, sum);
-    if (j < keys) exponentiate<N>(s + j * kPanel, base, headroom, sum);
+    for (; j + 2 <= keys; j += 2) exponentiate<2 * N>(s + j * kPanel, base, unit, headroom, sum);
+    if (j < keys) exponentiate<N>(s + j * kPanel, base, unit, headroom, sum);
     UNROLL
     for (int n = 0; n < N; ++n) store(l + n * kStep, load(l + n * kStep) + sum[n]);
   }
 
   // W vectors, whole rows of a panel.
   template <int W>
-  static inline ALWAYS_INLINE void exponentiate(T* x, const Vector<T> (&base)[N], T headroom, Vector<T> (&sum)[N]) {
+  static inline ALWAYS_INLINE void exponentiate(T* x, const Vector<T> (&base)[N], T unit, T headroom,
+                                                Vector<T> (&sum)[N]) {
     Vector<T> p[W];
     UNROLL
     for (int i = 0; i < W; ++i) p[i] = load(x + i * kStep) - base[i % N];
-    exp2<T>(p, headroom);
+    exp2<T>(p, unit, headroom);
     UNROLL
     for (int i = 0; i < W; ++i) {
       sum[i % N] += p[i];

@@ -5,7 +5,7 @@
 
 constexpr int64_t kQueryBlock = 192;
 constexpr int64_t kKeyTile = 120;  // whole register tiles
-// m follows the largest score only when that has passed it by so much: rescaling is rare.
+// m follows the largest score only when that has passed it by so much in log2 units: rescaling is rare.
 constexpr int64_t kSlack = 8;
 
 // By the shape alone, so that the number of threads changes no bit. A column of a block is a query of one of its heads.
@@ -59,8 +59,8 @@ struct ForwardState {
   }
 };
 
-// Natural, of a row with reference m in log2 units and sum l of p.
+// Natural, of a row with reference m, unit * m in log2 units, and sum l of p.
 template <class T>
-T log_sum_exp(T m, T l, int64_t headroom) {
-  return l == 0 ? -kInfinity<T> : T((double(m) + (__builtin_log2(double(l)) + double(headroom))) * kLn2);
+T log_sum_exp(T m, T unit, T l, int64_t headroom) {
+  return l == 0 ? -kInfinity<T> : T((double(m) * unit + (__builtin_log2(double(l)) + double(headroom))) * kLn2);
 }

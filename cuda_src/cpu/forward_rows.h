@@ -71,7 +71,7 @@ class RowBlock {
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
       const int64_t head = plan_.head(unit, i);
       store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
-      const T lse = log_sum_exp(x.m[i], x.l[i], plan_.headroom);
+      const T lse = log_sum_exp(x.m[i], score_.unit, x.l[i], plan_.headroom);
       __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
@@ -80,8 +80,8 @@ class RowBlock {
   // Of the only block of queries.
   int64_t row(int64_t i) const { return plan_.row(0, i); }
 
-  // 2^(m - base), 0 for m = -inf.
-  static T power(T m, T base) { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base))[0]; }
+  // 2^(unit (m - base)), 0 for m = -inf.
+  T power(T m, T base) const { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base), score_.unit)[0]; }
 
   // p of a row and the keys from j0 on, whose sum joins l; m follows as in PanelBlock. Returns the factor for o.
   __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const T* k, T& m, T& l) {
@@ -108,11 +108,11 @@ class RowBlock {
     T largest = top[0];
     for (int n = 1; n < kStep; ++n) largest = top[n] > largest ? top[n] : largest;
     T rescale = 1;
-    if (largest > m + T(kSlack)) rescale = power(m, largest), m = largest, l *= rescale;
+    if (largest > m + T(kSlack) / score_.unit) rescale = power(m, largest), m = largest, l *= rescale;
     const T base = m == -kInfinity<T> ? T(0) : m, headroom = T(plan_.headroom);
     Vector<T> total = {};
     for (int64_t j = 0; j < keys; j += kStep) {
-      const Vector<T> p = exp2<T>(load(p_ + j) - base, headroom);
+      const Vector<T> p = exp2<T>(load(p_ + j) - base, score_.unit, headroom);
       total += p;
       store(p_ + j, p);
     }

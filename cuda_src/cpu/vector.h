@@ -188,20 +188,21 @@ struct Exp2<double> {
                                  7.0725859492692236999e-9,  4.4549605981865183938e-10};
 };
 
-// x = 2^(x - less), `less` a whole number, for x - less up to kBias + 1 (where it is inf); 0 below the normal numbers;
-// nan stays nan. Several vectors take every step together: of one alone each step would wait for the one before.
+// x = 2^(unit x - less), `less` a whole number, for exponents up to kBias + 1 (where it is inf); 0 below the normal
+// numbers; nan stays nan. Several vectors take every step together: of one alone each step would wait for the one
+// before. The products with `unit` are part of multiply-adds that were additions without it.
 template <class T, int W>
-inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T less) {
+inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T unit, T less) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
-  const Vector<T> bottom = splat(less - T(E::kBias));
+  const Vector<T> bottom = splat((less - T(E::kBias)) / unit);
   const T shift = T(E::kRound + E::kBias) - less;
   Vector<T> power[W], q[W];
   UNROLL
   for (int i = 0; i < W; ++i) {
     x[i] = x[i] < bottom ? bottom : x[i];
-    const Vector<T> shifted = x[i] + shift;
-    x[i] -= shifted - shift;
+    const Vector<T> shifted = x[i] * unit + shift;
+    x[i] = x[i] * unit - (shifted - shift);
     power[i] = (Vector<T>)((Mask<T>)shifted << E::kMantissa);  // 2^round(x - less), 0 for the bottom
     q[i] = splat<T>(E::q[kTerms - 1]);
   }
@@ -214,8 +215,8 @@ inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T less) {
   for (int i = 0; i < W; ++i) x[i] = (q[i] * x[i] + T(1)) * power[i];
 }
 template <class T>
-inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T less = 0) {
+inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T unit = 1, T less = 0) {
   Vector<T> one[1] = {x};
-  exp2<T>(one, less);
+  exp2<T>(one, unit, less);
   return one[0];
 }
