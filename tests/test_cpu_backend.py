@@ -97,11 +97,28 @@ def test_hard_scores_stay_in_the_error_budget(name, causal):
 
 
 @numpy_tier
-@pytest.mark.parametrize(("name", "bound"), [("growing", "LARGE"), ("far below 0", "SMALL")])
-def test_hard_scores_need_the_moving_reference(name, bound, monkeypatch, tier):
-    monkeypatch.setattr(numpy_, bound, {"LARGE": np.inf, "SMALL": 0}[bound])
-    q, k, v, _ = hard_inputs(name)
+def test_scores_far_below_0_need_the_moving_reference(monkeypatch, tier):
+    monkeypatch.setattr(numpy_, "SMALL", 0)
+    q, k, v, _ = hard_inputs("far below 0")
     assert not np.allclose(flash_attention(q, k, v), attention_reference(q, k, v), atol=1e-2)
+
+
+@numpy_tier
+def test_growing_scores_overflow_without_the_moving_reference_and_are_computed_again(monkeypatch, tier):
+    headrooms, block = [], numpy_._forward_block
+
+    def record(*args):
+        headrooms.append(args[7:])
+        block(*args)
+
+    monkeypatch.setattr(numpy_, "_forward_block", record)
+    q, k, v, _ = hard_inputs("growing")
+    exact = attention_reference(q, k, v)
+    for large, again in ((numpy_.LARGE, set()), (np.inf, {(numpy_.HEADROOM,)})):
+        headrooms.clear()
+        monkeypatch.setattr(numpy_, "LARGE", large)
+        np.testing.assert_allclose(flash_attention(q, k, v), exact, atol=1e-4)
+        assert set(headrooms) == {()} | again
 
 
 @every_tier

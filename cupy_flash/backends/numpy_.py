@@ -234,7 +234,7 @@ class _Tile(NamedTuple):
         if self.on_scores != 1:
             s *= self.on_scores
         if self._is_cut(len(k)):
-            # Row r sees column c when c - r <= diagonal. fmin, unlike minimum, also replaces nan by -inf.
+            # Row r sees column c when c - r <= diagonal. fmin leaves nan only where both are.
             diagonal = self.problem.q_offset + self.i0 - self.j0
             c = max(diagonal + 1, 0)
             window = QUERY_BLOCK + KEY_BLOCK - 1 + c - diagonal
@@ -317,8 +317,8 @@ def _factors(problem: AttentionProblem) -> tuple[np.floating, np.floating]:
 
 
 def _masks(dtype: np.dtype) -> Array:
-    """Windows over inf, ..., inf, -inf, ..., -inf: a run of them backwards is a triangular mask."""
-    steps = np.repeat(np.array([np.inf, -np.inf], dtype), QUERY_BLOCK + KEY_BLOCK)
+    """Windows over nan, ..., nan, -inf, ..., -inf: a run of them backwards is a triangular mask for fmin."""
+    steps = np.repeat(np.array([np.nan, -np.inf], dtype), QUERY_BLOCK + KEY_BLOCK)
     return sliding_window_view(steps, KEY_BLOCK)
 
 
