@@ -75,8 +75,8 @@ def flash_attention(
     The schedule is FlashAttention-2's [1]_: query blocks outside, key blocks inside, an online softmax with
     one rescale per block and a single division at the end.
 
-    Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum of
-    values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
+    Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum
+    of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
     largest number.
 
     References
