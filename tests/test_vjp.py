@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import LAYOUTS, Case
 
-from cupy_flash import flash_attention_backward, flash_attention_vjp, launch
+from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp, launch
 from cupy_flash.backends.device_seal import DeviceSeal
 from cupy_flash.backends.emulator import EmulatorBackend
 from cupy_flash.backends.seal import NAMES
@@ -157,3 +157,11 @@ def test_the_device_waits_for_nothing(monkeypatch):
     seal.spoil(q.copy(), k.copy(), v.copy())
     kept = sorted((*NAMES, "query_digests", "key_digests"))
     assert launched == [kept, sorted((*kept, "changed")), ["changed", "dk", "dq", "dv"]]
+
+
+def test_the_emulator_reports_both_parts_of_the_call():
+    q, k, v, dout, _ = CASE.arrays()
+    _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
+    assert [x.kernel for x in emulator.last_run().launches] == ["attention_forward", "attention_seal"]
+    vjp(dout)
+    assert "attention_dkdv" in [x.kernel for x in emulator.last_run().launches]

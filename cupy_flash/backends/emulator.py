@@ -96,7 +96,8 @@ class EmulatorBackend:
             return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
 
     def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
-        return _EmulatedSeal(self, problem, q, k, v, out, lse)
+        with emulator.run(continued=True):  # what flash_attention_vjp does after its forward
+            return _EmulatedSeal(self, problem, q, k, v, out, lse)
 
     def merge(
         self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any

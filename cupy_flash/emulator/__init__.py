@@ -35,9 +35,12 @@ _last: ContextVar[RunReport | None] = ContextVar("cupy_flash_emulator_last", def
 
 
 @contextmanager
-def run() -> Iterator[None]:
-    """Gather the launches inside the ``with`` statement into one report, which `last_run` then returns."""
-    launches: list[LaunchReport] = []
+def run(*, continued: bool = False) -> Iterator[None]:
+    """Gather the launches inside the ``with`` statement into one report, which `last_run` then returns.
+
+    If `continued` they join those of the last run.
+    """
+    launches = list(last_run().launches) if continued else []
     token = _open.set(launches)
     try:
         yield
