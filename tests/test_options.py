@@ -27,6 +27,9 @@ class Tensor:
     def __init__(self, value, ndim=0):
         self.value, self.ndim, self.dtype = value, ndim, "library.some_type"
 
+    def __repr__(self):
+        return f"Tensor({self.value!r}, ndim={self.ndim})"
+
     def item(self):
         return self.value
 
