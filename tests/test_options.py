@@ -111,7 +111,7 @@ BOOLEANS = [True, np.True_, np.array(True), Tensor(True)]
 NEITHER = [
     "2", b"2", bytearray(b"2"), np.array("2"), np.str_("2"), [2], np.array([2]), np.array([[2.0]]), Tensor(2, ndim=1),
     2j, np.complex64(2), np.clongdouble(2), np.array(2j), Tensor(2j), np.timedelta64(2, "ns"),
-    np.array(2, "datetime64[ns]"), np.ma.masked, np.ma.masked_array(2), np.array(object()), object(), float, {},
+    np.array(2, "datetime64[ns]"), np.ma.masked, np.ma.masked_array(2), np.array(None), ..., float, {},
 ]  # fmt: skip
 
 
