@@ -130,6 +130,26 @@ def test_splits_of_nan_beside_splits_of_hidden_scores(on, dtype):
     assert np.isnan(lse).all() and np.isnan(out.astype(float)).all()
 
 
+def test_keys_that_only_later_rows_see_leave_a_low_row_alone(on):
+    """Scores of -200, and of 30 for keys that half of the rows do not see."""
+    q, k, v = np.ones((1, 256, 4), np.float32), np.zeros((1, 768, 4), np.float32), np.ones((1, 768, 4), np.float32)
+    k[:, :512, 0], k[:, 512:, 0] = -200, 30
+    v += np.arange(768, dtype=np.float32)[:, None] / 768
+    options = {"causal": True, "q_offset": 384, "scale": 1.0}
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+    exact = attention(*as_float(q, k, v), **options)
+    np.testing.assert_allclose(out, exact.out, rtol=1e-5)
+    np.testing.assert_allclose(lse, exact.lse, rtol=1e-6)
+
+
+def test_low_scores_after_scores_of_minus_infinity(on):
+    q, k, v = np.ones((1, 4, 8), np.float32), np.full((1, 1200, 8), -25, np.float32), np.ones((1, 1200, 8), np.float32)
+    k[:, :600] = -np.inf
+    out, lse = on(flash_attention, q, k, v, return_lse=True, scale=1.0)
+    np.testing.assert_allclose(out, 1, rtol=1e-6)
+    np.testing.assert_allclose(lse, np.log(600) - 200, rtol=1e-6)
+
+
 # --- large values ---
 
 
@@ -145,6 +165,14 @@ def test_equal_keys_give_their_value_however_large(on, dtype, keys, rows):
     expected = float(v[0, 0, 0])
     out = on(flash_attention, q, k, v).astype(np.float64)
     np.testing.assert_allclose(out, expected, rtol=4 * float(ml_dtypes.finfo(v.dtype).eps) + 4e-6)
+
+
+@pytest.mark.parametrize("score", [1e5, 3e7, 1e20])
+def test_values_and_scores_may_both_be_large(on, score):
+    """v = 2e38 in bfloat16, for which every backend has headroom, in rows of every reference."""
+    q, k, v = (np.full((1, 64, 8), x).astype(BFLOAT16) for x in (np.sqrt(score / 8), np.sqrt(score / 8), 2e38))
+    out = on(flash_attention, q[:, :1], k, v, scale=1.0).astype(np.float64)
+    np.testing.assert_allclose(out, float(v[0, 0, 0]), rtol=0.01)
 
 
 def test_partial_results_near_the_largest_number_meet(on):

@@ -77,6 +77,19 @@ def test_a_change_is_named(backend, dtype, change):
         np.testing.assert_array_equal(again, grad)
 
 
+def test_changed_signs_of_one_short_row_are_noticed(backend):
+    """A single row, so that its digest alone has to tell; there are 200 of them."""
+    rng = np.random.default_rng(0)
+    for d in (1, 8, 32, 33):
+        q = rng.standard_normal((50, 1, 1, d), dtype=np.float32)
+        _, vjp = flash_attention_vjp(q, q.copy(), q.copy(), backend=backend)
+        seals = vjp._seal
+        for row in q:
+            row *= -1
+            assert seals.changed() == ("q",)
+            row *= -1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_lies_between_the_elements_does_not_matter(backend, layout):
     case = dataclasses.replace(CASE, dtype="float16", layouts=(layout,) * 3)
@@ -139,8 +152,7 @@ def test_on_a_gpu_gradients_become_nan(dtype):
     seal = DeviceSeal(gpu, vjp._problem, q, k, v, out, lse)
     for changed in (False, True):
         grads = flash_attention_backward(dout, q, k, v, out, lse, backend="emulator:sm_90a")
-        seal.check()
-        seal.spoil(*grads)
+        seal.spoil(seal.check(), *grads)
         for x in grads:
             assert np.isnan(x.astype(float)).all() == changed and np.isnan(x.astype(float)).any() == changed
         out[0, 0, 0, 0] += 1
@@ -153,8 +165,7 @@ def test_the_device_waits_for_nothing(monkeypatch):
     launched = []
     monkeypatch.setattr(launch, "_run", lambda runtime, problem, prepare, tensors: launched.append(sorted(tensors)))
     seal = DeviceSeal(EmulatorBackend(), vjp._problem, *vjp._kept)
-    seal.check()
-    seal.spoil(q.copy(), k.copy(), v.copy())
+    seal.spoil(seal.check(), q.copy(), k.copy(), v.copy())
     kept = sorted((*NAMES, "query_digests", "key_digests"))
     assert launched == [kept, sorted((*kept, "changed")), ["changed", "dk", "dq", "dv"]]
 
@@ -164,4 +175,5 @@ def test_the_emulator_reports_both_parts_of_the_call():
     _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
     assert [x.kernel for x in emulator.last_run().launches] == ["attention_forward", "attention_seal"]
     vjp(dout)
-    assert "attention_dkdv" in [x.kernel for x in emulator.last_run().launches]
+    backward = [x.kernel for x in emulator.last_run().launches]
+    assert "attention_dkdv" in backward and backward[-1] == "attention_spoil"

@@ -80,7 +80,7 @@ def fma_peak() -> float:
     ArithmeticError
         If the compiled loop did not do what is counted.
     """
-    isa, number = native.isa(), threads.num_threads()
+    isa, number = native.isa("float32"), threads.num_threads()
     lanes = 16 if isa.startswith("AVX-512") else {"AVX2": 8}.get(isa, 4)
     # A chain waits some 4 cycles for its own last result. 12 chains keep two units busy and fit the 16 registers of
     # AVX2; ARM has up to four units, and 32 registers.

@@ -8,10 +8,10 @@
 // A row with maximum m has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m +
 // kHeadroom. That base is rounded is no error, for it is the same number in every p of the row; but the largest p is
 // then 2^(what was rounded off) rather than 1, and overflows where the scores are large enough. From 2^24 (2^53 in
-// double) on a row is "far": m is taken from its scores first, and its base is the exact product.
+// double) on a row is "far": m is taken from its scores first, and its base is the exact product and kHeadroom.
 template <class Accumulator, int kRows, int kLanes, int kHeadroom>
 struct OnlineSoftmax {
-  static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53;
+  static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53, kRoom = kHeadroom;
 
   Accumulator row_max[kRows];  // of the scores before `multiplier`; equal in all lanes of a row
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
@@ -58,7 +58,7 @@ struct OnlineSoftmax {
     for (int i = 0; i < kRows; ++i) {
       const Accumulator rounded = base_of(m[i], multiplier);
       const Accumulator factor = ptx::ex2(rounded_base(row_max[i], multiplier) - rounded);
-      const Accumulator base = is_far(rounded) ? Accumulator(0) : rounded;
+      const Accumulator base = is_far(rounded) ? kRoom : rounded;
       row_max[i] = m[i];
       rescale(i, factor);
       row_sum[i] *= factor;
@@ -74,9 +74,9 @@ struct OnlineSoftmax {
   __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
     const Accumulator before = rounded_base(from, multiplier), after = base_of(to, multiplier);
     if (is_far(before) && from != -infinity<Accumulator>()) {
-      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, -after));
+      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, kRoom - after));
     }
-    return ptx::ex2(is_far(after) ? fma(to, -multiplier, before) : before - after);
+    return ptx::ex2(is_far(after) ? fma(to, -multiplier, before - kRoom) : before - after);
   }
 
   // Let every lane of a row have its whole sum.
@@ -96,14 +96,14 @@ struct OnlineSoftmax {
   // The natural log-sum-exp of a row; -inf if it saw no key.
   __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
     const Accumulator base = rounded_base(m, multiplier), log_sum = ptx::lg2(sum);
-    const Accumulator in_log2 = is_far(base) ? fma(m, multiplier, log_sum) : base + log_sum;
+    const Accumulator in_log2 = is_far(base) ? fma(m, multiplier, kRoom + log_sum) : base + log_sum;
     return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
   }
 
  private:
   // -inf for a row that has seen no key yet.
   __device__ static Accumulator rounded_base(Accumulator m, Accumulator multiplier) {
-    return fma(m, multiplier, static_cast<Accumulator>(kHeadroom));
+    return fma(m, multiplier, kRoom);
   }
 
   // Of such a row 0: subtracting that from its scores gives p = 0, not NaN.

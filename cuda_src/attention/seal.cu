@@ -19,21 +19,24 @@ __device__ __forceinline__ uint64_t bits_of(BFloat16 x) { return x.bits; }
 __device__ __forceinline__ uint64_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ uint64_t bits_of(double x) { return static_cast<uint64_t>(__double_as_longlong(x)); }
 
-// One to one in `digest` and in `word`; the shift brings down the upper bits, which a product only passes upwards.
+// One to one in `digest` and in `word`. The shifts bring down the upper bits, which a product only passes upwards; with
+// one of them, changes of signs alone cancelled each other now and then.
 __device__ __forceinline__ uint32_t mix(uint32_t digest, uint32_t word) {
-  const uint32_t x = (digest ^ word) * 0x9e3779b1u;
-  return x ^ x >> 15;
+  uint32_t x = (digest ^ word) * 0x9e3779b1u;
+  x = (x ^ x >> 15) * 0x85ebca77u;
+  return x ^ x >> 13;
 }
 
 // Of a row, the same in all lanes; lanes begin differently, or elements could change places.
 template <class T>
 __device__ __forceinline__ int digest(const Matrix<T>& g, int row, int lane) {
-  uint32_t x = mix(0x85ebca77u, lane);
+  uint32_t x = mix(0, lane);
   for (int col = lane; col < g.cols; col += 32) {
     const uint64_t bits = bits_of(*g.at(row, col));
     x = mix(x, static_cast<uint32_t>(bits));
     if (sizeof(T) == 8) x = mix(x, static_cast<uint32_t>(bits >> 32));
   }
+  x = mix(x, g.cols);
 #pragma unroll
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) x += ptx::shfl_xor(x, lane_mask);
   return static_cast<int>(x);

@@ -2,8 +2,8 @@
 #pragma once
 #include "cpu/scratch.h"
 
-// Four chains, so that one's multiplication does not wait for another's. Each step is one to one in its word, and turns
-// the upper bits, which a product only passes upwards, to the bottom.
+// Four chains, so that one's multiplication does not wait for another's. Each step is one to one in its word, and
+// brings down the upper bits, which a product only passes upwards.
 class Digest {
  public:
   void add(const char* data, int64_t bytes) {
@@ -30,8 +30,8 @@ class Digest {
   static uint64_t step(uint64_t chain, const char* data) {
     uint64_t word;
     __builtin_memcpy(&word, data, 8);
-    const uint64_t x = chain ^ word;
-    return (x << 29 | x >> 35) * 0x9e3779b97f4a7c15;
+    const uint64_t x = (chain ^ word) * 0x9e3779b97f4a7c15;
+    return x ^ x >> 32;
   }
 
   uint64_t chain_[4] = {1, 2, 3, 4};

@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-    if (kHasSpans && n0 % (kSpan * kBlockN) == 0) end_span(total_dq, acc_dq);
+    if (kHasSpans && n0 % (kSpan * kBlockN) == 0 && n0 > 0) end_span(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
     recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
 

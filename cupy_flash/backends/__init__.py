@@ -20,11 +20,11 @@ NAMES = ("cuda", "cpu", "emulator")
 class Seal(Protocol):
     """On arrays that are kept, not copied: a note of what they hold."""
 
-    def check(self) -> None:
-        """Raise a ValueError if an array has been changed; on a GPU only find out, without waiting."""
+    def check(self) -> Any:
+        """Raise a ValueError if an array has been changed; on a GPU return what was found, without waiting for it."""
 
-    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
-        """Make the gradients NaN if the last `check` found a change and could not raise."""
+    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
+        """Make the gradients NaN if `check` found a change and could not raise."""
 
     def changed(self) -> tuple[str, ...]:
         """Names of the arrays that no longer hold what they did."""

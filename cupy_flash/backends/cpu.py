@@ -58,7 +58,7 @@ class CpuBackend:
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"
         if _tier(_COMMON) is native:
-            return f"compiled C++ for {native.isa()}, {cpus}"
+            return f"compiled C++ for {native.isa(_COMMON)}, {cpus}"
         if tier_wanted() == "numpy":
             return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
         return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure(_COMMON)}"

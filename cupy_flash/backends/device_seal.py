@@ -15,14 +15,15 @@ class DeviceSeal:
     def __init__(self, runtime: launch.Runtime, problem: AttentionProblem, *arrays: Any) -> None:
         self._runtime, self._problem = runtime, problem
         self._tensors = launch.seal(runtime, problem, dict(zip(NAMES, arrays, strict=True)))
-        self._flags: Any = None
+
+    def check(self) -> Any:
+        return launch.find_changed(self._runtime, self._problem, self._tensors)
 
     def changed(self) -> tuple[str, ...]:
-        flags = launch.find_changed(self._runtime, self._problem, self._tensors)
-        return tuple(name for name, flag in zip(NAMES, flags.ravel().tolist(), strict=True) if flag)
+        return self._names(DeviceSeal.check(self))
 
-    def check(self) -> None:
-        self._flags = launch.find_changed(self._runtime, self._problem, self._tensors)
+    def _names(self, flags: Any) -> tuple[str, ...]:
+        return tuple(name for name, flag in zip(NAMES, flags.tolist(), strict=True) if flag)
 
-    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
-        launch.spoil(self._runtime, self._problem, self._flags, dq, dk, dv)
+    def spoil(self, flags: Any, dq: Any, dk: Any, dv: Any) -> None:
+        launch.spoil(self._runtime, self._problem, flags, dq, dk, dv)

@@ -37,11 +37,14 @@ _WRITES = {
 class _EmulatedSeal(DeviceSeal):
     """A device's, that need not wait to raise."""
 
-    def check(self) -> None:
-        refuse(self.changed())
+    def check(self) -> Any:
+        flags = super().check()
+        refuse(self._names(flags))
+        return flags
 
-    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
-        pass
+    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
+        with emulator.run(continued=True):
+            super().spoil(found, dq, dk, dv)
 
 
 class EmulatorBackend:

@@ -74,7 +74,7 @@ class _Call(ctypes.Structure):
 
 
 @functools.cache
-def isa(arithmetic: str = "float32") -> str:
+def isa(arithmetic: str) -> str:
     """The widest of `ISAS` that this CPU has and the compiler takes: g++ 9 knows no AVX-512 BF16."""
     *wide, narrowest = (name for name, features in ISAS.items() if cpu_features().issuperset(features))
     for name in wide:

@@ -6,8 +6,8 @@ Forward, one work item per (head, block of queries): for each tile of keys
 
 and at the end O / l and lse = m + log l. The reference m of a row is any number near its scores, not their
 maximum: it is 0 until a row sum of P leaves [SMALL, LARGE], so that most inputs need no pass over S for
-maxima and none to subtract them. Where O overflows, the block is computed again with an m that is HEADROOM above
-the maximum. Backward, one work item per (key head, block of keys): for each block of
+maxima and none to subtract them. Where O overflows, the block is computed again with P = exp(S - m - HEADROOM).
+Backward, one work item per (key head, block of keys): for each block of
 queries, with delta = rowsum(dO * O) - dlse,
 
     P  = exp(min([scale * Q, -lse] [K, 1]^T, 0))
@@ -79,23 +79,22 @@ def _forward_block(
         tile = _Tile(problem, i0, j0, on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p = tile.scores(q_scaled, k_tile)
-        if not headroom:
-            _exp_less(p, m if shifted else None, tile_total)
+        _exp_less(p, m if shifted else None, headroom, tile_total)
         # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
-        if headroom or not np.fmax.reduce(tile_total) <= LARGE or (j0 == 0 and not np.fmin.reduce(tile_total) >= SMALL):
+        if not (np.fmax.reduce(tile_total) <= LARGE and np.fmin.reduce(total + tile_total) >= SMALL):
             p = tile.scores(q_scaled, k_tile)
             m_old[:] = m
             p.max(axis=1, out=m)
-            m += headroom
+            # A row that has nothing yet takes any reference, one that sees nothing here keeps its own.
+            np.maximum(m, m_old, out=m, where=total != 0)
             m[m == -np.inf] = 0
-            if j0:
-                np.maximum(m, m_old, out=m)
-                m_old -= m
-                np.exp(m_old, out=m_old)
-                total *= m_old
-                o *= m_old[:, None]
+            m_old -= m
+            np.exp(m_old, out=m_old)
+            m_old[total == 0] = 1
+            total *= m_old
+            o *= m_old[:, None]
             shifted = True
-            _exp_less(p, m, tile_total)
+            _exp_less(p, m, headroom, tile_total)
         total += tile_total
         o += tile.matmul(p, v_tile, out=o_tile)
 
@@ -103,16 +102,19 @@ def _forward_block(
         _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
         return
     np.log(total, out=tile_total)
+    tile_total += headroom
     np.add(m, tile_total, out=lse)
     total[total == 0] = 1  # all scores -inf
     o /= total[:, None]
     out[...] = o
 
 
-def _exp_less(s: Array, m: Array | None, sums: Array) -> None:
-    """Replace `s` by ``exp(s - m)`` (None: m is 0) and write its row sums into `sums`."""
+def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
+    """Replace `s` by ``exp(s - m - headroom)`` (None: m is 0) and write its row sums into `sums`."""
     if m is not None:
         s -= m[:, None]
+    if headroom:  # on its own: beside a large m it would be lost to rounding
+        s -= headroom
     np.exp(s, out=s)
     np.dot(s, _ONES[s.dtype][: s.shape[1]], out=sums)
 

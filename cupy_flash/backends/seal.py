@@ -35,5 +35,5 @@ class HostSeal:
     def check(self) -> None:
         refuse(self.changed())
 
-    def spoil(self, dq: Any, dk: Any, dv: Any) -> None:
+    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
         pass
