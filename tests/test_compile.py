@@ -32,7 +32,7 @@ def check_machine_code(kernel: Specialization, arch: str) -> None:
 
 
 SAMPLE = [
-    *((arch, "Float16") for arch in ("sm_75", "sm_80", "sm_90a", "sm_120")),
+    *((arch, "Float16") for arch in ("sm_75", "sm_90a")),
     *((arch, dtype) for arch in ("sm_75", "sm_90a") for dtype in ("float", "double")),
 ]
 

@@ -20,7 +20,7 @@ from cupy_flash import (
 )
 from cupy_flash.problem import DTYPES
 
-shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 @shared_backend

@@ -262,7 +262,10 @@ def with_build(monkeypatch):
     return choose
 
 
-@pytest.mark.parametrize("build", BUILDS)
+# The widest take half a minute each: one of them, which has the other's code too, by default.
+@pytest.mark.parametrize(
+    "build", [pytest.param(name, marks=pytest.mark.slow if name == "AVX-512" else ()) for name in BUILDS]
+)
 def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
     with_build(build)
@@ -334,7 +337,7 @@ def test_a_silent_system_gets_the_portable_code(machine, system, cpu, tmp_path):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
 @pytest.mark.parametrize(("refused", "expected"), [
     ("-mavx512bf16", "AVX-512"),
-    ("-mavx512*", "AVX2"),
+    pytest.param("-mavx512*", "AVX2", marks=pytest.mark.slow),
     ("-m*", "portable"),
 ])  # fmt: skip
 def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected, cpu, tmp_path, monkeypatch):

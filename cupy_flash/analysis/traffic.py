@@ -45,14 +45,15 @@ def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> in
     keys = int(_key_ends(problem, last).sum()) * (problem.num_heads_q // packed)
     query_rows = problem.num_heads_q * problem.seqlen_q
     out_size = itemsize if plan.num_splits == 1 else _FLOAT
-    split = query_rows * (problem.head_dim * itemsize + problem.head_dim_v * out_size + _FLOAT)
+    row_size = _FLOAT if plan.num_splits == 1 else 2 * _FLOAT  # lse, or maximum and sum
+    split = query_rows * (problem.head_dim * itemsize + problem.head_dim_v * out_size + row_size)
     return keys * (problem.head_dim + problem.head_dim_v) * itemsize + plan.num_splits * split
 
 
 def _combine(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
-    """Every lane reads every weight, again for each of its columns."""
+    """Every lane reads what makes every weight, two numbers, again for each of its columns."""
     splits, cols = plan.num_splits, problem.head_dim_v
-    reads = splits * _FLOAT * (1 + _LANES + 2 * cols)
+    reads = splits * _FLOAT * (1 + 2 * _LANES + 3 * cols)
     return problem.num_heads_q * problem.seqlen_q * (reads + cols * problem.storage.itemsize + _FLOAT)
 
 

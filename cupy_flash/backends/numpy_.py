@@ -79,10 +79,14 @@ def _forward_block(
         tile = _Tile(problem, i0, j0, on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p = tile.scores(q_scaled, k_tile)
-        _exp_less(p, m if shifted else None, headroom, tile_total)
-        # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
-        if not (np.fmax.reduce(tile_total) <= LARGE and np.fmin.reduce(total + tile_total) >= SMALL):
-            p = tile.scores(q_scaled, k_tile)
+        follow = headroom > 0
+        if not follow:
+            _exp_less(p, m if shifted else None, 0, tile_total)
+            # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
+            follow = not (np.fmax.reduce(tile_total) <= LARGE and np.fmin.reduce(total + tile_total) >= SMALL)
+            if follow:
+                p = tile.scores(q_scaled, k_tile)
+        if follow:
             m_old[:] = m
             p.max(axis=1, out=m)
             # A row that has nothing yet takes any reference, one that sees nothing here keeps its own.
