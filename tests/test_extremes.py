@@ -48,7 +48,9 @@ def far_scores(dtype, rows, keys, seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "keys"), [(1, 90), (3, 400), (70, 150), (9, 1500)])
+@pytest.mark.parametrize(
+    ("rows", "keys"), [(1, 90), (3, 400), (70, 150), pytest.param(9, 1500, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("causal", [False, True])
 def test_large_scores_give_what_standard_attention_gives(on, dtype, rows, keys, causal):
     q, k, v, scale = far_scores(dtype, rows, keys)

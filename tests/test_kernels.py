@@ -95,16 +95,17 @@ def test_a_maximum_that_stays_costs_no_accuracy():
     assert np.abs(lse - exact).max() <= 2 * np.spacing(np.abs(exact).max())
 
 
-def test_no_bank_conflicts():
-    for dtype in ("float32", "float64", "float16"):
-        q, k, v, dout, _ = dataclasses.replace(RAGGED, dtype=dtype).arrays()
-        for deterministic in (False, True):
-            with emulator.settings(mode="counted"):
-                _, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
-                assert emulator.last_run().total("shared_accesses") > 0
-                assert emulator.last_run().total("bank_conflicts") == 0
-                vjp(dout)
-                assert emulator.last_run().total("bank_conflicts") == 0
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+def test_no_bank_conflicts(dtype):
+    """On CUDA cores; test_mma.py has tensor cores."""
+    q, k, v, dout, _ = dataclasses.replace(RAGGED, dtype=dtype).arrays()
+    for deterministic in (False, True):
+        with emulator.settings(mode="counted"):
+            _, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, backend="emulator")
+            assert emulator.last_run().total("shared_accesses") > 0
+            assert emulator.last_run().total("bank_conflicts") == 0
+            vjp(dout)
+            assert emulator.last_run().total("bank_conflicts") == 0
 
 
 @pytest.mark.parametrize("causal", [False, True])

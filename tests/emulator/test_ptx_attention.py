@@ -22,7 +22,6 @@ USUAL = {
     ("float16", "sm_75", True),
     ("bfloat16", "sm_90a", False),
     ("float32", "sm_80", False),
-    ("float64", "sm_80", True),
 }
 CASES = [
     pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow)
