@@ -115,6 +115,65 @@ struct OnlineSoftmax {
   __device__ static bool is_far(Accumulator base) { return fabs(base) >= kFar; }
 };
 
+// The same with every row far: one subtraction an element more, and no other path. For kernels on CUDA cores, where an
+// element takes many multiply-adds anyway and the registers of that path would spill.
+template <class Accumulator, int kRows, int kLanes, int kHeadroom>
+struct ExactSoftmax {
+  Accumulator row_max[kRows], row_sum[kRows];
+
+  __device__ ExactSoftmax() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      row_max[i] = -infinity<Accumulator>();
+      row_sum[i] = 0;
+    }
+  }
+
+  template <int kCols, class Rescale>
+  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      Accumulator m = s[i][0];
+#pragma unroll
+      for (int j = 1; j < kCols; ++j) m = max(m, s[i][j]);
+#pragma unroll
+      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
+        m = max(m, ptx::shfl_xor(m, lane_mask));
+      }
+      m = max(row_max[i], m);
+      // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
+      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
+      const Accumulator factor = ptx::ex2((row_max[i] - base) * multiplier);
+      row_max[i] = m;
+      row_sum[i] *= factor;
+      rescale(i, factor);
+#pragma unroll
+      for (int j = 0; j < kCols; ++j) {
+        const Accumulator x = (s[i][j] - base) * multiplier;
+        s[i][j] = ptx::ex2(kHeadroom ? x - kHeadroom : x);
+        row_sum[i] += s[i][j];
+      }
+    }
+  }
+
+  __device__ void finish() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
+        row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
+      }
+    }
+  }
+
+  __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
+
+  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
+    const Accumulator in_log2 = fma(m, multiplier, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));
+    return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
+  }
+};
+
 // For the backward: the log-sum-exp in log2 units, +inf for a row that saw no key so that 2^(s - lse) is 0.
 template <class Accumulator>
 __device__ __forceinline__ Accumulator lse_to_log2(Accumulator lse) {

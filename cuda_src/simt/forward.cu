@@ -29,57 +29,7 @@ struct SharedStorage {
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
 using Out = Accumulator[kSlices][kRows][kSliceCols];
-using Softmax = OnlineSoftmax<Accumulator, kRows, kLanes, kHeadroom<Element>>;
-
-// The sums of all spans that have ended (simt/matmul.cuh), for row maxima of their own.
-struct Total {
-  Out out;
-  Accumulator row_sum[kRows], row_max[kRows];
-
-  __device__ Total() {
-#pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) set_zero(out[slice]);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      row_sum[i] = 0;
-      row_max[i] = -infinity<Accumulator>();
-    }
-  }
-
-  // At the end of a span.
-  __device__ __forceinline__ void take(Out& acc_o, Softmax& softmax, Accumulator multiplier) {
-    follow(softmax, multiplier);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      row_sum[i] += softmax.row_sum[i];
-      softmax.row_sum[i] = 0;
-    }
-    end_span(out, acc_o);
-  }
-
-  // At the end of all.
-  __device__ __forceinline__ void give(Out& acc_o, Softmax& softmax, Accumulator multiplier) {
-    follow(softmax, multiplier);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) softmax.row_sum[i] += row_sum[i];
-    end_span(acc_o, out);
-  }
-
- private:
-  __device__ __forceinline__ void follow(const Softmax& softmax, Accumulator multiplier) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const Accumulator factor = Softmax::change(row_max[i], softmax.row_max[i], multiplier);
-      row_max[i] = softmax.row_max[i];
-      row_sum[i] *= factor;
-#pragma unroll
-      for (int slice = 0; slice < kSlices; ++slice) {
-#pragma unroll
-        for (int j = 0; j < kSliceCols; ++j) out[slice][i][j] *= factor;
-      }
-    }
-  }
-};
+using Softmax = ExactSoftmax<Accumulator, kRows, kLanes, kHeadroom<Element>>;
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_forward(const __grid_constant__ ForwardParams params) {
@@ -106,7 +56,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Out acc_o;
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) set_zero(acc_o[slice]);
-  Total total;
 
   if (kQueryResident) {
 #pragma unroll
@@ -138,8 +87,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
       }
     }
 
-    if (kHasSpans && n0 % (kSpan * kBlockN) == 0 && n0 > 0) total.take(acc_o, softmax, score.multiplier);
-
     // P = exp(S - m); O is owed the same change of reference.
     softmax.update(acc_s, score.multiplier, [&](int i, Accumulator factor) {
 #pragma unroll
@@ -161,11 +108,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
         __syncthreads();  // K's, then the previous slice's, readers are done; P is written
         load_tile(shared.key, gV, n0, slice * kSliceD);
         __syncthreads();
-        add_part(acc_o[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.key); });
+        if (kHasSpans) {
+          add_part(acc_o[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.key); });
+        } else {
+          matmul_nn<kBlockN>(acc_o[slice], shared.p, shared.key);
+        }
       }
     }
   }
-  if (kHasSpans) total.give(acc_o, softmax, score.multiplier);
 
   softmax.finish();
 #pragma unroll

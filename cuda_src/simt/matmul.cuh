@@ -46,9 +46,9 @@ __device__ __forceinline__ void set_zero(Accumulator (&acc)[kRows][kCols]) {
   }
 }
 
-// A sum over all keys has three levels, because the error of a sum grows with the number of its terms: those of a
-// block, the blocks of a span, and the spans. One by one, a million equal terms are off by 1e-2, block by block by
-// 2e-4, with spans by 5e-6. A double has digits to spare, and dK and dV, sums over queries, no registers for spans.
+// The error of a sum grows with the number of its terms, so the terms of a block are summed up on their own. One by
+// one, a million equal terms are off by 1e-2, block by block by 2e-4. dQ in a pass of its own has registers for a third
+// level, spans of blocks: 5e-6. A double has digits to spare.
 constexpr bool kHasSpans = sizeof(Accumulator) == 4;
 constexpr int kSpan = 32;
 
