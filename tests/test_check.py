@@ -217,7 +217,7 @@ def test_any_interpreter_can_be_the_parent(parent):
 
 
 def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
-    mutate("attention/online_softmax.cuh", "row_sum[i] += s[i][j];", "row_sum[i] += 2 * s[i][j];")
+    mutate("attention/online_softmax.cuh", "row_sum[i] *= factor;\n      rescale(i, factor);", "rescale(i, factor);")
     monkeypatch.setattr(check, "Worker", Here)
     name = "values: float32, D 40, H 2/1, S 200x260, causal"
     assert main([*ON_EMULATOR, "--only", name]) == 1
