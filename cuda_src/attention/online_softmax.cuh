@@ -5,18 +5,13 @@
 #include "ptx/math.cuh"
 #include "ptx/warp.cuh"
 
-// A row with maximum m has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m +
-// kHeadroom. That base is rounded is no error, for it is the same number in every p of the row; but the largest p is
-// then 2^(what was rounded off) rather than 1, and overflows where the scores are large enough. From 2^24 (2^53 in
-// double) on a row is "far": m is taken from its scores first, and its base is the exact product and kHeadroom.
-template <class Accumulator, int kRows, int kLanes, int kHeadroom>
-struct OnlineSoftmax {
-  static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53, kRoom = kHeadroom;
-
+// What both kinds of softmax keep of their rows.
+template <class Accumulator, int kRows, int kLanes>
+struct SoftmaxRows {
   Accumulator row_max[kRows];  // of the scores before `multiplier`; equal in all lanes of a row
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
 
-  __device__ OnlineSoftmax() {
+  __device__ SoftmaxRows() {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       row_max[i] = -infinity<Accumulator>();
@@ -24,20 +19,49 @@ struct OnlineSoftmax {
     }
   }
 
+  // The maximum of row i with these scores of this lane's.
+  template <int kCols>
+  __device__ Accumulator max_with(int i, const Accumulator (&s)[kCols]) const {
+    Accumulator m = s[0];
+#pragma unroll
+    for (int j = 1; j < kCols; ++j) m = max(m, s[j]);
+#pragma unroll
+    for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) m = max(m, ptx::shfl_xor(m, lane_mask));
+    return max(row_max[i], m);
+  }
+
+  // Let every lane of a row have its whole sum.
+  __device__ void finish() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
+        row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
+      }
+    }
+  }
+
+  // 1 / sum, 0 for a row that saw no key: all of its p are 0, even where they were made of scores of -inf.
+  __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
+};
+
+// A row with maximum m has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m +
+// kHeadroom. That base is rounded is no error, for it is the same number in every p of the row; but the largest p is
+// then 2^(what was rounded off) rather than 1, and overflows where the scores are large enough. From 2^24 (2^53 in
+// double) on a row is "far": m is taken from its scores first, and its base is the exact product and kHeadroom.
+template <class Accumulator, int kRows, int kLanes, int kHeadroom>
+struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
+  static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53, kRoom = kHeadroom;
+  using SoftmaxRows<Accumulator, kRows, kLanes>::row_max;
+  using SoftmaxRows<Accumulator, kRows, kLanes>::row_sum;
+
   // s becomes p with the new row maximum. rescale(i, factor): 2^(base_old - base) is owed to all that row i has summed.
   template <int kCols, class Rescale>
   __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
     Accumulator m[kRows], farthest = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      m[i] = s[i][0];
-#pragma unroll
-      for (int j = 1; j < kCols; ++j) m[i] = max(m[i], s[i][j]);
-#pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
-        m[i] = max(m[i], ptx::shfl_xor(m[i], lane_mask));
-      }
-      m[i] = max(row_max[i], m[i]);
+      m[i] = this->max_with(i, s[i]);
       farthest = max(farthest, max(m[i], -row_max[i]));
     }
     // A warp with a far row takes a path of its own, and so does every warp for its first keys, where row_max is -inf.
@@ -79,20 +103,6 @@ struct OnlineSoftmax {
     return ptx::ex2(is_far(after) ? fma(to, -multiplier, before - kRoom) : before - after);
   }
 
-  // Let every lane of a row have its whole sum.
-  __device__ void finish() {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
-        row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
-      }
-    }
-  }
-
-  // 1 / sum, 0 for a row that saw no key: all of its p are 0, even where they were made of scores of -inf.
-  __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
-
   // The natural log-sum-exp of a row; -inf if it saw no key.
   __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
     const Accumulator base = rounded_base(m, multiplier), log_sum = ptx::lg2(sum);
@@ -118,29 +128,15 @@ struct OnlineSoftmax {
 // The same with every row far: one subtraction an element more, and no other path. For kernels on CUDA cores, where an
 // element takes many multiply-adds anyway and the registers of that path would spill.
 template <class Accumulator, int kRows, int kLanes, int kHeadroom>
-struct ExactSoftmax {
-  Accumulator row_max[kRows], row_sum[kRows];
-
-  __device__ ExactSoftmax() {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      row_max[i] = -infinity<Accumulator>();
-      row_sum[i] = 0;
-    }
-  }
+struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
+  using SoftmaxRows<Accumulator, kRows, kLanes>::row_max;
+  using SoftmaxRows<Accumulator, kRows, kLanes>::row_sum;
 
   template <int kCols, class Rescale>
   __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      Accumulator m = s[i][0];
-#pragma unroll
-      for (int j = 1; j < kCols; ++j) m = max(m, s[i][j]);
-#pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
-        m = max(m, ptx::shfl_xor(m, lane_mask));
-      }
-      m = max(row_max[i], m);
+      const Accumulator m = this->max_with(i, s[i]);
       // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
       const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
       const Accumulator factor = ptx::ex2((row_max[i] - base) * multiplier);
@@ -155,18 +151,6 @@ struct ExactSoftmax {
       }
     }
   }
-
-  __device__ void finish() {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) {
-        row_sum[i] += ptx::shfl_xor(row_sum[i], lane_mask);
-      }
-    }
-  }
-
-  __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
 
   __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
     const Accumulator in_log2 = fma(m, multiplier, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));

@@ -286,8 +286,7 @@ def merge(
         base = np.where(np.isneginf(high), 0, high)  # a row without keys has -inf in both
         weight_a, weight_b = np.exp(log_a - base), np.exp(log_b - base)
         total = weight_a + weight_b
-        with np.errstate(divide="ignore"):
-            lse[head][rows] = base + np.log(total)
+        lse[head][rows] = base + np.log(total)
         total[total == 0] = 1
         out[head][rows] = (weight_a / total)[:, None] * a + (weight_b / total)[:, None] * b
 
