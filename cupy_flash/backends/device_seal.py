@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cupy_flash import launch
-from cupy_flash.backends.seal import NAMES
+from cupy_flash.backends.seal import NAMES, names_of
 from cupy_flash.problem import AttentionProblem
 
 
@@ -20,10 +20,7 @@ class DeviceSeal:
         return launch.find_changed(self._runtime, self._problem, self._tensors)
 
     def changed(self) -> tuple[str, ...]:
-        return self._names(DeviceSeal.check(self))
-
-    def _names(self, flags: Any) -> tuple[str, ...]:
-        return tuple(name for name, flag in zip(NAMES, flags.tolist(), strict=True) if flag)
+        return names_of(DeviceSeal.check(self))
 
     def spoil(self, flags: Any, dq: Any, dk: Any, dv: Any) -> None:
         launch.spoil(self._runtime, self._problem, flags, dq, dk, dv)

@@ -11,7 +11,7 @@ import numpy as np
 from cupy_flash import compile, emulator, launch, source
 from cupy_flash.backends import Seal
 from cupy_flash.backends.device_seal import DeviceSeal
-from cupy_flash.backends.seal import refuse
+from cupy_flash.backends.seal import names_of, refuse
 from cupy_flash.device import named
 from cupy_flash.plan import Launch
 from cupy_flash.problem import AttentionProblem
@@ -39,7 +39,7 @@ class _EmulatedSeal(DeviceSeal):
 
     def check(self) -> Any:
         flags = super().check()
-        refuse(self._names(flags))
+        refuse(names_of(flags))
         return flags
 
     def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:

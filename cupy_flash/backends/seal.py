@@ -12,6 +12,11 @@ from cupy_flash.problem import AttentionProblem
 NAMES = ("q", "k", "v", "out", "lse")
 
 
+def names_of(flags: Any) -> tuple[str, ...]:
+    """The arrays whose flag, of five, is not 0."""
+    return tuple(name for name, flag in zip(NAMES, flags.tolist(), strict=True) if flag)
+
+
 def refuse(changed: tuple[str, ...]) -> None:
     """Raise if there is a name."""
     if changed:
@@ -29,8 +34,7 @@ class HostSeal:
         self._before = self._digest()
 
     def changed(self) -> tuple[str, ...]:
-        differs = (self._digest() != self._before).any(axis=0)
-        return tuple(name for name, x in zip(NAMES, differs, strict=True) if x)
+        return names_of((self._digest() != self._before).any(axis=0))
 
     def check(self) -> None:
         refuse(self.changed())
