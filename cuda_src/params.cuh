@@ -34,7 +34,10 @@ struct Schedule {
   int num_splits;
   int packed_heads;   // query heads of a group whose rows stand in one tile: the whole group or 1
   int section_heads;  // key heads whose keys and values fit the L2 cache together
-  int padding;
+  // Forward on CUDA cores: launches that take a part of the keys each, and which of them this is.
+  int num_spans;
+  int span;
+  int padding;  // to the tensors
 };
 
 struct ForwardParams {
@@ -45,9 +48,9 @@ struct ForwardParams {
   Tensor v;    // [batch..., Hk, Sk, Dv]
   Tensor out;  // [batch..., Hq, Sq, Dv]
   Tensor lse;  // [batch..., Hq, Sq, 1], accumulator type
-  // Of all splits, one after the other, contiguous; unused (null) where there is one split.
-  Tensor partial_out;   // [splits, batch..., Hq, Sq, Dv], float
-  Tensor partial_rows;  // [splits, batch..., Hq, Sq, 2], float: row_max and row_sum of attention/online_softmax.cuh
+  // Of all splits, one after the other, or of all spans so far; contiguous; unused (null) where there is one of both.
+  Tensor partial_out;   // [splits, batch..., Hq, Sq, Dv], accumulator type
+  Tensor partial_rows;  // [splits, batch..., Hq, Sq, 2], accumulator type: row_max and row_sum of a softmax
 };
 
 struct BackwardParams {

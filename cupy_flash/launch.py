@@ -102,13 +102,16 @@ class Part:
             words[word] = addresses[name] + offset
         params: np.ndarray = np.ndarray((), self.dtype, words)
         for launch in self.launches:
+            if launch.span:
+                params["schedule"]["span"] = launch.span
             runtime.run(launch, params, tensors)
 
 
 def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
     """Write attention into `out` and `lse`.
 
-    Where the plan splits the keys this allocates one float32 result, output and log-sum-exp, for each split.
+    Where the plan splits the keys this allocates one float32 result, output and two statistics of each row, for each
+    split, and one where it takes them in spans.
     """
     if out.size:
         _run(runtime, problem, _forward_parts, {"q": q, "k": k, "v": v, "out": out, "lse": lse})
@@ -203,13 +206,13 @@ def _forward_parts(
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
         plan = plan_forward(part, device, tiles)
         scratch: tuple[Scratch, ...] = ()
-        if plan.num_splits > 1:
+        if plan.num_splits > 1 or plan.num_spans > 1:
             splits, accumulator = (plan.num_splits,), problem.accumulator
             scratch = (
                 Scratch("partial_out", splits + part.out_shape, accumulator, False),
                 Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
             )
-        schedule = plan.num_splits, plan.packed_heads, plan.section_heads, 0
+        schedule = plan.num_splits, plan.packed_heads, plan.section_heads, plan.num_spans, 0, 0
         return _part(FORWARD_PARAMS, part, schedule, plan.launches, parts, scratch, {})
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
@@ -229,7 +232,7 @@ def _backward_parts(
         if plan.num_splits > 1:
             scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
             scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
-        schedule = plan.num_splits, 1, 1, 0
+        schedule = plan.num_splits, 1, 1, 1, 0, 0
         return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))

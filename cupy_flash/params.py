@@ -30,7 +30,8 @@ SHAPE = np.dtype(
         ("scale", np.float64),
     ]
 )
-SCHEDULE = np.dtype([(name, np.int32) for name in ("num_splits", "packed_heads", "section_heads", "padding")])
+SCHEDULE_FIELDS = ("num_splits", "packed_heads", "section_heads", "num_spans", "span", "padding")
+SCHEDULE = np.dtype([(name, np.int32) for name in SCHEDULE_FIELDS])
 FORWARD_TENSORS = ("q", "k", "v", "out", "lse", "partial_out", "partial_rows")
 GRADIENT_TENSORS = ("dq", "dq_acc", "dk", "dv", "dk_acc", "dv_acc")
 BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", *GRADIENT_TENSORS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
 
@@ -15,24 +15,31 @@ from cupy_flash.specialization import Specialization, Variant
 from cupy_flash.tiles import PLANNED, Tiles
 
 MAX_GRID = 2**31 - 1
+MAX_ROWS = 2**32 - kernels.ROWS_PER_BLOCK  # of a row-wise launch: attention/row.cuh counts its warps in 32 bits
 MAX_SPLITS = 128
+SPAN_KEYS = 2**15
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its grid and block (both one-dimensional) and dynamic shared memory in bytes."""
+    """A kernel with its grid and block (both one-dimensional) and dynamic shared memory in bytes.
+
+    `span` is the part of the keys that it takes, where launches take one each.
+    """
 
     kernel: Specialization
     grid: int
     block: int
     shared_bytes: int
+    span: int = 0
 
 
 @dataclass(frozen=True)
 class ForwardPlan:
     """Launches of one forward, in order, and how the first lays its work out (`Schedule` in params.cuh).
 
-    With `num_splits` above 1 the keys of a tile are shared by as many blocks, and `combine` merges their results.
+    With `num_splits` above 1 the keys of a tile are shared by as many blocks, and `combine` merges their results. With
+    `num_spans` above 1 `forward` runs as often, each time over a part of the keys.
     """
 
     forward: Launch
@@ -40,10 +47,12 @@ class ForwardPlan:
     num_splits: int = 1
     packed_heads: int = 1
     section_heads: int = 1
+    num_spans: int = 1
 
     @property
     def launches(self) -> list[Launch]:
-        return [self.forward] if self.combine is None else [self.forward, self.combine]
+        spans = [replace(self.forward, span=span) for span in range(self.num_spans)]
+        return spans if self.combine is None else [*spans, self.combine]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,11 @@ class BackwardPlan:
 
 @functools.lru_cache(maxsize=1024)
 def plan_forward(
-    problem: AttentionProblem, device: Device, tiles: Tiles = PLANNED, num_splits: int | None = None
+    problem: AttentionProblem,
+    device: Device,
+    tiles: Tiles = PLANNED,
+    num_splits: int | None = None,
+    num_spans: int | None = None,
 ) -> ForwardPlan:
     """Choose the forward kernels.
 
@@ -88,6 +101,8 @@ def plan_forward(
         Use these tiles, and their kernel families, instead of the planner's choice.
     num_splits : int, optional
         Share the keys among so many blocks instead of the planner's choice; tensor-core kernels only.
+    num_spans : int, optional
+        Take the keys in so many launches instead of the planner's choice; kernels on CUDA cores only.
 
     Returns
     -------
@@ -103,12 +118,18 @@ def plan_forward(
     The heads of a group are packed into one tile, or a smaller tile is taken, where that fills tiles better: the rule
     of FlashAttention-3. Keys are split where the blocks cannot fill the device: into the least number that comes
     within 85% of the best wave efficiency (Flash-Decoding as in FlashAttention-2).
+
+    On CUDA cores many keys are taken in spans: rounding errors of a sum grow with its terms, here the blocks of keys,
+    and with spans as a third level a float32 output of a million equal keys is off by 5e-6 rather than by 2e-4. Within
+    one launch that level would take registers, which spilt.
     """
     variant, group = _variant(problem), problem.group_size
     kernel = kernels.forward(variant, device, tile=tiles.forward)
     if kernel.family == "simt":
         blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
-        return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)))
+        if num_spans is None:
+            num_spans = max(1, _ceil_div(problem.seqlen_k, SPAN_KEYS)) if problem.accumulator.itemsize == 4 else 1
+        return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)), num_spans=num_spans)
 
     packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tiles.forward), 1
     alone, together = (
@@ -187,8 +208,7 @@ def plan_merge(problem: AttentionProblem) -> Launch:
 def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
     """The launch of a kernel of attention/seal.cu, whose warps have a row of queries and a row of keys each."""
     rows = max(problem.num_heads_q * problem.seqlen_q, problem.num_heads_k * problem.seqlen_k)
-    kernel = kernels.row_wise("seal.cu", entry, problem.dtype)
-    return _launch(kernel, _ceil_div(prod(problem.batch) * rows, kernels.ROWS_PER_BLOCK))
+    return _launch_rows(kernels.row_wise("seal.cu", entry, problem.dtype), prod(problem.batch) * rows)
 
 
 def all_specializations(device: Device) -> Iterator[Specialization]:
@@ -261,8 +281,14 @@ def _row_wise(
     source: str, entry: str, problem: AttentionProblem, *, keys: bool = False, out: str | None = None
 ) -> Launch:
     heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
-    grid = _ceil_div(prod(problem.batch) * heads * rows, kernels.ROWS_PER_BLOCK)
-    return _launch(kernels.row_wise(source, entry, problem.dtype, out=out), grid)
+    kernel = kernels.row_wise(source, entry, problem.dtype, out=out)
+    return _launch_rows(kernel, prod(problem.batch) * heads * rows)
+
+
+def _launch_rows(kernel: Specialization, rows: int) -> Launch:
+    if rows > MAX_ROWS:
+        raise ValueError(f"{kernel.entry} has {rows} rows of all heads and batches: a launch takes at most {MAX_ROWS}")
+    return _launch(kernel, _ceil_div(rows, kernels.ROWS_PER_BLOCK))
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -1,6 +1,7 @@
 """The CUDA kernels themselves, in the emulator: checks, counts, legal tiles, and bugs that must be caught."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cupy_flash import attention_reference, emulator, flash_attention, flash_att
 from cupy_flash.device import NAMED, named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SHAPE, TENSOR
+from cupy_flash.plan import plan_forward
 from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 from cupy_flash.tuning import tiles
 
@@ -61,30 +63,52 @@ TILES = st.builds(
 
 
 ANY_TILE = given(
-    tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]), det=st.booleans()
-)
+    tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]),
+    spans=st.integers(1, 4), det=st.booleans(),
+)  # fmt: skip
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
-def test_results_do_not_depend_on_the_tile(tile, dtype, d, det):
-    check_tile(tile, dtype, d, det)
+def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, spans, det):
+    check_tile(replan, tile, dtype, d, spans, det)
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
-def test_results_do_not_depend_on_the_tile_thoroughly(tile, dtype, d, det):
-    check_tile(tile, dtype, d, det)
+def test_results_do_not_depend_on_the_tile_thoroughly(replan, tile, dtype, d, spans, det):
+    check_tile(replan, tile, dtype, d, spans, det)
 
 
-def check_tile(tile, dtype, d, det):
+def check_tile(replan, tile, dtype, d, spans, det):
     itemsize = np.dtype(dtype).itemsize
     assume(tile.is_legal(bucket(d, HEAD_DIM_BUCKETS), itemsize, backward=True))
     assume(tile.backward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
     assume(tile.forward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
-    with tiles(forward=tile, dkdv=tile, dq=tile):
+    in_spans = functools.partial(plan_forward, num_spans=spans)
+    with replan(plan_forward=in_spans), tiles(forward=tile, dkdv=tile, dq=tile):
         check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)
+
+
+@pytest.mark.parametrize(("dtype", "d"), [("float32", 64), ("float64", 64), ("float16", 264)])
+def test_spans_of_keys_change_nothing_beyond_rounding(replan, dtype, d):
+    """On CUDA cores, with rows that see nothing in some spans, or in all, and one of NaN."""
+    case = dataclasses.replace(RAGGED, dtype=dtype, d=d, sk=300, q_offset=-2)
+    q, k, v, *_ = case.arrays()
+    q[..., 5, 0] = np.nan
+    results = []
+    for spans in (1, 2, 5, 30):
+        in_spans = functools.partial(plan_forward, num_spans=spans)
+        with replan(plan_forward=in_spans), emulator.settings(mode="checked"):
+            results.append(flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator"))
+        assert [x.kernel for x in emulator.last_run().launches] == ["attention_forward"] * spans
+    (out, lse), *others = results
+    assert np.isneginf(lse[..., :2]).all() and np.isnan(lse[..., 5]).all() and np.isnan(out[..., 5, :]).all()
+    rounding = 8 * np.finfo(dtype).eps
+    for x, y in others:
+        np.testing.assert_allclose(x.astype(float), out.astype(float), atol=rounding)
+        np.testing.assert_allclose(y, lse, rtol=rounding if dtype != "float16" else 1e-6)
 
 
 def test_a_maximum_that_stays_costs_no_accuracy():
@@ -177,7 +201,7 @@ MUTANTS = {
         "simt/forward.cu", "__syncthreads();  // the tiles' last readers are done",
         "if (threadIdx.x < 64) __syncthreads();", {"barrier_divergence"}),
     "forward: every block writes the first rows": (
-        "simt/forward.cu", "store_row(gO, row, ", "store_row(gO, row_of<kRows>(i), ", {"global_race"}),
+        "simt/forward.cu", "store_row(g, m0 + row_of<kRows>(i), ", "store_row(g, row_of<kRows>(i), ", {"global_race"}),
     "forward: misaligned vectors": (
         "simt/tile.cuh", "g.at(row0 + row, col0 + col));", "g.at(row0 + row, col0 + col) + 1);",
         {"misaligned"}),

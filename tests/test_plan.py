@@ -148,6 +148,24 @@ def test_keys_are_split_only_where_blocks_are_few():
     assert blocks / slots / math.ceil(blocks / slots) >= 0.85 * 0.85
 
 
+def test_on_cuda_cores_many_keys_of_floats_come_in_spans():
+    device = named("sm_90a")
+    few, many, doubles = (
+        plan_forward(large(dtype, batch=1, sq=1, sk=sk), device)
+        for dtype, sk in (("float32", 2**15), ("float32", 2**15 + 1), ("float64", 2**20))
+    )
+    assert [plan.num_spans for plan in (few, many, doubles)] == [1, 2, 1]
+    assert [launch.span for launch in many.launches] == [0, 1]
+    assert plan_forward(large("float16", batch=1, sq=1, sk=2**20), device).num_spans == 1
+
+
+def test_more_rows_than_32_bits_count_are_refused():
+    zero = np.broadcast_to(np.zeros((), np.float16), (2**16, 1, 2**16, 1))
+    problem = AttentionProblem.from_arrays(zero, zero, zero)
+    with pytest.raises(ValueError, match="has 4294967296 rows of all heads and batches: a launch takes at most 4294967292"):
+        plan_backward(problem, named("sm_90a"))
+
+
 def test_the_group_is_packed_where_rows_are_few():
     device = named("sm_80")
     assert plan_forward(large("float16", heads_q=32, heads_k=4, sq=1), device).packed_heads == 8

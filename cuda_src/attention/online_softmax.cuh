@@ -137,25 +137,33 @@ struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const Accumulator m = this->max_with(i, s[i]);
-      // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
-      const Accumulator base = m == -infinity<Accumulator>() ? Accumulator(0) : m;
-      const Accumulator factor = ptx::ex2((row_max[i] - base) * multiplier);
+      const Accumulator base = base_of(m), factor = change(row_max[i], m, multiplier);
       row_max[i] = m;
-      row_sum[i] *= factor;
       rescale(i, factor);
+      Accumulator sum = 0;
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
         const Accumulator x = (s[i][j] - base) * multiplier;
         s[i][j] = ptx::ex2(kHeadroom ? x - kHeadroom : x);
-        row_sum[i] += s[i][j];
+        sum += s[i][j];
       }
+      row_sum[i] = fma(row_sum[i], factor, sum);
     }
+  }
+
+  // What sums up to a row maximum of `from` are owed when it is `to`.
+  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
+    return ptx::ex2((from - base_of(to)) * multiplier);
   }
 
   __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
     const Accumulator in_log2 = fma(m, multiplier, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));
     return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
   }
+
+ private:
+  // A row that has seen no key yet keeps m = -inf; subtracting 0 instead gives p = 0, not NaN.
+  __device__ static Accumulator base_of(Accumulator m) { return m == -infinity<Accumulator>() ? Accumulator(0) : m; }
 };
 
 // For the backward: the log-sum-exp in log2 units, +inf for a row that saw no key so that 2^(s - lse) is 0.

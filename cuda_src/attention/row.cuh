@@ -6,15 +6,16 @@
 
 constexpr int kThreads = 32 * kNWarps;
 
+// Rows are counted in 32 bits, which the plan sees to: a 64-bit division is a call, with registers saved around it.
 struct Row {
-  int64_t index;  // counted through the whole batch
+  unsigned index;  // counted through the whole batch
   int batch, head, row, lane;
   bool inside;
 };
 
 __device__ __forceinline__ Row row_of_warp(const Shape& shape, int num_heads, int seqlen) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kNWarps + threadIdx.x / 32;
-  const int64_t head_index = index / seqlen, batch = head_index / num_heads;
+  const unsigned index = blockIdx.x * kNWarps + threadIdx.x / 32;
+  const unsigned head_index = index / seqlen, batch = head_index / num_heads;
   return {index, static_cast<int>(batch), static_cast<int>(head_index % num_heads), static_cast<int>(index % seqlen),
           static_cast<int>(threadIdx.x % 32), batch < num_batches(shape)};
 }

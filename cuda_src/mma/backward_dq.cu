@@ -9,6 +9,7 @@
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
+#include "ptx/opaque.cuh"
 #include "specialization.cuh"
 
 constexpr int kQueryCols = kHeadDim / 4;  // columns of dQ a lane
@@ -26,14 +27,44 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
+// Which rows of which head a block has.
+struct Place {
+  int m0, head, batch;
+
+  __device__ Place(const Shape& shape, unsigned block) {
+    const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
+    m0 = (m_blocks - 1 - static_cast<int>(block % m_blocks)) * kBlockM;
+    head = block / m_blocks % shape.num_heads_q;
+    batch = block / m_blocks / shape.num_heads_q;
+  }
+};
+
+// dQ of this warp's rows, rounded through its rows of `tile` or, if wanted so, as it was summed.
+__device__ __forceinline__ void store_dq(Tile<kBlockM, kHeadDim>& tile, const BackwardParams& params,
+                                         const float (&acc_dq)[kScoreRows][kQueryCols]) {
+  const Shape& shape = params.shape;
+  // Found again: kept through the main loop, it would spill.
+  const Place place(shape, ptx::opaque(blockIdx.x));
+  const int row0 = score_row0();
+  if (params.dq_acc.data != nullptr) {
+    store_unrounded(
+        head_matrix<float>(params.dq_acc, shape, place.batch, place.head, shape.seqlen_q, shape.head_dim),
+        place.m0 + row0, acc_dq);
+    return;
+  }
+  store_fragment<1>(tile, row0, 0, acc_dq);
+  __syncwarp();
+  store_rows<kBlockM / kNWarps, 32>(
+      tile, row0, threadIdx.x % 32,
+      head_matrix<Element>(params.dq, shape, place.batch, place.head, shape.seqlen_q, shape.head_dim), place.m0);
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_dq(const __grid_constant__ BackwardParams params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
-  const int m0 = (m_blocks - 1 - static_cast<int>(blockIdx.x % m_blocks)) * kBlockM;
-  const int head = blockIdx.x / m_blocks % shape.num_heads_q, batch = blockIdx.x / m_blocks / shape.num_heads_q;
+  const auto [m0, head, batch] = Place(shape, blockIdx.x);
   const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
 
   const Mask mask(shape);
@@ -66,16 +97,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   __syncthreads();  // Q is there even if there was no step
-
-  const int row0 = score_row0();
-  if (params.dq_acc.data != nullptr) {  // dQ is wanted as it was summed
-    store_unrounded(head_matrix<float>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim), m0 + row0,
-                    acc_dq);
-    return;
-  }
-  store_fragment<1>(shared.query, row0, 0, acc_dq);
-  __syncwarp();
-  store_rows<kBlockM / kNWarps, 32>(
-      shared.query, row0, threadIdx.x % 32,
-      head_matrix<Element>(params.dq, shape, batch, head, shape.seqlen_q, shape.head_dim), m0);
+  store_dq(shared.query, params, acc_dq);
 }

@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-    if (kHasSpans && n0 % (kSpan * kBlockN) == 0 && n0 > 0) end_span(total_dq, acc_dq);
+    if (kSumsByBlock && n0 % (kSpanBlocks * kBlockN) == 0 && n0 > 0) end_span(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
     recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
 
@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
   }
 
-  if (kHasSpans) end_span(acc_dq, total_dq);
+  if (kSumsByBlock) end_span(acc_dq, total_dq);
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll

@@ -5,7 +5,8 @@
 // Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first.
 // A row belongs to kLanes lanes of one warp, from scores to output, so row statistics need only shuffles. Per key
 // block: S by slices of the head dimension, one online-softmax step, P into shared memory for the other lanes of its
-// rows (the barriers around V's load order that too), then O by slices. Nothing of size Sq x Sk leaves the SM.
+// rows (the barriers around V's load order that too), then O by slices. Nothing of size Sq x Sk leaves the SM. Very
+// many keys come in spans, one launch each, whose results meet in float32: short sums round less.
 #include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "attention/online_softmax.cuh"
@@ -31,6 +32,77 @@ static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel dis
 using Out = Accumulator[kSlices][kRows][kSliceCols];
 using Softmax = ExactSoftmax<Accumulator, kRows, kLanes, kHeadroom<Element>>;
 
+// The keys of this launch.
+struct Span {
+  int begin, end;
+  bool is_first, is_last;
+
+  __device__ Span(const Schedule& schedule, int seqlen_k) {
+    const int keys = ceil_div(ceil_div(seqlen_k, kBlockN), schedule.num_spans) * kBlockN;
+    begin = schedule.span * keys;
+    is_first = schedule.span == 0;
+    is_last = schedule.span == schedule.num_spans - 1;
+    end = is_last ? seqlen_k : begin + keys;
+  }
+};
+
+// The sum O of the spans so far, and the maxima and sums of its rows.
+struct Partial {
+  Matrix<Accumulator> out, rows;
+
+  __device__ Partial(const ForwardParams& params, int batch, int head)
+      : out(head_matrix<Accumulator>(params.partial_out, params.shape, batch, head, params.shape.seqlen_q,
+                                     params.shape.head_dim_v)),
+        rows(head_matrix<Accumulator>(params.partial_rows, params.shape, batch, head, params.shape.seqlen_q, 2)) {}
+};
+
+// O, and the statistics of its rows, of this span become those of all spans so far.
+__device__ __forceinline__ void add_earlier_spans(Out& acc_o, Softmax& softmax, Accumulator multiplier,
+                                                  const ForwardParams& params, int batch, int head, int m0) {
+  const Partial g(params, batch, head);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = m0 + row_of<kRows>(i);
+    if (row >= g.rows.rows) continue;
+    const Accumulator earlier_max = *g.rows.at(row, 0), row_max = max(earlier_max, softmax.row_max[i]);
+    const Accumulator earlier = Softmax::change(earlier_max, row_max, multiplier);
+    const Accumulator own = Softmax::change(softmax.row_max[i], row_max, multiplier);
+    softmax.row_max[i] = row_max;
+    softmax.row_sum[i] = own * softmax.row_sum[i] + earlier * *g.rows.at(row, 1);
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+      for (int j = 0; j < kSliceCols; ++j) {
+        const int col = slice * kSliceD + vector_col_of(j);
+        if (!g.out.holds(row, col)) continue;
+        acc_o[slice][i][j] = own * acc_o[slice][i][j] + earlier * *g.out.at(row, col);
+      }
+    }
+  }
+  __syncwarp();  // all lanes of a row have read its statistics
+}
+
+template <class T>
+__device__ __forceinline__ void store_out(const Matrix<T>& g, int m0, const Out& acc_o) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+      store_row(g, m0 + row_of<kRows>(i), slice * kSliceD, acc_o[slice][i]);
+    }
+  }
+}
+
+// store(i, row) in one lane of each row.
+template <class Store>
+__device__ __forceinline__ void each_own_row(int rows, int m0, Store&& store) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = m0 + row_of<kRows>(i);
+    if (lane_of_row() == 0 && row < rows) store(i, row);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_forward(const __grid_constant__ ForwardParams params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
@@ -48,8 +120,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const auto gQ = head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
-  const auto gO = head_matrix<Element>(params.out, shape, batch, head, shape.seqlen_q, shape.head_dim_v);
-  const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
 
   const Score<Accumulator> score(shape);
   Softmax softmax;
@@ -62,7 +132,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kQueryTiles; ++slice) load_tile(shared.query[slice], gQ, m0, slice * kSliceD);
   }
 
-  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
+  const Span span(params.schedule, shape.seqlen_k);
+  for (int n0 = span.begin; n0 < min(span.end, key_end); n0 += kBlockN) {
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
     set_zero(acc_s);
@@ -108,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
         __syncthreads();  // K's, then the previous slice's, readers are done; P is written
         load_tile(shared.key, gV, n0, slice * kSliceD);
         __syncthreads();
-        if (kHasSpans) {
+        if (kSumsByBlock) {
           add_part(acc_o[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.key); });
         } else {
           matmul_nn<kBlockN>(acc_o[slice], shared.p, shared.key);
@@ -118,18 +189,29 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   softmax.finish();
+  if (!span.is_first) add_earlier_spans(acc_o, softmax, score.multiplier, params, batch, head, m0);
+  if (span.is_last) {
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const int row = m0 + row_of<kRows>(i);
-    const Accumulator inverse = Softmax::inverse(softmax.row_sum[i]);
+    for (int i = 0; i < kRows; ++i) {
+      const Accumulator inverse = Softmax::inverse(softmax.row_sum[i]);
 #pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) {
+      for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
-      for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= inverse;
-      store_row(gO, row, slice * kSliceD, acc_o[slice][i]);
+        for (int j = 0; j < kSliceCols; ++j) acc_o[slice][i][j] *= inverse;
+      }
     }
-    if (lane_of_row() == 0 && row < shape.seqlen_q) {
+    const auto gO = head_matrix<Element>(params.out, shape, batch, head, shape.seqlen_q, shape.head_dim_v);
+    const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
+    store_out(gO, m0, acc_o);
+    each_own_row(shape.seqlen_q, m0, [&](int i, int row) {
       *gLse.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.multiplier);
-    }
+    });
+  } else {
+    const Partial g(params, batch, head);
+    store_out(g.out, m0, acc_o);
+    each_own_row(shape.seqlen_q, m0, [&](int i, int row) {
+      *g.rows.at(row, 0) = softmax.row_max[i];
+      *g.rows.at(row, 1) = softmax.row_sum[i];
+    });
   }
 }

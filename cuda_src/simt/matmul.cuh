@@ -47,10 +47,10 @@ __device__ __forceinline__ void set_zero(Accumulator (&acc)[kRows][kCols]) {
 }
 
 // The error of a sum grows with the number of its terms, so the terms of a block are summed up on their own. One by
-// one, a million equal terms are off by 1e-2, block by block by 2e-4. dQ in a pass of its own has registers for a third
-// level, spans of blocks: 5e-6. A double has digits to spare.
-constexpr bool kHasSpans = sizeof(Accumulator) == 4;
-constexpr int kSpan = 32;
+// one, a million equal terms are off by 1e-2, block by block by 2e-4, with a third level, spans of blocks, by 5e-6: dQ
+// in a pass of its own has registers for it, the forward launches (plan.py). A double has digits to spare.
+constexpr bool kSumsByBlock = sizeof(Accumulator) == 4;
+constexpr int kSpanBlocks = 32;
 
 // acc += what `product` adds to zeros: a block's terms.
 template <int kRows, int kCols, class Product>

@@ -71,7 +71,7 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
     if isinstance(plan, ForwardPlan):
         print(
             f"keys split over {plan.num_splits} blocks, {plan.packed_heads} heads packed into a tile, "
-            f"sections of {plan.section_heads} key heads"
+            f"sections of {plan.section_heads} key heads, {plan.num_spans} launches for all keys"
         )
     else:
         passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
