@@ -217,7 +217,7 @@ def test_any_interpreter_can_be_the_parent(parent):
 
 
 def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
-    mutate("attention/online_softmax.cuh", "row_sum[i] *= factor;\n      rescale(i, factor);", "rescale(i, factor);")
+    mutate("attention/online_softmax.cuh", "fma(row_sum[i], factor, sum)", "row_sum[i] + sum")
     monkeypatch.setattr(check, "Worker", Here)
     name = "values: float32, D 40, H 2/1, S 200x260, causal"
     assert main([*ON_EMULATOR, "--only", name]) == 1
@@ -235,7 +235,7 @@ def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
     ],
 )
 def test_the_emulators_failures_name_stage_and_kernel(mutate, replacement, stage_and_error):
-    mutate("simt/forward.cu", "for (int n0 = 0;", f"for ({replacement};")
+    mutate("simt/forward.cu", "for (int n0 = span.begin;", f"for ({replacement};")
     failure = attempt(suite.perform, "emulator:sm_80", "smoke: simt float32").failure
     assert failure.startswith(stage_and_error)
     assert "run" not in vars(staged.runtime_of("emulator:sm_80"))  # later checks launch as ever
