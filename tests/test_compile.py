@@ -36,7 +36,7 @@ def check_machine_code(kernel: Specialization, arch: str) -> None:
 
 SAMPLE = [
     *((arch, "Float16") for arch in ("sm_75", "sm_90a")),
-    *((arch, dtype) for arch in ("sm_75", "sm_90a") for dtype in ("float", "double")),
+    *((arch, "float") for arch in ("sm_75", "sm_90a")),
 ]
 
 
@@ -55,21 +55,27 @@ def test_kernels_compile_without_spills(arch, dtype):
         check_machine_code(kernel, arch)
 
 
-# bfloat16 differs from float16 by the names of instructions only, and so do sm_86 and sm_89 from one another and,
-# for CUDA cores, from their neighbours: one or two architectures stand for them.
+# bfloat16 differs from float16 by the names of instructions and by its headroom only, and so do sm_86 and sm_89 from one
+# another and, for CUDA cores, from their neighbours: one or two architectures stand for them.
 ALL = [
-    *((arch, "Float16") for arch in ARCHES),
-    *((arch, "BFloat16") for arch in ("sm_75", "sm_80", "sm_90a")),
-    *((arch, dtype) for arch in ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120") for dtype in ("float", "double")),
+    *((arch, "Float16") for arch in ARCHES if arch != "sm_89"),
+    *((arch, "BFloat16") for arch in ("sm_75", "sm_90a")),
+    *((arch, "float") for arch in ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120")),
+    *((arch, "double") for arch in ("sm_75", "sm_90a", "sm_100", "sm_120")),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "dtype"), ALL)
 def test_all_kernels_compile_without_spills(arch, dtype):
+    failures = []
     for kernel in all_specializations(named(arch)):
         if ("Element", dtype) in kernel.types:
-            check_machine_code(kernel, arch)
+            try:
+                check_machine_code(kernel, arch)
+            except AssertionError as error:
+                failures.append(str(error))
+    assert not failures
 
 
 @pytest.mark.slow

@@ -95,7 +95,9 @@ def check_chunks(case, results, on):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("chunks", "deterministic"), [(2, False), (7, True), (64, False)])
+@pytest.mark.parametrize(
+    ("chunks", "deterministic"), [pytest.param(2, False, marks=pytest.mark.slow), (7, True), (64, False)]
+)
 def test_half_types_keep_the_error_of_one_call(on, chunks, deterministic, causal, dtype):
     case = Case(dtype=dtype, heads_k=1, group=2, sq=60, sk=256, d=32, causal=causal)
     check_chunks(case, over_chunks(case, even_bounds(case, chunks), on, deterministic=deterministic), on)

@@ -33,7 +33,7 @@ def planned(case, arch="sm_80", deterministic=False):
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), deterministic=st.booleans(), group=st.sampled_from([1, 2, 7, 8]))
 def test_every_shape_within_the_error_budget(arch, data, deterministic, group):
     dtype = HALF if arch != "sm_75" else st.just("float16")
@@ -112,9 +112,9 @@ def test_split_keys_change_nothing_beyond_rounding(replan, sq):
         np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
 
 
-# One of each swizzle by default: rows of 32 columns, of whole groups of 64, and of 64 and a half.
+# By default rows of whole groups of 64 columns, and of a half group besides.
 @pytest.mark.parametrize(
-    "d", [pytest.param(d, marks=() if d in (32, 64, 96) else pytest.mark.slow) for d in MMA_HEAD_DIM_BUCKETS]
+    "d", [pytest.param(d, marks=() if d in (64, 96) else pytest.mark.slow) for d in MMA_HEAD_DIM_BUCKETS]
 )
 def test_no_bank_conflicts(d):
     q, k, v, dout, _ = dataclasses.replace(RAGGED, d=d).arrays()
@@ -298,7 +298,16 @@ def run_checked():
         merge_attention(out, lse, out, lse, backend="emulator")
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+# One of each kind by default.
+SIMILAR = {
+    "forward: one copy too few waited for", "forward: the ring off by one", "dkdv: queries replaced while they are read",
+    "dq: keys of the next block", "dkdv: dK's tile written while K is read",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SIMILAR else ()) for name in MUTANTS]
+)
 def test_seeded_bugs_are_caught(name, mutate):
     file, old, new, kinds = MUTANTS[name]
     mutate(file, old, new)

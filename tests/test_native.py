@@ -263,9 +263,10 @@ def with_build(monkeypatch):
     return choose
 
 
-# The widest take half a minute each, in parts of narrower vectors.
+# The widest take half a minute each, in parts of narrower vectors; but for bfloat16 SSE is the same with pairs.
 @pytest.mark.parametrize(
-    "build", [pytest.param(name, marks=pytest.mark.slow if name.startswith("AVX-512") else ()) for name in BUILDS]
+    "build",
+    [pytest.param(name, marks=() if name in ("NEON", "SSE, pairs") else pytest.mark.slow) for name in BUILDS],
 )
 def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
@@ -275,7 +276,7 @@ def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
-@pytest.mark.parametrize("isa", ["AVX-512 BF16", "AVX-512", "AVX2"])
+@pytest.mark.parametrize("isa", ["AVX-512 BF16", pytest.param("AVX-512", marks=pytest.mark.slow), "AVX2"])
 def test_wide_vectors_compile_on_any_x86(isa):
     assert native.compile_library(isa).stat().st_size > 0
 
@@ -339,7 +340,7 @@ def test_a_silent_system_gets_the_portable_code(machine, system, cpu, tmp_path):
 @pytest.mark.parametrize(("refused", "expected"), [
     ("-mavx512bf16", "AVX-512"),
     pytest.param("-mavx512*", "AVX2", marks=pytest.mark.slow),
-    ("-m*", "portable"),
+    pytest.param("-m*", "portable", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected, cpu, tmp_path, monkeypatch):
     old = tmp_path / "old-compiler"
