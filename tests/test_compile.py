@@ -55,8 +55,8 @@ def test_kernels_compile_without_spills(arch, dtype):
         check_machine_code(kernel, arch)
 
 
-# bfloat16 differs from float16 by the names of instructions and by its headroom only, and so do sm_86 and sm_89 from one
-# another and, for CUDA cores, from their neighbours: one or two architectures stand for them.
+# bfloat16 differs from float16 by the names of instructions and its headroom only, sm_89 from sm_86 by their names and,
+# for CUDA cores, so do neighbours: one or two architectures stand for them.
 ALL = [
     *((arch, "Float16") for arch in ARCHES if arch != "sm_89"),
     *((arch, "BFloat16") for arch in ("sm_75", "sm_90a")),

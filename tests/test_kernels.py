@@ -224,7 +224,11 @@ def run_checked():
 
 
 # One of each kind by default.
-SIMILAR = {"forward: K read before it is written", "forward: V overwrites K", "forward: every block writes the first rows"}
+SIMILAR = {
+    "forward: K read before it is written",
+    "forward: V overwrites K",
+    "forward: every block writes the first rows",
+}
 
 
 @pytest.mark.parametrize(

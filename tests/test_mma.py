@@ -300,9 +300,12 @@ def run_checked():
 
 # One of each kind by default.
 SIMILAR = {
-    "forward: one copy too few waited for", "forward: the ring off by one", "dkdv: queries replaced while they are read",
-    "dq: keys of the next block", "dkdv: dK's tile written while K is read",
-}  # fmt: skip
+    "forward: one copy too few waited for",
+    "forward: the ring off by one",
+    "dkdv: queries replaced while they are read",
+    "dkdv: dK's tile written while K is read",
+    "dq: keys of the next block",
+}
 
 
 @pytest.mark.parametrize(
