@@ -162,7 +162,7 @@ def test_on_cuda_cores_many_keys_of_floats_come_in_spans():
 def test_more_rows_than_32_bits_count_are_refused():
     zero = np.broadcast_to(np.zeros((), np.float16), (2**16, 1, 2**16, 1))
     problem = AttentionProblem.from_arrays(zero, zero, zero)
-    with pytest.raises(ValueError, match="has 4294967296 rows of all .* takes at most 4294967292"):
+    with pytest.raises(ValueError, match=r"has 4294967296 rows of all .* takes at most 4294967292"):
         plan_backward(problem, named("sm_90a"))
 
 
