@@ -79,6 +79,10 @@ def flash_attention(
     of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
     largest number.
 
+    Memory on a GPU, beyond the results and for B batch elements: where few queries meet many keys, whose blocks are
+    then spread over the device, ``4 * B * Hq * Sq * (Dv + 2)`` bytes for each part of the keys; the same once for
+    float32, or D or Dv above 256, with more than 32768 keys, whose parts follow one another. Otherwise none.
+
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023,

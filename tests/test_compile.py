@@ -22,7 +22,7 @@ ARCHES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 def check_machine_code(kernel: Specialization, arch: str) -> None:
     compiled = compile.to_cubin(kernel, arch)
     if (arch, kernel.entry, dict(kernel.types)["Element"]) == ("sm_100", "attention_forward", "double"):
-        assert compiled.spill_bytes <= 40, f"{kernel} spills"  # NVRTC 13.5, head dimension 64, causal: 10 registers
+        assert compiled.spill_bytes <= 16, f"{kernel} spills"  # NVRTC 13.5, head dimension 64, causal: 2 registers
     else:
         assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
     limits, constants = named(arch), dict(kernel.constants)

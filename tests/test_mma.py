@@ -16,7 +16,7 @@ from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, m
 from cupy_flash.device import named
 from cupy_flash.emulator import EmulatorError
 from cupy_flash.plan import plan_backward, plan_forward
-from cupy_flash.problem import AttentionProblem
+from cupy_flash.problem import DTYPES, AttentionProblem
 from cupy_flash.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
 from cupy_flash.tuning import tiles
 
@@ -211,6 +211,20 @@ class Counting:
 
     def run(self, step, params, tensors):
         pass
+
+
+@pytest.mark.parametrize(("dtype", "sq", "sk", "d"), [
+    ("float16", 1, 8192, 64), ("float16", 4096, 2**17, 64), ("float32", 3, 2**15, 64), ("float32", 3, 2**15 + 1, 64),
+    ("bfloat16", 3, 2**17, 257), ("float64", 3, 2**17, 64),
+])  # fmt: skip
+def test_memory_of_the_forward_is_what_its_notes_say(dtype, sq, sk, d):
+    q, k = (np.broadcast_to(np.zeros((), DTYPES[dtype]), (2, 8, s, d)) for s in (sq, sk))
+    problem, runtime = AttentionProblem.from_arrays(q, k, k), Counting(named("sm_80"))
+    plan = plan_forward(problem, runtime.device)
+    launch.forward(runtime, problem, q, k, k, np.empty(q.shape, q.dtype), np.empty(problem.lse_shape, np.float32))
+    parts = plan.num_splits if plan.num_splits > 1 else int(sk > 2**15 and (dtype == "float32" or d > 256))
+    assert runtime.allocated == parts * 4 * 2 * 8 * sq * (d + 2)
+    assert (plan.num_splits > 1) == (dtype == "float16" and sq == 1)
 
 
 @pytest.mark.parametrize(("heads_q", "heads_k", "sk"), [(4, 4, 64), (64, 64, 256), (32, 1, 256), (32, 8, 256)])
