@@ -48,7 +48,7 @@ struct ForwardParams {
   Tensor v;    // [batch..., Hk, Sk, Dv]
   Tensor out;  // [batch..., Hq, Sq, Dv]
   Tensor lse;  // [batch..., Hq, Sq, 1], accumulator type
-  // Of all splits, one after the other, or of all spans so far; contiguous; unused (null) where there is one of both.
+  // Of all splits, one after the other, or of all spans so far; contiguous; unused (null) where there is one of each.
   Tensor partial_out;   // [splits, batch..., Hq, Sq, Dv], accumulator type
   Tensor partial_rows;  // [splits, batch..., Hq, Sq, 2], accumulator type: row_max and row_sum of a softmax
 };

@@ -80,8 +80,9 @@ def flash_attention(
     largest number.
 
     Memory on a GPU, beyond the results and for B batch elements: where few queries meet many keys, whose blocks are
-    then spread over the device, ``4 * B * Hq * Sq * (Dv + 2)`` bytes for each part of the keys; the same once for
-    float32, or D or Dv above 256, with more than 32768 keys, whose parts follow one another. Otherwise none.
+    then spread over the device, ``4 * B * Hq * Sq * (Dv + 2)`` bytes for each part of the keys; the same once with more
+    than 32768 keys, whose parts follow one another, in kernels on CUDA cores that add up in float32 (float32, half
+    types with D or Dv above 256 or without tensor cores for them). Otherwise none.
 
     References
     ----------

@@ -102,7 +102,7 @@ class Part:
             words[word] = addresses[name] + offset
         params: np.ndarray = np.ndarray((), self.dtype, words)
         for launch in self.launches:
-            if launch.span:
+            if launch.span:  # spans count up from 0, which the parameters say already
                 params["schedule"]["span"] = launch.span
             runtime.run(launch, params, tensors)
 

@@ -111,7 +111,7 @@ def plan_forward(
     Raises
     ------
     ValueError
-        If a tile is illegal for this problem or does not fit the device, or the grid is too large.
+        If a tile is illegal for this problem or does not fit the device, or there are too many blocks or rows.
 
     Notes
     -----

@@ -74,7 +74,7 @@ def test_all_kernels_compile_without_spills(arch, dtype):
             try:
                 check_machine_code(kernel, arch)
             except AssertionError as error:
-                failures.append(str(error))
+                failures.append(f"{kernel}: {error}")
     assert not failures
 
 

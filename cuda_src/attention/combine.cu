@@ -17,8 +17,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
   // Partial results are contiguous: rows follow one another as they are counted.
-  const float* gPartialOut = static_cast<const float*>(params.partial_out.data) + int64_t(r.index) * shape.head_dim_v;
-  const float* gPartialRows = static_cast<const float*>(params.partial_rows.data) + 2 * int64_t(r.index);
+  const float* gPartialOut = static_cast<const float*>(params.partial_out.data) + static_cast<int64_t>(r.index) * shape.head_dim_v;
+  const float* gPartialRows = static_cast<const float*>(params.partial_rows.data) + 2 * static_cast<int64_t>(r.index);
   const auto gOut = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gLse = head_matrix<float>(params.lse, shape, r.batch, r.head, shape.seqlen_q, 1);
   const int64_t rows = query_rows(shape);

@@ -140,7 +140,7 @@ struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
       const Accumulator base = base_of(m), factor = change(row_max[i], m, multiplier);
       row_max[i] = m;
       rescale(i, factor);
-      Accumulator sum = 0;
+      Accumulator sum = 0;  // of these keys on their own: simt/matmul.cuh, add_part
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
         const Accumulator x = (s[i][j] - base) * multiplier;

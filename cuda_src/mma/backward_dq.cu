@@ -1,9 +1,9 @@
 // Gradient of queries on tensor cores in a pass of its own, for the two-pass backward: dQ = dS K with the sum over keys
 // in one warp, in order.
 //
-// Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first. A warp owns
-// whole rows, as in the forward, so dS goes from its registers to the product without leaving them. Q and dO stay in
-// shared memory, K and V stream through a ring.
+// Grid: query_block in attention/schedule.cuh. A warp owns whole rows, as in the forward, so dS goes from its registers
+// to the product without leaving them. Q and dO stay in shared memory, K and V stream through a ring.
+#include "attention/schedule.cuh"
 #include "mma/ring.cuh"
 #include "mma/scores.cuh"
 #include "numeric.cuh"
@@ -27,36 +27,23 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
 
-// Which rows of which head a block has.
-struct Place {
-  int m0, head, batch;
-
-  __device__ Place(const Shape& shape, unsigned block) {
-    const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
-    m0 = (m_blocks - 1 - static_cast<int>(block % m_blocks)) * kBlockM;
-    head = block / m_blocks % shape.num_heads_q;
-    batch = block / m_blocks / shape.num_heads_q;
-  }
-};
-
 // dQ of this warp's rows, rounded through its rows of `tile` or, if wanted so, as it was summed.
 __device__ __forceinline__ void store_dq(Tile<kBlockM, kHeadDim>& tile, const BackwardParams& params,
                                          const float (&acc_dq)[kScoreRows][kQueryCols]) {
   const Shape& shape = params.shape;
   // Found again: kept through the main loop, it would spill.
-  const Place place(shape, ptx::opaque(blockIdx.x));
+  const auto [m0, head, batch] = query_block(shape, ptx::opaque(blockIdx.x));
   const int row0 = score_row0();
   if (params.dq_acc.data != nullptr) {
-    store_unrounded(
-        head_matrix<float>(params.dq_acc, shape, place.batch, place.head, shape.seqlen_q, shape.head_dim),
-        place.m0 + row0, acc_dq);
+    store_unrounded(head_matrix<float>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim), m0 + row0,
+                    acc_dq);
     return;
   }
   store_fragment<1>(tile, row0, 0, acc_dq);
   __syncwarp();
   store_rows<kBlockM / kNWarps, 32>(
       tile, row0, threadIdx.x % 32,
-      head_matrix<Element>(params.dq, shape, place.batch, place.head, shape.seqlen_q, shape.head_dim), place.m0);
+      head_matrix<Element>(params.dq, shape, batch, head, shape.seqlen_q, shape.head_dim), m0);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -64,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const auto [m0, head, batch] = Place(shape, blockIdx.x);
+  const auto [m0, head, batch] = query_block(shape, blockIdx.x);
   const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
 
   const Mask mask(shape);

@@ -1,11 +1,12 @@
 // Gradient of queries in a pass of its own, for the deterministic backward: dQ = dS K with the sum over keys in one
 // thread, in order.
 //
-// Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first.
+// Grid: query_block in attention/schedule.cuh.
 #include "platform.cuh"
 #include "params.cuh"
 #include "numeric.cuh"
 #include "specialization.cuh"
+#include "attention/schedule.cuh"
 #include "simt/backward_tiles.cuh"
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -13,12 +14,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
-  const int m0 = (m_blocks - 1 - static_cast<int>(blockIdx.x % m_blocks)) * kBlockM;
+  const auto [m0, head_q, batch] = query_block(shape, blockIdx.x);
   const Mask mask(shape);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
-  const Head head = query_head(params, blockIdx.x / m_blocks / shape.num_heads_q,
-                               blockIdx.x / m_blocks % shape.num_heads_q, 0, key_end);
+  const Head head = query_head(params, batch, head_q, 0, key_end);
 
   const Score<Accumulator> score(shape);
   Accumulator acc_dq[kSlices][kRows][kSliceCols], total_dq[kSlices][kRows][kSliceCols];
@@ -29,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-    if (kSumsByBlock && n0 % (kSpanBlocks * kBlockN) == 0 && n0 > 0) end_span(total_dq, acc_dq);
+    if (kFewDigits && n0 % (kStretch * kBlockN) == 0 && n0 > 0) end_stretch(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
     recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
 
@@ -43,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
   }
 
-  if (kSumsByBlock) end_span(acc_dq, total_dq);
+  if (kFewDigits) end_stretch(acc_dq, total_dq);
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll

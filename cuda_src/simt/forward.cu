@@ -2,14 +2,15 @@
 //
 //   S = Q K^T,  P = softmax(score(S)),  O = P V,  lse = logsumexp(score(S))
 //
-// Grid: one block for kBlockM query rows of one head; the last rows, which see the most keys, come first.
+// Grid: query_block in attention/schedule.cuh.
 // A row belongs to kLanes lanes of one warp, from scores to output, so row statistics need only shuffles. Per key
 // block: S by slices of the head dimension, one online-softmax step, P into shared memory for the other lanes of its
 // rows (the barriers around V's load order that too), then O by slices. Nothing of size Sq x Sk leaves the SM. Very
-// many keys come in spans, one launch each, whose results meet in float32: short sums round less.
+// many keys come in spans, one launch each, whose results meet unrounded: short sums are more exact.
 #include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "attention/online_softmax.cuh"
+#include "attention/schedule.cuh"
 #include "attention/score.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
@@ -108,15 +109,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int m_blocks = ceil_div(shape.seqlen_q, kBlockM);
-  const int m0 = (m_blocks - 1 - static_cast<int>(blockIdx.x % m_blocks)) * kBlockM;
-  const int head = blockIdx.x / m_blocks % shape.num_heads_q;
-  const int batch = blockIdx.x / m_blocks / shape.num_heads_q;
+  const auto [m0, head, batch] = query_block(shape, blockIdx.x);
   const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Mask mask(shape);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
+  const Span span(params.schedule, shape.seqlen_k);
+  if (!span.is_first && !span.is_last && span.begin >= key_end) return;  // nothing to add
   const auto gQ = head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
@@ -132,7 +132,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kQueryTiles; ++slice) load_tile(shared.query[slice], gQ, m0, slice * kSliceD);
   }
 
-  const Span span(params.schedule, shape.seqlen_k);
   for (int n0 = span.begin; n0 < min(span.end, key_end); n0 += kBlockN) {
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
@@ -179,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
         __syncthreads();  // K's, then the previous slice's, readers are done; P is written
         load_tile(shared.key, gV, n0, slice * kSliceD);
         __syncthreads();
-        if (kSumsByBlock) {
+        if (kFewDigits) {
           add_part(acc_o[slice], [&](auto& part) { matmul_nn<kBlockN>(part, shared.p, shared.key); });
         } else {
           matmul_nn<kBlockN>(acc_o[slice], shared.p, shared.key);

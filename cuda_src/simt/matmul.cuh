@@ -47,10 +47,11 @@ __device__ __forceinline__ void set_zero(Accumulator (&acc)[kRows][kCols]) {
 }
 
 // The error of a sum grows with the number of its terms, so the terms of a block are summed up on their own. One by
-// one, a million equal terms are off by 1e-2, block by block by 2e-4, with a third level, spans of blocks, by 5e-6: dQ
-// in a pass of its own has registers for it, the forward launches (plan.py). A double has digits to spare.
-constexpr bool kSumsByBlock = sizeof(Accumulator) == 4;
-constexpr int kSpanBlocks = 32;
+// one, a million equal terms are off by 1e-2, block by block by 2e-4, with a third level by 5e-6: dQ in a pass of its
+// own has registers for it, and sums up stretches of blocks; the forward has a launch for each span of keys (plan.py). A
+// double has digits to spare.
+constexpr bool kFewDigits = sizeof(Accumulator) == 4;
+constexpr int kStretch = 32;
 
 // acc += what `product` adds to zeros: a block's terms.
 template <int kRows, int kCols, class Product>
@@ -65,10 +66,10 @@ __device__ __forceinline__ void add_part(Accumulator (&acc)[kRows][kCols], Produ
   }
 }
 
-// At the end of a span: total += acc, and acc starts again with 0.
+// At the end of a stretch: total += acc, and acc starts again with 0.
 template <int kRows, int kCols>
-__device__ __forceinline__ void end_span(Accumulator (&total)[kSlices][kRows][kCols],
-                                         Accumulator (&acc)[kSlices][kRows][kCols]) {
+__device__ __forceinline__ void end_stretch(Accumulator (&total)[kSlices][kRows][kCols],
+                                            Accumulator (&acc)[kSlices][kRows][kCols]) {
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll

@@ -69,9 +69,10 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
     plan = _plan(problem, target, args)
     print(f"{'Backward' if args.backward else 'Forward'} on {args.arch}, {_described(problem)}")
     if isinstance(plan, ForwardPlan):
+        spans = f", taken in {plan.num_spans} launches" if plan.num_spans > 1 else ""
         print(
-            f"keys split over {plan.num_splits} blocks, {plan.packed_heads} heads packed into a tile, "
-            f"sections of {plan.section_heads} key heads, {plan.num_spans} launches for all keys"
+            f"keys split over {plan.num_splits} blocks{spans}, {plan.packed_heads} heads packed into a tile, "
+            f"sections of {plan.section_heads} key heads"
         )
     else:
         passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
@@ -115,7 +116,8 @@ def _described(problem: AttentionProblem) -> str:
 def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> None:
     row = "{:<30}{:>9}{:>7}{:>9}{:>6}{:>11}{:>7}  {:<14}{:>7}"
     print("\n" + row.format("kernel", "grid", "block", "shared", "regs", "blocks/SM", "warps", "limited by", "waves"))
-    for launch in plan.launches:
+    launches = [launch for launch in plan.launches if launch.span == 0]  # the others are like it
+    for launch in launches:
         kernel, registers = launch.kernel, _registers(launch.kernel, target.arch)
         o = occupancy(launch, target, registers)
         name, shared = f"{kernel.family}/{kernel.entry}", format_bytes(launch.shared_bytes)
@@ -132,7 +134,7 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
                 f"{o.waves:.2f}",
             )
         )
-    for launch in plan.launches:
+    for launch in launches:
         if launch.kernel.family != "attention":
             print(f"  {launch.kernel}")
 

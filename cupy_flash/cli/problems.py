@@ -117,6 +117,8 @@ def problems() -> Iterator[Problem]:
         for d in (40, 128, 512):
             yield Problem(dtype, d=d, causal=True, group=2, heads_k=1)
         yield Problem(dtype, d=64, deterministic=True)
+    for dtype, d in (("float32", 64), ("float16", 512)):  # keys in spans
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=5, sk=2**15 + 100, d=d, causal=True)
     for offset in (0, 7, -64, 10**12, -(10**12)):
         yield Problem(d=128, causal=True, q_offset=offset)
     for scale in (0.3, -0.2, 0.0):

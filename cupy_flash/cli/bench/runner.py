@@ -100,7 +100,9 @@ def measure_all(
                 x = machine.numbers.inputs(case)
                 expected, now = Expected(case, x), case
             if method.name == OURS:
-                columns["plan"] = "; ".join(f"{x.kernel} x {x.grid}" for x in launches(case, machine.device))
+                columns["plan"] = "; ".join(
+                    f"{x.kernel} x {x.grid}" for x in launches(case, machine.device) if x.span == 0
+                )
             with method.on_stream(machine.stream):
                 columns |= _measure(machine, timer, case, method, x, expected)
         except Exception as error:
