@@ -55,8 +55,8 @@ def test_kernels_compile_without_spills(arch, dtype):
         check_machine_code(kernel, arch)
 
 
-# bfloat16 differs from float16 by the names of instructions and its headroom only, sm_89 from sm_86 by their names and,
-# for CUDA cores, so do neighbours: one or two architectures stand for them.
+# On tensor cores bfloat16 differs from float16 by the names of instructions and, in the forward, its headroom; sm_89
+# from sm_86 by names only, as neighbours do on CUDA cores: one or two architectures stand for them.
 ALL = [
     *((arch, "Float16") for arch in ARCHES if arch != "sm_89"),
     *((arch, "BFloat16") for arch in ("sm_75", "sm_90a")),
@@ -70,7 +70,8 @@ ALL = [
 def test_all_kernels_compile_without_spills(arch, dtype):
     failures = []
     for kernel in all_specializations(named(arch)):
-        if ("Element", dtype) in kernel.types:
+        as_float16 = dtype == "BFloat16" and kernel.family == "mma" and kernel.entry != "attention_forward"
+        if ("Element", dtype) in kernel.types and not as_float16:
             try:
                 check_machine_code(kernel, arch)
             except AssertionError as error:

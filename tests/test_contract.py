@@ -30,7 +30,7 @@ def test_within_error_budget(on, case, deterministic, dlse):
 
 
 @pytest.mark.slow
-@settings(shared_backend, max_examples=400)
+@settings(shared_backend, max_examples=300)
 @given(case=cases(max_seqlen=400), deterministic=st.booleans(), dlse=st.booleans())
 def test_within_error_budget_thoroughly(on, case, deterministic, dlse):
     check(case, on, deterministic=deterministic, dlse=dlse)

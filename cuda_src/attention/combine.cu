@@ -17,14 +17,15 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const Row r = query_row_of_warp(shape);
   if (!r.inside) return;
   // Partial results are contiguous: rows follow one another as they are counted.
-  const float* gPartialOut = static_cast<const float*>(params.partial_out.data) + static_cast<int64_t>(r.index) * shape.head_dim_v;
-  const float* gPartialRows = static_cast<const float*>(params.partial_rows.data) + 2 * static_cast<int64_t>(r.index);
+  const int64_t index = r.index, rows = query_rows(shape);
+  const float* gPartialOut = static_cast<const float*>(params.partial_out.data) + index * shape.head_dim_v;
+  const float* gPartialRows = static_cast<const float*>(params.partial_rows.data) + 2 * index;
   const auto gOut = head_matrix<Element>(params.out, shape, r.batch, r.head, shape.seqlen_q, shape.head_dim_v);
   const auto gLse = head_matrix<float>(params.lse, shape, r.batch, r.head, shape.seqlen_q, 1);
-  const int64_t rows = query_rows(shape);
   const int num_splits = params.schedule.num_splits;
 
-  // A row with no key in any split has a sum of 0; one of NaN, which max passes over, a sum of NaN.
+  // A row with no key in any split has a sum of 0; one of NaN, which max passes over, a sum of NaN. The loops are
+  // unrolled little: more would spill around the call that the rare path of a division is (sm_80, NVRTC 13.5).
   using Softmax = OnlineSoftmax<float, 1, 1, kHeadroom<Element>>;
   const float multiplier = Score<float>(shape).multiplier;
   float row_max = -infinity<float>();

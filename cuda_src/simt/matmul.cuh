@@ -48,8 +48,8 @@ __device__ __forceinline__ void set_zero(Accumulator (&acc)[kRows][kCols]) {
 
 // The error of a sum grows with the number of its terms, so the terms of a block are summed up on their own. One by
 // one, a million equal terms are off by 1e-2, block by block by 2e-4, with a third level by 5e-6: dQ in a pass of its
-// own has registers for it, and sums up stretches of blocks; the forward has a launch for each span of keys (plan.py). A
-// double has digits to spare.
+// own has registers for it, and sums up stretches of blocks; the forward has a launch for each span of keys (plan.py).
+// A double has digits to spare.
 constexpr bool kFewDigits = sizeof(Accumulator) == 4;
 constexpr int kStretch = 32;
 
