@@ -21,7 +21,7 @@ from cupy_flash.specialization import Specialization
 KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
     group=st.sampled_from([1, 2, 5]), heads_k=st.integers(1, 2), dv=st.sampled_from([32, 64]),

@@ -69,7 +69,7 @@ ANY_TILE = given(
 )  # fmt: skip
 
 
-@settings(max_examples=7, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
 def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, spans, det):
     check_tile(replan, tile, dtype, d, spans, det)

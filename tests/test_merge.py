@@ -96,7 +96,8 @@ def check_chunks(case, results, on):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    ("chunks", "deterministic"), [pytest.param(2, False, marks=pytest.mark.slow), (7, True), (64, False)]
+    ("chunks", "deterministic"),
+    [pytest.param(2, False, marks=pytest.mark.slow), pytest.param(7, True, marks=pytest.mark.slow), (64, False)],
 )
 def test_half_types_keep_the_error_of_one_call(on, chunks, deterministic, causal, dtype):
     case = Case(dtype=dtype, heads_k=1, group=2, sq=60, sk=256, d=32, causal=causal)
