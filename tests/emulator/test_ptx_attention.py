@@ -18,9 +18,9 @@ DTYPES = {
     "float64": np.float64,
 }
 # A case compiles for half a minute: all but one are slow.
-USUAL = {("bfloat16", "sm_90a", False)}
+USUAL = "bfloat16", "sm_90a", False
 CASES = [
-    pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow)
+    pytest.param(*case, marks=() if case == USUAL else pytest.mark.slow)
     for case in product(DTYPES, ("sm_75", "sm_80", "sm_90a"), (False, True))
 ]
 
