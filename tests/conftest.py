@@ -77,6 +77,12 @@ def tier(request, monkeypatch):
     return request.param
 
 
+def slow_among(names, slow):
+    """Parameters `names`, those in `slow` marked so."""
+    assert set(slow) <= set(names)
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
 @pytest.fixture
 def mutate(monkeypatch):
     """Replace text of a kernel's file, once and provably."""

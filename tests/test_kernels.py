@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 from cases import Case, cases, check
-from conftest import On
+from conftest import On, slow_among
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -235,12 +235,9 @@ SIMILAR = {
     "forward: V overwrites K",
     "forward: every block writes the first rows",
 }
-assert MUTANTS.keys() >= SIMILAR
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SIMILAR else ()) for name in MUTANTS]
-)
+@pytest.mark.parametrize("name", slow_among(MUTANTS, SIMILAR))
 def test_seeded_bugs_in_the_kernels_are_caught(name, mutate, replan):
     file, old, new, kinds = MUTANTS[name]
     run_checked(replan)

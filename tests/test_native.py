@@ -18,6 +18,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import Case, check
+from conftest import slow_among
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, source, toolchain
 from cupy_flash.backends import get, native, threads
@@ -264,10 +265,7 @@ def with_build(monkeypatch):
 
 
 # The widest take half a minute each, in parts of narrower vectors; but for bfloat16 SSE is the same with pairs.
-@pytest.mark.parametrize(
-    "build",
-    [pytest.param(name, marks=() if name in ("NEON", "SSE, pairs") else pytest.mark.slow) for name in BUILDS],
-)
+@pytest.mark.parametrize("build", slow_among(BUILDS, BUILDS.keys() - {"NEON", "SSE, pairs"}))
 def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
     with_build(build)
@@ -379,15 +377,17 @@ HIDDEN = {
     "rows": Case(heads_k=1, group=2, sq=2, sk=290, d=24, dv=40, causal=True, q_offset=200),
     "chunks of keys": Case(heads_k=1, sq=9, sk=1900, d=24, dv=40, causal=True, q_offset=1000),
     "pairs": Case(dtype="bfloat16", sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
+    "wide pairs": Case(dtype="bfloat16", sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
 }
+PAIRS = {"pairs": "SSE, pairs", "wide pairs": "AVX-512 BF16"}  # and their builds
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", slow_among(HIDDEN, {"wide pairs"}))
 def test_hidden_numbers_do_not_matter(name, value, with_build, poisoned_memory):
     case = HIDDEN[name]
-    if name == "pairs":
-        with_build("SSE, pairs")
+    if name in PAIRS:
+        with_build(PAIRS[name])
     q, k, v, dout, _ = case.arrays()
     expected = run(q, k, v, dout, **case.options)
     hidden = case.sq + case.q_offset  # the first key that no query sees; the one before is seen by the last query
@@ -405,18 +405,25 @@ def test_hidden_numbers_do_not_matter(name, value, with_build, poisoned_memory):
 
 # --- numbers near the largest ---
 
-PATHS = {"panels": (90, 256), "narrow panels": (6, 256), "rows": (2, 256), "chunks": (2, 4096), "pairs": (90, 256)}
+PATHS = {
+    "panels": (90, 256),
+    "narrow panels": (6, 256),
+    "rows": (2, 256),
+    "chunks": (2, 4096),
+    "pairs": (90, 256),
+    "wide pairs": (90, 256),
+}
 
 
 @pytest.fixture
 def path(request, with_build):
     """Numbers of queries and keys that take this path."""
-    if request.param == "pairs":
-        with_build("SSE, pairs")
+    if request.param in PAIRS:
+        with_build(PAIRS[request.param])
     return PATHS[request.param]
 
 
-every_path = pytest.mark.parametrize("path", PATHS, indirect=True)
+every_path = pytest.mark.parametrize("path", slow_among(PATHS, {"wide pairs"}), indirect=True)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 
 
