@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "device": set(),
     "params": set(),
     "source": set(),
+    "notice": set(),
     "cache": set(),
     "toolchain": {"cache"},
     "tiles": {"device", "problem"},
