@@ -12,15 +12,14 @@ import json
 import os
 import re
 import struct
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cupy_flash import source
-from cupy_flash.cache import cache_dir, write_atomically
+from cupy_flash import cache, forks, source
+from cupy_flash.notice import say
 from cupy_flash.specialization import Specialization
 
 _OPTIONS = ("-std=c++17", "-default-device", "-lineinfo", "-ftz=true", "--ptxas-options=-v")
@@ -76,32 +75,29 @@ def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
 
 def text_to_cubin(text: str, name: str, entry: str, arch: str) -> CompiledKernel:
     """As `to_cubin`, for the entry point `entry` of a flattened source; `name` stands for it in messages."""
-    cubin = _cubin_path(text, entry, arch)
-    found = _load(cubin)
+    cubin = _cubin(text, entry, arch)
+    found = cache.find(cubin, _load)
     if found is None:
         code, log = _nvrtc_compile(text, name, (f"-arch={arch}",), "getCUBIN")
         code = _whole_elf(code)
-        found = CompiledKernel(cubin, *_resources(log, entry))
-        record = asdict(found) | {"path": cubin.name, "sha256": hashlib.sha256(code).hexdigest()}
-        write_atomically(cubin, code)
-        write_atomically(cubin.with_suffix(".json"), json.dumps(record).encode())
+        found = CompiledKernel(cache.store(cubin, code), *_resources(log, entry))
+        record = asdict(found) | {"path": found.path.name, "sha256": hashlib.sha256(code).hexdigest()}
+        cache.write_atomically(found.path.with_suffix(".json"), json.dumps(record).encode())
     return found
 
 
 def find(kernel: Specialization, arch: str) -> CompiledKernel | None:
     """Return what `to_cubin` would without compiling, or None."""
-    return _load(_cubin_path(flatten(kernel), kernel.entry, arch))
+    return cache.find(_cubin(flatten(kernel), kernel.entry, arch), _load)
 
 
 def prepare(kernels: Iterable[Specialization], arch: str) -> None:
     """Compile what is not in the cache, announced by one line on standard error."""
     missing = [kernel for kernel in kernels if find(kernel, arch) is None]
     if missing:
-        print(
-            f"cupy_flash: compiling {len(missing)} kernels for {arch}, once, into {cache_dir()} "
-            "(CUPY_FLASH_COMPILE=lazy leaves this to their first call)",
-            file=sys.stderr,
-            flush=True,
+        say(
+            f"cupy_flash: compiling {len(missing)} kernels for {arch}, once, into {cache.folder()} "
+            "(CUPY_FLASH_COMPILE=lazy leaves this to their first call)"
         )
         compile_all(missing, arch)
 
@@ -165,7 +161,8 @@ def target_of(compute_capability: int) -> str:
 
 def _nvrtc() -> Any:
     try:
-        from cupy.cuda import nvrtc
+        with forks.whole():
+            from cupy.cuda import nvrtc
     except ImportError:
         raise RuntimeError(
             'compiling CUDA kernels needs CuPy and NVRTC: pip install "cupy-flash[cuda13]" (or [cuda12])'
@@ -178,7 +175,8 @@ def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) 
     program = nvrtc.createProgram(text, name, (), ())
     try:
         try:
-            nvrtc.compileProgram(program, (*options, *_OPTIONS))
+            with forks.whole():
+                nvrtc.compileProgram(program, (*options, *_OPTIONS))
         except nvrtc.NVRTCError as error:
             raise CompileError(f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}") from None
         return getattr(nvrtc, result)(program), nvrtc.getProgramLog(program)
@@ -200,10 +198,11 @@ def _resources(log: str, entry: str) -> tuple[int | None, int | None, int | None
     return registers, stack, stores + loads
 
 
-def _cubin_path(text: str, entry: str, arch: str) -> Path:
+def _cubin(text: str, entry: str, arch: str) -> str:
+    """Its name in the cache."""
     covered = (text, entry, arch, *_OPTIONS, repr(nvrtc_version()))
     key = hashlib.sha256("\0".join(covered).encode()).hexdigest()
-    return cache_dir() / "cubin" / arch / f"{entry}-{key[:32]}.cubin"
+    return f"cubin/{arch}/{entry}-{key[:32]}.cubin"
 
 
 def _load(cubin: Path) -> CompiledKernel | None:

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cupy_flash.temporary import own_folder
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
-@functools.cache
+class SourcesMissingError(RuntimeError):
+    """The installation lacks cuda_src."""
+
+
 def root() -> Path:
-    """Folder of the CUDA sources: beside the package in a checkout, inside it in a wheel.
+    """Folder of the sources: beside the package in a checkout, inside it in a wheel; unpacked from a zip file.
 
     Raises
     ------
-    RuntimeError
+    SourcesMissingError
         If the installation lacks them.
     """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "cuda_src", package.parent / "cuda_src"):
+    return _root(os.getpid())
+
+
+@functools.cache
+def _root(process: int) -> Path:
+    """Of this process: a forked child may outlive its parent, with whom what is unpacked goes."""
+    package = resources.files("cupy_flash")
+    for folder in (package / "cuda_src", Path(__file__).resolve().parent.parent / "cuda_src"):
         if (folder / "params.cuh").is_file():
-            return folder
-    raise RuntimeError(f"the CUDA sources are missing beside {package}: reinstall cupy_flash")
+            return folder if isinstance(folder, Path) else _unpack(folder, own_folder())
+    raise SourcesMissingError(
+        f"the C++ and CUDA sources, the folder cuda_src, are missing in {package}: reinstall cupy_flash, or let the "
+        "program that you freeze include it as data of the package"
+    )
+
+
+def _unpack(folder: Traversable, target: Path) -> Path:
+    for item in folder.iterdir():
+        if item.is_dir():
+            (target / item.name).mkdir()
+            _unpack(item, target / item.name)
+        else:
+            (target / item.name).write_bytes(item.read_bytes())
+    return target
 
 
 def flatten(name: str, *, virtual: Mapping[str, str] | None = None, search: Sequence[Path] | None = None) -> str:

@@ -6,7 +6,8 @@ import ctypes
 import importlib.util
 import os
 import sys
-import warnings
+
+from cupy_flash.notice import warn
 
 MODES = ("import", "lazy")
 
@@ -37,7 +38,7 @@ def compile_core_kernels() -> None:
         cupy_.prepare_core()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        warnings.warn(f"cupy_flash could not prepare its kernels: {reason}", RuntimeWarning, stacklevel=3)
+        warn(f"cupy_flash could not prepare its kernels: {reason}", stacklevel=3)
 
 
 def _has_driver() -> bool:

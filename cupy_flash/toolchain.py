@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.util
 import os
 import platform
+import re
+import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupy_flash.cache import cache_dir
-
-try:
-    import fcntl
-except ImportError:  # Windows: compiled code is not supported there yet
-    fcntl = None  # type: ignore[assignment]
+from cupy_flash import cache, programs
+from cupy_flash.notice import say
 
 # Flags of instruction sets by their names in `cpu_features`; g++ and clang++ spell them alike.
 _FLAGS = {"sse42": "-msse4.2", "bmi1": "-mbmi"} | {
@@ -45,6 +42,10 @@ class NoCompilerError(ToolchainError):
     """There is no C++ compiler."""
 
 
+class InterruptedCompilerError(ToolchainError):
+    """The compiler did not come to its end: it was killed, or the system had no room for it. Another try may."""
+
+
 @dataclass(frozen=True)
 class Compiler:
     """A C++17 compiler: the command that starts it, what it says it is, and whether it is a clang."""
@@ -57,32 +58,55 @@ class Compiler:
 def find_compiler() -> Compiler:
     """The compiler of ``CXX``, else g++ or clang++ on PATH, else the ziglang package's.
 
+    ``CXX`` may have arguments and a launcher before it, as in ``ccache g++ -m64``, quoted as in a shell; a path with
+    spaces needs no quotes.
+
     Raises
     ------
     NoCompilerError
         If there is none.
+    InterruptedCompilerError
+        If it was killed before it told its version.
     """
-    if fcntl is None:
+    if os.name == "nt":
         raise NoCompilerError(f"compiling C++ is supported on Linux and macOS, not yet on {platform.system()}")
-    return _find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    return _find_compiler(os.environ.get("CXX", "").strip(), os.environ.get("PATH"))
 
 
 @functools.cache
-def _find_compiler(cxx: str | None, path: str | None) -> Compiler:
-    candidates: list[tuple[str, ...]] = [tuple(cxx.split())] if cxx else [("g++",), ("clang++",)]
+def _find_compiler(cxx: str, path: str | None) -> Compiler:
+    candidates = [_split(cxx, path)] if cxx else [("g++",), ("clang++",)]
     if not cxx and importlib.util.find_spec("ziglang"):
         candidates.append((sys.executable, "-m", "ziglang", "c++"))
     for command in candidates:
-        if not shutil.which(command[0], path=path):
-            continue
-        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            version = answer.stdout.splitlines()[0]
-            return Compiler(command, version, "clang" in answer.stdout.lower())
-    tried = " ".join(candidates[0]) if cxx else "g++ and clang++"
+        if shutil.which(command[0], path=path):
+            answer = _run([*command, "--version"])
+            if answer.status == 0 and answer.out.strip():
+                return Compiler(command, answer.out.split("\n")[0], "clang" in answer.out.lower())
+    tried = f"CXX={cxx!r}" if cxx else "g++ and clang++"
     raise NoCompilerError(
         f'a C++ compiler is needed, and {tried} cannot be run: install one, or pip install "cupy-flash[emulator]"'
     )
+
+
+def _split(cxx: str, path: str | None) -> tuple[str, ...]:
+    """The words of CXX: as a shell reads them if it finds the first one then, else after the longest that it finds."""
+    try:
+        quoted = tuple(shlex.split(cxx))
+    except ValueError:  # a quote that does not end
+        quoted = ("",)
+    words = cxx.split(" ")
+    heads = (" ".join(words[:n]) for n in range(len(words), 0, -1))
+    if not shutil.which(quoted[0], path=path):
+        for head in heads:
+            if shutil.which(head, path=path):
+                return (head, *cxx[len(head) :].split())
+    return quoted
+
+
+def is_x86() -> bool:
+    """Whether this is a 64-bit x86 machine."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 @functools.cache
@@ -92,7 +116,7 @@ def cpu_features() -> frozenset[str]:
     Empty where they are not known: on Windows, where nothing is compiled yet, and on ARM, where compilers take NEON
     for granted.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not is_x86():
         return frozenset()
     reported = _reported_by_macos() if sys.platform == "darwin" else _reported_by_linux()
     return frozenset(reported.lower().replace("_", "").replace(".", "").split())
@@ -108,7 +132,7 @@ def _reported_by_linux() -> str:
 
 def _reported_by_macos() -> str:
     try:
-        return subprocess.run(_SYSCTL, capture_output=True, text=True, check=False).stdout
+        return programs.run(_SYSCTL).out
     except OSError:
         return ""
 
@@ -139,7 +163,8 @@ def compile_shared(
     """Compile C++ text to a shared library, or find it in the cache.
 
     The cache key covers the text, the flags, the compiler's version and `depends`. Processes may ask for the
-    same library at the same time: one compiles, the others wait. A file damaged on disk is compiled again.
+    same library at the same time: one compiles, the others wait, where the file system has locks. A file damaged on
+    disk is compiled again.
 
     Parameters
     ----------
@@ -174,55 +199,78 @@ def compile_shared(
     ------
     ToolchainError
         If there is no compiler or it refuses the source; the message has its words.
+    InterruptedCompilerError
+        If the compiler was killed, or the system had no room for it.
     """
     by = () if freestanding else (*find_compiler().command, find_compiler().version)
-    parts = [source, name, *flags, *_LINK_FLAGS, *map(str, libraries), depends, *by]
+    linked = [path.name for path in libraries]  # which have digests of what they are in their names
+    parts = [source, name, *flags, *_LINK_FLAGS, *linked, depends, *by]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    target = cache_dir() / folder / f"{name}-{key}.so"
-    if _intact(target):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f"{name}-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _intact(target):
-            compiler = find_compiler()
-            # ziglang would first build its C++ library, for minutes.
-            link = ("-nostdlib++",) if freestanding and compiler.is_clang else ()
-            if notice:
-                print(notice, file=sys.stderr)
-            with tempfile.TemporaryDirectory(dir=target.parent) as work:
-                built = _build(compiler, source, Path(work), target, flags, include, libraries, soname, link)
-                built.write_bytes(_seal(built.read_bytes()))
-                os.replace(built, target)
-    return target
+    file = f"{folder}/{name}-{key}.so"
+    found = cache.find(file, _intact)
+    if found is not None:
+        return found
+    with cache.lock(file):
+        found = cache.find(file, _intact)  # another process may have made it meanwhile
+        if found is not None:
+            return found
+        compiler = find_compiler()
+        # ziglang would first build its C++ library, for minutes.
+        link = ("-nostdlib++",) if freestanding and compiler.is_clang else ()
+        if notice:
+            say(notice)
+        with cache.work_folder(file) as work:
+            target = Path(file).name if soname else None
+            built = _build(compiler, source, work, target, flags, include, libraries, link)
+            return cache.store(file, _seal(built.read_bytes()))
 
 
 def _build(
     compiler: Compiler,
     source: str,
     work: Path,
-    target: Path,
+    soname: str | None,
     flags: Sequence[str],
     include: Sequence[Path],
     libraries: Sequence[Path],
-    soname: bool,
     link: Sequence[str],
 ) -> Path:
     text, object_file, library = work / "source.cpp", work / "source.o", work / "library.so"
     text.write_text(source, encoding="utf-8")
     folders = [f"-I{folder}" for folder in include]
     # Two steps: with one, -fsanitize would also link a sanitizer's runtime.
-    _run([*compiler.command, *flags, *folders, "-c", str(text), "-o", str(object_file)])
-    names = [f"-Wl,-soname,{target.name}"] if soname else []
+    _compile([*compiler.command, *flags, *folders, "-c", str(text), "-o", str(object_file)])
+    names = [f"-Wl,-soname,{soname}"] if soname else []
     inputs = [str(object_file), *map(str, libraries)]
-    _run([*compiler.command, *names, *inputs, *_LINK_FLAGS, *link, "-o", str(library)])
+    _compile([*compiler.command, *names, *inputs, *_LINK_FLAGS, *link, "-o", str(library)])
     return library
 
 
-def _run(command: list[str]) -> None:
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise ToolchainError(f"{' '.join(command)} failed:\n{answer.stderr[-6000:]}")
+def _compile(command: list[str]) -> None:
+    answer = _run(command)
+    if answer.status:
+        said = answer.err.strip()[-6000:] or "nothing on standard error"
+        raise ToolchainError(f"{' '.join(command)} failed with status {answer.status}:\n{said}")
+
+
+# A compiler's driver ends as usual when the compiler proper is killed, and says so: "Killed signal terminated program
+# cc1plus" or "Killed (program cc1plus)" (g++), "unable to execute command: Killed" (clang++).
+_SIGNALS = "(Killed|Terminated|Interrupt|Hangup)"
+_KILLED = re.compile(rf"{_SIGNALS} (signal terminated program|\(program)|unable to execute command: {_SIGNALS}")
+_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # for another process, for now
+
+
+def _run(command: list[str]) -> programs.Outcome:
+    """Run a compiler, and raise InterruptedCompilerError if it was kept from its end."""
+    try:
+        answer = programs.run(command)
+    except OSError as error:
+        kind = InterruptedCompilerError if error.errno in _NO_ROOM else ToolchainError
+        raise kind(f"{' '.join(command)} cannot be started: {error}") from None
+    if answer.status and (answer.signal or _KILLED.search(answer.err)):
+        why = f"was ended by {answer.signal}" if answer.signal else f"was kept from its end: {answer.err.strip()[-600:]}"
+        raise InterruptedCompilerError(f"{' '.join(command)} {why}")
+    return answer
 
 
 # Loading a library that was cut short kills the process, so each file ends with the digest of the rest.
@@ -230,9 +278,9 @@ def _seal(library: bytes) -> bytes:
     return library + hashlib.sha256(library).digest()
 
 
-def _intact(path: Path) -> bool:
+def _intact(path: Path) -> Path | None:
     try:
         data = path.read_bytes()
     except OSError:
-        return False
-    return len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:]
+        return None
+    return path if len(data) > 32 and hashlib.sha256(data[:-32]).digest() == data[-32:] else None

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cupy_flash import cache
+from cupy_flash.notice import warn
 from cupy_flash.tiles import PLANNED, MmaKeyTile, MmaTile, Tile, Tiles, parse_tile
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 KERNELS = ("forward", "packed", "dkdv", "dq")
 
@@ -104,7 +108,7 @@ def write_table(path: Path, place: Mapping[str, str], entries: list[Entry]) -> N
     _table.cache_clear()
 
 
-def read_table(path: Path) -> list[Entry]:
+def read_table(path: Path | Traversable) -> list[Entry]:
     """What `write_table` wrote, nothing where there is no such file.
 
     Raises
@@ -112,7 +116,7 @@ def read_table(path: Path) -> list[Entry]:
     ValueError
         If the file is no table.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["tiles"]
@@ -127,22 +131,27 @@ def read_table(path: Path) -> list[Entry]:
 
 
 def own_table(arch: str) -> Path:
-    """The table of whoever runs `tune` here: it stands before the package's own."""
-    return cache.location() / "tiles" / f"{arch}.json"
+    """Where `tune` writes its table."""
+    return cache.folder() / "tiles" / f"{arch}.json"
 
 
-def package_table(arch: str) -> Path:
+def own_tables(arch: str) -> list[Path]:
+    """Tables of whoever ran `tune` here; they stand before the package's own."""
+    return [folder / "tiles" / f"{arch}.json" for folder in cache.folders()]
+
+
+def package_table(arch: str) -> Traversable:
     """The table that comes with the package, where the architecture was measured."""
-    return Path(__file__).with_name("data") / "tiles" / f"{arch}.json"
+    return resources.files("cupy_flash") / "data" / "tiles" / f"{arch}.json"
 
 
 @functools.cache
 def _table(arch: str) -> dict[tuple[str, int, bool], Tile]:
-    for path in (own_table(arch), package_table(arch)):
+    for path in (*own_tables(arch), package_table(arch)):
         try:
             entries = read_table(path)
         except (ValueError, OSError) as error:
-            warnings.warn(f"a table of tiles is left aside: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"a table of tiles is left aside: {error}", stacklevel=2)
             continue
         if entries:
             return {(entry.kernel, entry.head_dim, entry.causal): entry.tile for entry in entries}

@@ -20,22 +20,25 @@ MAY_IMPORT = {
     "problem": {"options"},
     "device": set(),
     "params": set(),
-    "source": set(),
     "notice": set(),
-    "cache": set(),
-    "toolchain": {"cache"},
+    "temporary": set(),
+    "forks": set(),
+    "programs": {"forks"},
+    "source": {"temporary"},
+    "cache": {"cache.files", "cache.places", "cache.room", "cache.trust"},
+    "toolchain": {"cache", "notice", "programs"},
     "tiles": {"device", "problem"},
     "specialization": set(),
-    "tuning": {"cache", "tiles"},
+    "tuning": {"cache", "notice", "tiles"},
     "kernels": {"device", "problem", "specialization", "tiles", "tuning"},
     "plan": {"device", "kernels", "problem", "specialization", "tiles"},
-    "compile": {"cache", "device", "source", "specialization"},
+    "compile": {"cache", "device", "forks", "notice", "source", "specialization"},
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
     "reference": {"broadcast", "options", "problem"},
-    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
+    "backends": {"forks", "problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
     "api": {"backends", "broadcast", "options", "problem"},
-    "startup": {"backends.cupy_"},
+    "startup": {"backends.cupy_", "notice"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",
@@ -194,7 +197,7 @@ def test_backends_do_not_know_each_other(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.partition(".")[0] == "emulator"])
 def test_the_emulator_knows_nothing_of_attention(name):
-    allowed = {"source", "toolchain"} | {module for module in MODULES if module.partition(".")[0] == "emulator"}
+    allowed = {"forks", "source", "toolchain"} | {module for module in MODULES if module.partition(".")[0] == "emulator"}
     assert imported_modules(MODULES[name]) <= allowed
 
 

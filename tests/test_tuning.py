@@ -11,7 +11,8 @@ from conftest import On
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_flash import cache, emulator, flash_attention, tuning
+from cupy_flash import emulator, flash_attention, tuning
+from cupy_flash.cache import folders
 from cupy_flash.__main__ import main
 from cupy_flash.cli import tune
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
@@ -116,7 +117,7 @@ def test_a_tile_that_cannot_serve_is_the_calls_error():
 def own(monkeypatch, tmp_path):
     """The path of the user's own table, the package's being left aside."""
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tuning, "own_table", lambda arch: cache.location() / "tiles" / f"{arch}.json")
+    monkeypatch.setattr(tuning, "own_tables", lambda arch: [folder / "tiles" / f"{arch}.json" for folder in folders()])
     monkeypatch.setattr(tuning, "package_table", lambda arch: tmp_path / "none.json")
 
     def forget():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,8 +10,10 @@ import numpy as np
 
 from cupy_flash.backends import Seal, native, numpy_, threads
 from cupy_flash.backends.seal import HostSeal
+from cupy_flash.notice import warn
 from cupy_flash.problem import AttentionProblem
-from cupy_flash.toolchain import NoCompilerError, ToolchainError
+from cupy_flash.source import SourcesMissingError
+from cupy_flash.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
 
 TIERS = ("auto", "native", "numpy")
 _COMMON = "float32"  # the arithmetic of all dtypes but float64
@@ -91,14 +91,27 @@ def _tier(arithmetic: str) -> Any:
     return numpy_
 
 
-@functools.cache
+_settled: dict[str, str | None] = {}  # arithmetic: what `_failure` returns from now on
+
+
 def _failure(arithmetic: str) -> str | None:
-    """Why the compiled tier cannot run, None if it can. Anything but the lack of a compiler is warned of, once."""
+    """Why the compiled tier cannot run, None if it can.
+
+    Anything but the lack of a compiler or of the sources is warned of, once. After a compiler that was kept from its
+    end the next call tries again.
+    """
+    if arithmetic in _settled:
+        return _settled[arithmetic]
+    failure = None
     try:
         native.library(native.isa(arithmetic), arithmetic)
-    except NoCompilerError as error:
+    except (NoCompilerError, SourcesMissingError) as error:
+        failure = str(error)
+    except InterruptedCompilerError as error:
+        warn(f"the CPU backend runs this call in NumPy, the next may be faster: {error}", stacklevel=5)
         return str(error)
     except (ToolchainError, OSError) as error:
-        warnings.warn(f"the CPU backend runs in NumPy, its compiled tier failed: {error}", RuntimeWarning, stacklevel=5)
-        return str(error)
-    return None
+        failure = str(error)
+        warn(f"the CPU backend runs in NumPy, its compiled tier failed: {failure}", stacklevel=5)
+    _settled[arithmetic] = failure
+    return failure

@@ -16,11 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cupy_flash import source
+from cupy_flash import forks, source
 from cupy_flash.backends import threads
 from cupy_flash.backends.blocks import first_query
 from cupy_flash.problem import AttentionProblem
-from cupy_flash.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
+from cupy_flash.toolchain import (
+    InterruptedCompilerError,
+    ToolchainError,
+    compile_shared,
+    cpu_features,
+    feature_flags,
+    is_x86,
+)
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
 FEW_QUERIES = 4  # with fewer to a key, reading it takes most of the time: as long as so many multiply-adds
@@ -35,6 +42,7 @@ ISAS = {  # the instruction sets that each asks for, the widest first
     "AVX2": ("avx2", "fma"),
     "portable": (),
 }
+ARITHMETIC = {"float32": "float", "float64": "double"}  # and the type in C++
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
 _ARRAYS = ("q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv")
 
@@ -73,6 +81,11 @@ class _Call(ctypes.Structure):
     )
 
 
+def isas() -> list[str]:
+    """Those of `ISAS` that CPUs of this machine's kind may have."""
+    return list(ISAS) if is_x86() else ["portable"]
+
+
 @functools.cache
 def isa(arithmetic: str) -> str:
     """The widest of `ISAS` that this CPU has and the compiler takes: g++ 9 knows no AVX-512 BF16."""
@@ -81,6 +94,8 @@ def isa(arithmetic: str) -> str:
         try:
             compile_library(name, arithmetic)
             return name
+        except InterruptedCompilerError:
+            raise
         except ToolchainError:  # where it is not for the flags, the narrowest fails too, and says why
             continue
     return narrowest
@@ -95,7 +110,9 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
     ToolchainError
         If there is no compiler or it refuses the source.
     """
-    loaded = ctypes.CDLL(str(compile_library(isa, arithmetic)))
+    path = str(compile_library(isa, arithmetic))
+    with forks.whole():
+        loaded = ctypes.CDLL(path)
     functions = {}
     for name in ("forward", "forward_memory", "backward", "backward_memory", "digest"):
         function = functions[name] = getattr(loaded, f"attention_{name}")
@@ -105,11 +122,10 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
 
 def compile_library(isa: str, arithmetic: str = "float32") -> Path:
     """The library of an instruction set and a type of arithmetic, from the cache or the compiler."""
-    number = {"float32": "float", "float64": "double"}[arithmetic]
     return compile_shared(
         source.flatten("cpu/attention.cpp"),
         "attention",
-        flags=(*_FLAGS, f"-DNUMBER={number}", *feature_flags(ISAS[isa])),
+        flags=(*_FLAGS, f"-DNUMBER={ARITHMETIC[arithmetic]}", *feature_flags(ISAS[isa])),
         freestanding=True,
         folder="cpu",
         notice=f"cupy_flash: compiling the CPU backend for {arithmetic} (once; a few seconds)",

@@ -12,7 +12,7 @@ from pathlib import Path
 import threadpoolctl
 
 from cupy_flash import __version__, backends
-from cupy_flash.cache import cache_dir
+from cupy_flash.cache import folder, folders, room
 from cupy_flash.cli.units import format_bytes
 from cupy_flash.toolchain import find_compiler
 
@@ -83,9 +83,13 @@ def _compiled_code() -> Iterator[Row]:
         yield "compiler", f"{compiler.version} ({' '.join(compiler.command)})"
     except RuntimeError as error:
         yield "compiler", str(error)
-    files = [path for path in cache_dir().rglob("*") if path.is_file()]
-    size = format_bytes(sum(path.stat().st_size for path in files))
-    yield "cache", f"{cache_dir()}, {size} in {len(files)} files"
+    most = room.limit()
+    at_most = "without limit" if most is None else f"at most {format_bytes(most)}"
+    new = folder()
+    for place in folders():
+        entries = room.entries(place)
+        size = format_bytes(sum(entry.size for entry in entries))
+        yield "cache", f"{place}, {size} in {len(entries)} entries, {at_most if place == new else 'only read'}"
     lazy = os.environ.get("CUPY_FLASH_COMPILE") == "lazy"
     yield "at import", "nothing: CUPY_FLASH_COMPILE=lazy" if lazy else "the core kernels, if there is a GPU"
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from cupy_flash import source
+from cupy_flash import forks, source
 from cupy_flash.toolchain import compile_shared, cpu_flags
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-semantic-interposition", "-ffp-contract=off", "-w")
@@ -113,9 +113,8 @@ def header_digest() -> str:
     return _digest("*.h", "*.cuh", "ptx/*.cuh")
 
 
-@functools.cache
 def library_path() -> Path:
-    """The engine's shared library, compiled when the cache lacks it."""
+    """The engine's shared library, compiled when the cache lacks it, be that since the last call."""
     return compile_shared(
         '#include "engine.cpp"\n',
         "engine",
@@ -127,10 +126,16 @@ def library_path() -> Path:
     )
 
 
+def load(path: Path) -> ctypes.CDLL:
+    """A shared library in this process."""
+    with forks.whole():
+        return ctypes.CDLL(str(path))
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded engine."""
-    engine = ctypes.CDLL(str(library_path()))
+    engine = load(library_path())
     engine.emulator_run.argtypes = (ctypes.POINTER(LaunchStruct), ctypes.POINTER(ResultStruct))
     engine.emulator_run.restype = None
     return engine

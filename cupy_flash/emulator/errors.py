@@ -40,11 +40,13 @@ class EmulatorError(RuntimeError):
         kind: str,
         kernel: str,
         text: str,
-        *,
         block: tuple[int, int, int] = (0, 0, 0),
         threads: tuple[int, ...] = (),
         sites: tuple[Site, ...] = (),
     ) -> None:
         self.kind, self.kernel, self.block, self.threads, self.sites = kind, kernel, block, threads, sites
-        where = f", block {block}" if kind != "launch" else ""
-        super().__init__(f"{kind} in {kernel}{where}: {text}")
+        super().__init__(kind, kernel, text, block, threads, sites)  # by which a copy is made, in another process too
+
+    def __str__(self) -> str:
+        where = f", block {self.block}" if self.kind != "launch" else ""
+        return f"{self.kind} in {self.kernel}{where}: {self.args[2]}"

@@ -105,7 +105,7 @@ class EmulatorModule:
             depends=engine.header_digest(),
         )
         self._engine = engine.library()  # loaded first: the kernel's library finds it by its soname
-        self._library = ctypes.CDLL(str(self.path))
+        self._library = engine.load(self.path)
 
     def launch(
         self,

@@ -1,0 +1,534 @@
+"""The cache on other people's machines: no home, nothing writable, no locks, foreign hands, forks, too little room."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cupy_flash import cache, toolchain
+from cupy_flash.cache import files, places, room, trust
+from cupy_flash.toolchain import compile_shared
+
+ROOT = Path(__file__).parents[1]
+ANSWER = 'extern "C" int answer() { return 42; }\n'
+FLAGS = ("-O1", "-fPIC")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home of its own, and a cache that nothing has been seen of."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+    for name in ("CUPY_FLASH_CACHE_DIR", "XDG_CACHE_HOME", "CUPY_FLASH_CACHE_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(places, "_told", set())
+    monkeypatch.setattr(places, "_own", {})
+    for cached in (places.refusal, places._absolute):
+        cached.cache_clear()
+    yield folder
+    for cached in (places.refusal, places._absolute):
+        cached.cache_clear()
+
+
+def answer():
+    return compile_shared(ANSWER, "answer", flags=FLAGS)
+
+
+def python(code, *arguments, **environment):
+    """A script in a fresh process: what it printed, and what it wrote to stderr."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "CUPY_FLASH_COMPILE": "lazy"} | environment
+    env = {name: value for name, value in env.items() if value is not None}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+# Root may write where nobody may. Without this capability it is a user like others.
+AS_A_USER = """
+import ctypes, os
+if os.getuid() == 0:
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0
+    for word in (0, 1):
+        data[word] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective and the permitted
+    assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
+"""
+
+ATTEND = """
+import numpy as np
+from cupy_flash import flash_attention
+from cupy_flash.backends import get
+x = np.ones((2, 8, 16), np.float32)
+for _ in range(2):
+    assert np.allclose(flash_attention(x, x, x), 1)
+print(get("cpu").status())
+"""
+
+
+# --- where it is ---
+
+
+def test_the_cache_is_where_the_environment_says(home, monkeypatch, tmp_path):
+    assert cache.folder() == home / ".cache" / "cupy_flash"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification says to ignore
+    assert cache.folder() == home / ".cache" / "cupy_flash"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder() == tmp_path / "xdg" / "cupy_flash"
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", "~/mine")
+    assert cache.folder() == home / "mine"
+
+
+def nobody(*_):
+    raise KeyError("no passwd entry")
+
+
+@pytest.mark.parametrize("value", [None, "~nobody-of-this-name/cache", "/proc/nowhere", "x" * 5000, "/dev/null"])
+def test_a_call_computes_whatever_the_environment_says(home, value, monkeypatch, recwarn):
+    import pwd
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(pwd, "getpwnam", nobody)
+    if value is not None:
+        monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", value)
+    path = answer()
+    assert answer() == path and path.is_file()
+    (warning,) = recwarn.list
+    assert "CUPY_FLASH_CACHE_DIR names another folder" in str(warning.message)
+    assert str(path.parents[1]) in str(warning.message)
+
+
+def test_attention_runs_without_a_home(tmp_path):
+    code = "import pwd\ndef nobody(*_): raise KeyError\npwd.getpwuid = nobody\n" + ATTEND
+    nothing = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "CUPY_FLASH_CACHE_DIR"))
+    out, err = python(code, **nothing, TMPDIR=str(tmp_path))
+    assert out.startswith("compiled C++")
+    assert err.count("RuntimeWarning") == 1 and str(tmp_path) in err
+    assert not list(tmp_path.iterdir()), "its own folder goes with it"
+
+
+def test_a_relative_folder_stays_where_it_was(home, tmp_path, monkeypatch):
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", "mine")
+    path = answer()
+    assert path.is_relative_to(tmp_path / "first" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert answer() == path
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_emulator_follows_no_change_of_folder(tmp_path):
+    code = (
+        "import os, numpy as np\nfrom cupy_flash import emulator, flash_attention\n"
+        "x = np.ones((1, 8, 16), np.float32)\nos.mkdir('below')\n"
+        "flash_attention(x, x, x, backend='emulator')\nos.chdir('below')\n"
+        "flash_attention(x, x, x, causal=True, backend='emulator')\nprint(*os.listdir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUPY_FLASH_CACHE_DIR": "cache"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_folders_and_files_are_for_the_owner_to_write_and_for_all_to_read(home):
+    before = os.umask(0o002)  # as where each user has a group
+    try:
+        path = answer()
+    finally:
+        os.umask(before)
+    modes = {x.stat().st_mode & 0o777 for x in (path.parents[1], *path.parents[1].rglob("*"))}
+    assert modes == {0o755, 0o644}
+
+
+# --- filled before, and not to be written ---
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A cache that holds the CPU backend, which nobody may write, and an empty one beside it."""
+    folder, empty = tmp_path / "image", tmp_path / "users"
+    out, _ = python(ATTEND, CUPY_FLASH_CACHE_DIR=str(folder))
+    assert out.startswith("compiled C++")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield {"CUPY_FLASH_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(empty)}
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+
+
+def test_what_a_cache_holds_is_used_though_it_cannot_be_written(filled, tmp_path):
+    out, err = python(AS_A_USER + ATTEND, **filled, CXX="no-such-compiler")
+    assert out.startswith("compiled C++")
+    assert not err
+    assert [x.name for x in (tmp_path / "users").rglob("*") if x.is_file()] == []
+
+
+def test_only_what_is_new_goes_elsewhere(filled, tmp_path):
+    code = (
+        AS_A_USER + ATTEND + "from cupy_flash.toolchain import compile_shared\n"
+        f"for _ in range(2): print(compile_shared({ANSWER!r}, 'answer', flags={FLAGS!r}))"
+    )
+    for warnings in (1, 0):
+        out, err = python(code, **filled, CUPY_FLASH_CPU_TIER="native")
+        first, second = map(Path, out.splitlines()[-2:])
+        assert first == second and first.is_relative_to(tmp_path / "users" / "cupy_flash")
+        assert err.count("RuntimeWarning") == warnings, "the second process finds it and has nothing to tell"
+        assert "compiling the CPU backend" not in err
+    assert filled["CUPY_FLASH_CACHE_DIR"] in python(code.replace("42", "43"), **filled)[1]
+
+
+# --- file systems without locks ---
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_locks_it_is_compiled_all_the_same(home, number, monkeypatch, recwarn):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    assert answer().is_file() and answer() == answer()
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
+    room.make_room(cache.folder())
+    assert answer().is_file(), "nothing is removed where nobody can tell what is in use"
+    assert not recwarn.list
+
+
+def test_a_lock_that_is_never_released_does_not_stop_others(home, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    with cache.lock("emulator/x.so"), cache.lock("emulator/x.so"):
+        assert True
+    holder = threading.Event(), threading.Event()
+
+    def hold():
+        with cache.lock("emulator/y.so"):
+            holder[0].set()
+            holder[1].wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holder[0].wait()
+    with cache.lock("emulator/y.so"):
+        holder[1].set()
+    thread.join()
+    assert not list(cache.folder().rglob("*.lock"))
+
+
+# --- forks ---
+
+FORK = """
+import os, sys, threading, time, signal
+from cupy_flash.toolchain import compile_shared
+def make(): print(compile_shared(SOURCE, "answer", flags=FLAGS), flush=True)
+"""
+
+
+@pytest.fixture
+def slow_compiler(tmp_path):
+    """A compiler that tells that it has begun, and goes on when it may."""
+    real = " ".join(toolchain.find_compiler().command)
+    script, begun, go = (tmp_path / name for name in ("slow", "begun", "go"))
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *-c*) touch {begun}; while [ ! -e {go} ]; do sleep 0.05; done;; esac\n'
+        f'exec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script, begun, go
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def start(code, **environment):
+    header = FORK.replace("SOURCE", repr(ANSWER)).replace("FLAGS", repr(FLAGS))
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen([sys.executable, "-c", header + code], env=env, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_child_forked_while_a_thread_compiles_keeps_nobody_waiting(home, slow_compiler, tmp_path, killed):
+    """Neither its parent nor another process, though it lives on, and though the parent be killed meanwhile."""
+    script, begun, go = slow_compiler
+    environment = {"CXX": str(script), "HOME": str(home)}
+    parent = start(
+        f"threading.Thread(target=make).start()\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\n"
+        "child = os.fork()\nif child == 0:\n    signal.pause()\nprint(child, flush=True)\n",
+        **environment,
+    )
+    child = int(parent.stdout.readline())
+    try:
+        if killed:
+            parent.kill()
+        other = start("make()", **environment)
+        go.touch()
+        assert other.wait(60) == 0
+        assert parent.wait(60) == (-signal.SIGKILL if killed else 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert other.stdout.read().strip().endswith(".so")
+
+
+FORKS = """
+import os, threading, time
+x = threading.Thread(target=WORK)
+x.start()
+children = []
+while x.is_alive() and len(children) < MOST:
+    child = os.fork()
+    if child == 0:
+        CHILD
+        os._exit(0)
+    children.append(child)
+    time.sleep(PAUSE)
+x.join()
+assert children
+assert not any(os.waitpid(child, 0)[1] for child in children)
+"""
+
+
+def forks(setup, work, child, most=30, pause=0.003):
+    """Fork at many moments of what a thread does; children do something, and none hangs."""
+    code = FORKS.replace("WORK", work).replace("CHILD", child).replace("MOST", str(most)).replace("PAUSE", str(pause))
+    python(f"import faulthandler; faulthandler.dump_traceback_later(30, exit=True)\n{setup}\n{code}")
+
+
+def test_children_live_while_the_parent_starts_its_compiler(home):
+    """They keep open whatever they have: pipes above all."""
+    setup = f"from cupy_flash.toolchain import compile_shared\nwork = lambda: compile_shared({ANSWER!r}, 'answer')"
+    forks(setup, "work", "time.sleep(3)", most=100)
+
+
+def test_children_compute_though_forked_during_the_first_call(home):
+    """Modules are imported then, and imports have locks."""
+    setup = (
+        "import numpy as np\nfrom cupy_flash import flash_attention\nx = np.ones((2, 8, 16), np.float32)\n"
+        "def work(): assert np.allclose(flash_attention(x, x, x), 1)"
+    )
+    forks(setup, "work", "work()", most=20, pause=0.02)
+
+
+@pytest.mark.slow
+def test_children_compile_kernels_though_forked_while_a_thread_does(home):
+    pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
+    setup = (
+        "from cupy_flash.compile import text_to_cubin\n"
+        "text = 'template <int N> struct S { static __device__ int f(int x) { return S<N - 1>::f(x * 3 + N); } };'\n"
+        "text += 'template <> struct S<0> { static __device__ int f(int x) { return x; } };'\n"
+        "text += 'extern \"C\" __global__ void k(int* p) { p[0] = S<150>::f(p[1]); }'\n"
+        "def make(n): text_to_cubin(text + f'// {n}\\n', 'k.cu', 'k', 'sm_80')\n"
+        "def work(): [make(n) for n in range(12)]"
+    )
+    forks(setup, "work", "make(-len(children))", most=12, pause=0.05)
+
+
+# --- other people's hands ---
+
+
+def test_only_what_its_owner_alone_could_write_is_loaded(home, recwarn):
+    path = answer()
+    assert not recwarn.list
+    for changed in (path, path.parent, path.parents[1]):
+        mode = changed.stat().st_mode
+        for bit in (0o020, 0o002):
+            changed.chmod(mode | bit)
+            assert "is writable by others" in trust.objection(path, path.parents[1])
+            assert cache.find("emulator/" + path.name, lambda p: p) is None
+            assert not {path} & {cache.find("emulator/" + path.name, lambda p: p)}
+        changed.chmod(mode)
+        assert cache.find("emulator/" + path.name, lambda p: p) == path
+    (warning,) = recwarn.list
+    assert "chmod -R go-w" in str(warning.message) and str(path.parents[1]) in str(warning.message)
+
+
+def test_a_folder_that_others_may_write_is_neither_read_nor_written(home, monkeypatch, tmp_path, recwarn):
+    path = answer()
+    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(path.parents[1]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    path.parents[1].chmod(0o777)
+    places.refusal.cache_clear()
+    before = {x: x.stat().st_mtime_ns for x in path.parents[1].rglob("*")}
+    assert answer().is_relative_to(tmp_path / "users")
+    assert {x: x.stat().st_mtime_ns for x in path.parents[1].rglob("*")} == before
+    (warning,) = recwarn.list
+    assert "is writable by others" in str(warning.message)
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A function that makes a file or folder another user's."""
+    if os.getuid() == 0:
+        return lambda path: os.chown(path, 12345, -1)
+    uid = os.getuid()
+
+    def give(path):
+        monkeypatch.setattr(os, "getuid", lambda: uid + 1)  # to whom what is ours is another's
+
+    return give
+
+
+def test_anothers_folder_where_all_may_make_one_is_not_trusted(home, foreign, tmp_path):
+    path = answer()
+    folder = path.parents[1]
+    foreign(folder), foreign(path), foreign(path.parent)
+    assert trust.objection(path, folder) is None, "what a colleague or an administrator prepared is used"
+    folder.parent.chmod(0o1777)
+    assert "belongs to another user" in trust.objection(path, folder)
+    folder.parent.chmod(0o777)
+    assert "others may replace" in trust.objection(path, folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_strangers_file_in_ones_own_folder_is_not_trusted(home, foreign):
+    path = answer()
+    foreign(path)
+    assert "belongs to another user" in trust.objection(path, path.parents[1])
+
+
+def test_a_link_is_judged_by_where_it_leads(home, tmp_path):
+    path = answer()
+    other = tmp_path / "other.so"
+    shutil.copy(path, other)
+    other.chmod(0o666)
+    path.unlink()
+    path.symlink_to(other)
+    assert trust.objection(path, path.parents[1]) is not None
+
+
+# --- room ---
+
+
+def fill(name, size, age):
+    path = cache.store(name, bytes(size))
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+@pytest.fixture
+def forget(home, monkeypatch):
+    """A function that lets this process be another, which uses nothing of what is there."""
+
+    def forget():
+        for file in room._uses._files.values():
+            os.close(file)
+        room._uses.__init__()
+
+    forget()
+    yield forget
+    forget()
+
+
+def sizes():
+    return {entry.name: entry.size for entry in room.entries(cache.folder())}
+
+
+def test_what_was_used_last_stays(forget, monkeypatch):
+    for n in range(10):
+        fill(f"cubin/sm_80/k-{n}.cubin", 900, age=100 * n)
+        files.write_atomically(cache.folder() / f"cubin/sm_80/k-{n}.json", bytes(100))
+    fill("cpu/attention-0.so", 1000, age=450)
+    own = cache.folder() / "tiles" / "sm_80.json"
+    files.write_atomically(own, bytes(10**6))
+    forget()
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "6kb")
+    room.make_room(cache.folder())
+    assert set(sizes()) == {"cpu/attention-0", *(f"cubin/sm_80/k-{n}" for n in range(5))} - {"cubin/sm_80/k-4"} | (
+        {"cubin/sm_80/k-4"} if sum(sizes().values()) == 6000 else set()
+    )
+    assert own.is_file(), "measured tiles are no results of compilation"
+
+
+def test_what_is_found_is_used_now(forget):
+    old = 10 * room.FRESH
+    path = fill("cubin/sm_80/k-0.cubin", 10, age=old)
+    assert cache.find("cubin/sm_80/k-0.cubin", lambda p: p) == path
+    assert time.time() - path.stat().st_mtime < old / 2
+
+
+def test_nothing_in_use_is_removed(forget, monkeypatch):
+    """By this process or by another, or by a forked child of one that has ended; what a dead process used is free."""
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
+    names = [f"emulator/fast-{n}.so" for n in range(4)]
+    paths = [fill(name, 100, age=100) for name in names]
+    forget()
+    use = "import os, sys\nfrom cupy_flash import cache\nassert cache.find(sys.argv[1], lambda p: p)\n"
+    wait = "print(os.getpid(), flush=True)\nsys.stdin.read()"
+    child = "import time\nif os.fork(): os._exit(0)\ntime.sleep(0.2)\n"
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for name, code in zip(names, (use + wait, use + child + wait, use + "print(0)"), strict=False)
+    ]  # fmt: skip
+    assert all(user.stdout.readline() for user in users)
+    users[2].wait()
+    assert cache.find(names[3], lambda p: p) == paths[3]
+    room.make_room(cache.folder())
+    assert [path.exists() for path in paths] == [True, True, False, True]
+    for user in users:
+        user.communicate("")
+    wait_for(lambda: room.make_room(cache.folder()) or not paths[1].exists())
+    assert [path.exists() for path in paths] == [False, False, False, True]
+    forget()
+    room.make_room(cache.folder())
+    assert not sizes()
+
+
+def test_storing_makes_room(forget, monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "5 kB")
+    for n in range(4 * cache._ROOM_EVERY):
+        fill(f"emulator/fast-{n}.so", 1000, age=1000 - n)
+        forget()
+    assert sum(sizes().values()) <= 5000 + 1000 * cache._ROOM_EVERY
+    assert f"emulator/fast-{n}" in sizes()
+
+
+def test_what_killed_processes_left_behind_goes_too(forget, monkeypatch):
+    with cache.work_folder("emulator/fast-0.so") as work:
+        (work / "source.cpp").write_text("x" * 1000)
+        left = shutil.copytree(work, work.with_name("fast-1.killed"))
+    (left.parent / "fast-2.0123.tmp").write_bytes(bytes(500))
+    assert set(sizes()) == {"emulator/fast-1", "emulator/fast-2"}
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "100")
+    room.make_room(cache.folder())
+    assert not list(left.parent.iterdir())
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("1", 1), ("500MB", 500 * 10**6), ("1.5 gb", 1500 * 10**6), ("none", None), ("", 2 * 10**9),
+])  # fmt: skip
+def test_the_limit_is_read(text, size, monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", text)
+    assert room.limit() == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "5XB", "1e9", "nan", "\u0665MB"])
+def test_a_limit_that_is_none_is_warned_of(text, monkeypatch):
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", text)
+    with pytest.warns(RuntimeWarning, match="CUPY_FLASH_CACHE_LIMIT is .*: expected one like 500MB"):
+        assert room.limit() == 2 * 10**9
+
+
+def test_a_cache_cleared_by_hand_goes_on(forget, monkeypatch):
+    """Its file of locks is another one then."""
+    fill("cubin/sm_80/k-0.cubin", 10, age=5)
+    shutil.rmtree(cache.folder())
+    path = fill("cubin/sm_80/k-1.cubin", 10, age=5)
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
+    python("import sys, pathlib\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))", cache.folder())
+    assert path.exists()
