@@ -115,7 +115,7 @@ def test_the_number_of_threads_can_be_set(monkeypatch):
     for value in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", value)
         with pytest.raises(ValueError, match=f"CUPY_FLASH_NUM_THREADS is '{value}'"):
-            run(*draw(*[(200, 8)] * 4))  # enough to share
+            run(*draw(*[(300, 8)] * 4))  # enough to share
 
 
 # --- scheduling ---
