@@ -3,6 +3,7 @@
 import _thread
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -174,27 +175,41 @@ def test_callers_share_the_threads_that_one_of_them_wanted():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_fork_waits_until_the_limit_of_blas_is_set(monkeypatch):
-    """A child that finds it half way would compute with one thread for ever, or wait for a lock that nobody has."""
-    limit, entered = threads._OneBlasThread._limit, threading.Event()
+    """threadpoolctl sets it under a lock, which a child would inherit locked, by a thread that it does not have."""
+    entered = threading.Event()
 
-    def slowly(self, numbers):
-        limit(self, numbers)
-        entered.set()
-        time.sleep(0.3)
+    class Library:
+        num_threads = 2
+        lock = threading.Lock()
 
-    with threadpoolctl.threadpool_limits(2, "blas"):
-        with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads alive
-            patch.setattr(threads._OneBlasThread, "_limit", slowly)
-            other = threading.Thread(target=threads.run, args=(lambda _: None, [0]))
-            other.start()
-            assert entered.wait(30)
-            pid = os.fork()
-            if pid == 0:
-                threads.run(lambda _: None, range(9))
-                os._exit(set(blas_threads()) != {2})
-            other.join()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        def set_num_threads(self, number):
+            with self.lock:
+                entered.set()
+                time.sleep(0.1)
+                self.num_threads = number
+
+    monkeypatch.setattr(threads, "_state", threads._State())
+    library = Library()
+    threads._state.one_blas_thread._found = [library]
+    other = threading.Thread(target=threads.run, args=(lambda _: None, [0]))
+    other.start()
+    assert entered.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads alive
+        pid = os.fork()
+    if pid == 0:
+        threads.run(lambda _: None, range(9))
+        os._exit(library.num_threads != 2)
+    other.join()
+    for _ in range(300):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 # --- how many ---
@@ -300,6 +315,7 @@ def test_what_a_process_starts_with(environment, expected):
 
 @pytest.mark.usefixtures("cpus")
 def test_both_tiers_heed_a_limit(monkeypatch):
+    native.library(native.isa("float32"), "float32")  # knows the class
     asked, idents, call = [], set(), native._Call
     monkeypatch.setattr(native, "_Call", lambda *args: asked.append(call(*args)) or asked[-1])
     monkeypatch.setenv("CUPY_FLASH_CPU_TIER", "native")

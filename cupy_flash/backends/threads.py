@@ -176,9 +176,10 @@ class _OneBlasThread:
     def __enter__(self) -> None:
         with self.lock:
             libraries = self._libraries()
+            if self._inside == 0:
+                self._numbers = [library.num_threads for library in libraries]
             self._inside += 1
             if self._inside == 1:
-                self._numbers = [library.num_threads for library in libraries]
                 self._limit([1] * len(libraries))
 
     def __exit__(self, *_: object) -> None:
@@ -232,7 +233,7 @@ def _reset_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(  # the lock: no thread may be about to set or to take back the limit
+    os.register_at_fork(  # the lock: no other thread may be at the limit, which threadpoolctl sets under a lock too
         before=lambda: _state.one_blas_thread.lock.acquire(),
         after_in_parent=lambda: _state.one_blas_thread.lock.release(),
         after_in_child=_reset_after_fork,
