@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import struct
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from cupy_flash import cache, forks, source
+from cupy_flash import cache, forks, source, workers
 from cupy_flash.notice import say
 from cupy_flash.specialization import Specialization
 
@@ -118,13 +117,32 @@ def compile_all(
     arch: str,
     done: Callable[[Specialization, CompiledKernel], Any] | None = None,
 ) -> list[CompiledKernel]:
-    """Compile many kernels on all cores; `done` is called with each as it finishes."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {pool.submit(to_cubin, kernel, arch): kernel for kernel in kernels}
-        for job in as_completed(jobs):
-            if done:
-                done(jobs[job], job.result())
-        return [job.result() for job in jobs]
+    """Compile many kernels on all CPUs; `done` is called with each as it finishes, on the caller's thread.
+
+    The first error is raised when the kernels that were begun have ended, and so is an interrupt; others are dropped.
+    """
+    kernels = list(kernels)
+    compiled: dict[Specialization, CompiledKernel] = {}
+    ended: SimpleQueue[Specialization | None] = SimpleQueue()  # kernels, and None for each thread
+
+    def compile_one(kernel: Specialization) -> None:
+        compiled[kernel] = to_cubin(kernel, arch)
+        ended.put(kernel)
+
+    def take_part(work: Callable[[], None]) -> None:
+        work()
+        ended.put(None)
+
+    job = workers.Job(compile_one, kernels)
+    with job:
+        helpers = sum(workers.start_thread(lambda: take_part(job.help)) for _ in kernels[: workers.cpus()])
+        if not helpers:
+            take_part(job.work)
+        for _ in range(helpers or 1):
+            for kernel in iter(ended.get, None):
+                if done:
+                    done(kernel, compiled[kernel])
+    return [compiled[kernel] for kernel in kernels]
 
 
 @functools.cache

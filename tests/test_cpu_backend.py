@@ -12,8 +12,9 @@ import numpy as np
 import oracle
 import pytest
 import threadpoolctl
+from interrupts import interruptible
 
-from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp
+from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp, workers
 from cupy_flash.backends import native, numpy_, threads
 
 
@@ -37,7 +38,6 @@ def with_threads(monkeypatch):
 
     def set_number(n):
         monkeypatch.setattr(threads, "num_threads", lambda: n)
-        monkeypatch.setattr(threads, "_state", threads._State())
 
     return set_number
 
@@ -297,7 +297,7 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
         else:
             time.sleep(0.01)
 
-    with pytest.raises(KeyboardInterrupt):
+    with interruptible(), pytest.raises(KeyboardInterrupt):
         threads.run(item, range(1000))
     left = len(finished)
     assert 1 <= left <= len(started) < 100
@@ -306,18 +306,18 @@ def test_an_interrupt_leaves_no_thread_at_work(with_threads):
 
 
 def test_the_quota_of_a_container_counts(tmp_path):
-    assert threads._quota(tmp_path) is None
+    assert workers._quota(tmp_path) is None
     (tmp_path / "cpu").mkdir()
     for quota, period, expected in (("-1", "100000", None), ("250000", "100000", 3), ("1000", "100000", 1)):
         (tmp_path / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
         (tmp_path / "cpu/cpu.cfs_period_us").write_text(f"{period}\n")
-        threads._quota.cache_clear()
-        assert threads._quota(tmp_path) == expected
+        workers._quota.cache_clear()
+        assert workers._quota(tmp_path) == expected
     for text, expected in (("max 100000\n", 1), ("200000 100000\n", 2), ("nonsense\n", 1)):  # 1: of version 1
         (tmp_path / "cpu.max").write_text(text)
-        threads._quota.cache_clear()
-        assert threads._quota(tmp_path) == expected
-    threads._quota.cache_clear()
+        workers._quota.cache_clear()
+        assert workers._quota(tmp_path) == expected
+    workers._quota.cache_clear()
 
 
 @every_tier

@@ -176,8 +176,7 @@ def _run(name: str, problem: AttentionProblem, arrays: tuple[Array | None, ...],
     shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
     functions = library(isa(problem.arithmetic), problem.arithmetic)
     call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
-    available = threads.num_threads()
-    call.threads = available if shape.work > INLINE_WORK else 1
+    call.threads = threads.num_threads() if shape.work > INLINE_WORK else 1
     memory = _borrow(functions[f"{name}_memory"](call)) if result is None else result
     call.memory = _address(memory)
     function = functions[name]

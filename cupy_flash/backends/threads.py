@@ -1,4 +1,4 @@
-"""Threads for tiles: a persistent pool, per-thread scratch, and BLAS held to one thread while tiles run.
+"""Threads for tiles: how many, a persistent pool, per-thread scratch, and BLAS held to one thread while tiles run.
 
 NumPy releases the GIL inside matrix products and elementwise loops, where tiles spend their time, so plain
 threads use every core. BLAS must not start threads of its own inside them.
@@ -6,26 +6,34 @@ threads use every core. BLAS must not start threads of its own inside them.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from cupy_flash import workers
+
 T = TypeVar("T")
-_CGROUP = Path("/sys/fs/cgroup")
+
+# Where each BLAS that starts threads unasked finds their number. Others have one thread, or none that can be told.
+_VARIABLES = {
+    "openblas": ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"),
+    "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+}
+_OPENBLAS_MOST = 64  # threads of the build in NumPy's wheels, however many CPUs there are
 
 
 def num_threads() -> int:
     """Return how many threads compute: CUPY_FLASH_NUM_THREADS, else as many as this process may use CPUs.
 
-    That is what its affinity and the quota of its control group allow.
+    That is the least of what its affinity, the quota of its control group, OMP_NUM_THREADS and threadpoolctl allow.
+    OMP_NUM_THREADS counts if it is a positive number or a list that starts with one. threadpoolctl sets the number of
+    threads of NumPy's BLAS: a limit is what is less than that library would take by itself, so OPENBLAS_NUM_THREADS
+    and MKL_NUM_THREADS, which belong to the library, are none.
 
     Raises
     ------
@@ -37,21 +45,29 @@ def num_threads() -> int:
         if not chosen.isdecimal() or int(chosen) == 0:
             raise ValueError(f"CUPY_FLASH_NUM_THREADS is {chosen!r}: expected a positive number")
         return int(chosen)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, _quota(_CGROUP) or cpus)
+    cpus = workers.cpus()
+    return min(cpus, _number("OMP_NUM_THREADS") or cpus, *_limits(cpus))
 
 
-@functools.cache
-def _quota(root: Path) -> int | None:
-    """CPUs that a container's control group grants, rounded up; None without a limit (cgroups of version 2, then 1)."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((root / name).read_text() for name in names).split()
-        except (OSError, ValueError):
-            continue
-        if quota.isdecimal() and int(period) > 0:  # "max" and -1 are no limit
-            return max(1, math.ceil(int(quota) / int(period)))
-    return None
+def _number(variable: str) -> int | None:
+    """A positive number, or the first of a list, in the environment; anything else is none, as OpenMP has it."""
+    first = os.environ.get(variable, "").partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
+def _limits(cpus: int) -> list[int]:
+    """Numbers of threads that were set for a BLAS after it was loaded."""
+    numbers = _state.one_blas_thread.numbers()
+    return [n for library, n in numbers if n and n < cpus and n < _own_number(library, cpus)]
+
+
+def _own_number(library: Any, cpus: int) -> int:
+    """The least number of threads that a BLAS takes by itself."""
+    kind = library.internal_api
+    if kind not in _VARIABLES or library.threading_layer in ("disabled", "sequential"):
+        return 1
+    cpus = -(-cpus // 2) if kind == "mkl" else min(cpus, _OPENBLAS_MOST)  # MKL: one for each core, which may be two
+    return min(_number(variable) or cpus for variable in _VARIABLES[kind])
 
 
 def run(function: Callable[[T], None], items: Sequence[T]) -> None:
@@ -73,18 +89,17 @@ def run(function: Callable[[T], None], items: Sequence[T]) -> None:
     BaseException
         The first exception that `function` raised; items not yet started are then dropped.
     """
-    available = num_threads()
+    helpers = min(num_threads(), len(items)) - 1 if len(items) > 1 else 0
     job = _Job(function, items)
-    with _state.one_blas_thread:
-        try:
-            for _ in range(min(available, len(items)) - 1):
-                _state.executor().submit(job.help)
-            job.work()
-        except BaseException as error:
-            job.stop(error)
-        job.wait()
-    if job.error is not None:
-        raise job.error
+    with _state.one_blas_thread, job:
+        _state.pool.offer(job, helpers)
+        job.work()
+
+
+class _Job(workers.Job):
+    def work(self) -> None:
+        with np.errstate(all="ignore"):
+            super().work()
 
 
 class Scratch(threading.local):
@@ -119,7 +134,7 @@ class Turns:
         with self._changed:
             self._changed.wait_for(lambda: self._aborted or self._next.get(place, 0) == turn)
             if self._aborted:
-                raise _Aborted
+                raise workers.Aborted
 
     def done(self, place: Any) -> None:
         """Pass the turn on."""
@@ -146,59 +161,6 @@ class Turns:
             self._changed.notify_all()
 
 
-class _Aborted(Exception):
-    """Raised in the threads that wait for one that failed."""
-
-
-class _Job:
-    """Items that several threads take in turn, and the first error."""
-
-    def __init__(self, function: Callable[[Any], None], items: Sequence[Any]) -> None:
-        self.error: BaseException | None = None
-        self._function = function
-        self._items = iter(items)
-        self._helpers = 0
-        self._changed = threading.Condition()
-
-    def work(self) -> None:
-        """Take items until there are none, or one failed."""
-        try:
-            with np.errstate(all="ignore"):
-                while True:
-                    with self._changed:
-                        item = next(self._items, self) if self.error is None else self
-                    if item is self:
-                        return
-                    self._function(item)
-        except _Aborted:
-            return
-        except BaseException as error:  # KeyboardInterrupt too: the other threads have to stop first
-            self.stop(error)
-
-    def help(self) -> None:
-        """`work` on a thread of the pool, where no interrupt is raised."""
-        with self._changed:
-            self._helpers += 1
-        self.work()
-        with self._changed:
-            self._helpers -= 1
-            self._changed.notify_all()
-
-    def stop(self, error: BaseException) -> None:
-        """Let no thread start another item."""
-        self.error = self.error or error
-
-    def wait(self) -> None:
-        """Wait until no helper works any more, however often interrupted: until then the arrays must live."""
-        while True:
-            try:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._helpers == 0)
-                return
-            except BaseException as error:
-                self.stop(error)
-
-
 class _OneBlasThread:
     """A context in which BLAS computes with one thread. Several threads may be inside at once.
 
@@ -206,33 +168,45 @@ class _OneBlasThread:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may compute too
         self._inside = 0
-        self._libraries: list[Any] | None = None
-        self._numbers: list[int] = []
+        self._found: list[Any] | None = None
+        self._numbers: list[int] = []  # of threads, before the limit was set
 
     def __enter__(self) -> None:
-        with self._lock:
+        with self.lock:
+            libraries = self._libraries()
             if self._inside == 0:
-                if self._libraries is None:  # finding them takes 1 ms, setting the limit 7 us
-                    self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-                self._numbers = [library.num_threads for library in self._libraries]
-                self._limit([1] * len(self._numbers))
+                self._numbers = [library.num_threads for library in libraries]
             self._inside += 1
+            if self._inside == 1:
+                self._limit([1] * len(libraries))
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+        with self.lock:
+            if self._inside == 1:
                 self._limit(self._numbers)
+            self._inside -= 1
+
+    def numbers(self) -> list[tuple[Any, int]]:
+        """Each library and its number of threads, the one from before while a thread is inside."""
+        with self.lock:
+            if self._inside:
+                return list(zip(self._libraries(), self._numbers, strict=True))
+            return [(library, library.num_threads) for library in self._libraries()]
 
     def restore(self) -> None:
         """Take the limit back in a forked child, where the threads that were inside do not exist."""
         if self._inside:
             self._limit(self._numbers)
 
+    def _libraries(self) -> list[Any]:
+        if self._found is None:  # which takes 1 ms, to set the limit 7 us
+            self._found = ThreadpoolController().select(user_api="blas").lib_controllers
+        return self._found
+
     def _limit(self, numbers: list[int]) -> None:
-        for library, number in zip(self._libraries or [], numbers, strict=True):
+        for library, number in zip(self._libraries(), numbers, strict=True):
             # From 3.8 on, threadpoolctl ignores all threads but the first that set a limit, until that lets
             # go. Ours may be set by one thread and taken back by another.
             let_go = getattr(library, "clear_controlling_thread", lambda force: None)
@@ -246,14 +220,7 @@ class _State:
 
     def __init__(self) -> None:
         self.one_blas_thread = _OneBlasThread()
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-
-    def executor(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(max(num_threads() - 1, 1), "cupy_flash")
-            return self._executor
+        self.pool = workers.Pool()
 
 
 _state = _State()
@@ -266,4 +233,8 @@ def _reset_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+    os.register_at_fork(  # the lock: no other thread may be at the limit, which threadpoolctl sets under a lock too
+        before=lambda: _state.one_blas_thread.lock.acquire(),
+        after_in_parent=lambda: _state.one_blas_thread.lock.release(),
+        after_in_child=_reset_after_fork,
+    )
