@@ -322,7 +322,7 @@ ODD = {
     ),
     "four lanes": (
         Case(dtype="float16", d=257, dv=8),
-        SimtTile(16, 24, 64, 2, 4, True), SimtTile(32, 64, 32, 2, 4), SimtTile(16, 8, 8, 1, 4),
+        SimtTile(16, 24, 64, 2, 4, True), SimtTile(32, 32, 32, 2, 4), SimtTile(16, 8, 8, 1, 4),
     ),
 }  # fmt: skip
 
