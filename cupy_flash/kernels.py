@@ -150,7 +150,6 @@ def _mma_constants(
 def _simt_constants(variant: Variant, device: Device, tile: Tile | None, kernel: str) -> tuple[tuple[str, int], ...]:
     itemsize = max(4, DTYPES[variant.dtype].itemsize)
     head_dim = bucket(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_BUCKETS)
-
     backward = kernel != "forward"
     rules = _SIMT_RULES[kernel]
     candidates = simt_candidates(head_dim, itemsize, backward=backward)

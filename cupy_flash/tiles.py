@@ -1,7 +1,7 @@
 """Tiles: what each number means, which of them a kernel can take, and the candidates, best first, of each family and
 head dimension; the plan takes the first that fits the device.
 
-What a kernel assumes of its tile it asserts where it does. `fault` and its likes ask the same beforehand, in the
+What a kernel assumes of its tile it asserts where it does. The methods `..._fault` ask the same beforehand, in the
 kernel's words: a tile compiles exactly if they find nothing (tests/test_tiles.py).
 """
 
@@ -13,7 +13,7 @@ from itertools import product
 HEAD_DIM_BUCKETS = (32, 64, 128, 256, 512)
 MMA_HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
 VECTOR_BYTES = 16
-_SUM_BYTES = 4096
+_SUM_BYTES = 4096  # kSumBytes of simt/tile.cuh and mma/tile.cuh
 
 
 def bucket(head_dim: int, buckets: tuple[int, ...]) -> int:
