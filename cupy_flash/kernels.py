@@ -25,6 +25,12 @@ from cupy_flash.tuning import measured
 
 _T = TypeVar("_T", SimtTile, MmaTile, MmaKeyTile)
 _HALF = ("float16", "bfloat16")
+# Why a kernel cannot take a tile, and the shared memory that it needs.
+_SIMT_RULES = {
+    "forward": (SimtTile.forward_fault, SimtTile.forward_shared_bytes),
+    "dkdv": (SimtTile.dkdv_fault, SimtTile.backward_shared_bytes),
+    "dq": (SimtTile.dq_fault, SimtTile.backward_shared_bytes),
+}
 ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
 
 
@@ -42,52 +48,53 @@ def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Til
     Raises
     ------
     ValueError
-        If `tile` is illegal for the variant or does not fit the device.
+        If the kernel cannot take `tile` for the variant, or the device cannot run it.
     """
     if _uses_mma(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide, kernel = max(head_dim, head_dim_v), "packed" if packed else "forward"
         known = measured(device.arch, kernel, wide, variant.causal)
         candidates = [*known, *mma_forward_candidates(wide, packed=packed)]
-        chosen, size = _choose(tile, candidates, lambda t: t.forward_shared_bytes(head_dim, head_dim_v), device)
-        _check_legal(chosen, chosen.is_legal(min_stages=2))
+        rules = MmaTile.forward_fault, MmaTile.forward_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
         return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
-    constants = _simt_constants(variant, device, tile, backward=False)
+    constants = _simt_constants(variant, device, tile, "forward")
     return Specialization("simt/forward.cu", "attention_forward", variant.types(), constants)
 
 
 def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
     """The kernel of dK and dV, with `atomic_dq` of dQ too; errors as `forward`."""
     atomic = ("kAtomicDq", int(atomic_dq))
-    if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
+    if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
         candidates = [*measured(device.arch, "dkdv", wide, variant.causal), *mma_dkdv_candidates(wide)]
-        if not all(t.is_legal_dkdv(head_dim, head_dim_v) for t in candidates):
+        wanted = [tile] if isinstance(tile, MmaKeyTile) else candidates
+        if any(t.dkdv_fault(head_dim, head_dim_v) for t in wanted):
             head_dim = head_dim_v = wide  # warps share the columns of both evenly
-        chosen, size = _choose(tile, candidates, lambda t: t.dkdv_shared_bytes(head_dim, head_dim_v), device)
-        _check_legal(chosen, chosen.is_legal_dkdv(head_dim, head_dim_v))
+        rules = MmaKeyTile.dkdv_fault, MmaKeyTile.dkdv_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
         pairs = ("kAddsPairs", int(device.compute_capability >= 90))
         constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), pairs, atomic)
         return Specialization("mma/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
-    constants = (*_simt_constants(variant, device, tile, backward=True), atomic)
+    constants = (*_simt_constants(variant, device, tile, "dkdv"), atomic)
     return Specialization("simt/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
 
 
 def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Specialization:
     """The kernel of dQ in a pass of its own; errors as `forward`."""
-    if _uses_mma(variant, device, tile) and _backward_fits(variant, device):
+    if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
         candidates = [*measured(device.arch, "dq", wide, variant.causal), *mma_dq_candidates(wide)]
-        chosen, size = _choose(tile, candidates, lambda t: t.dq_shared_bytes(head_dim, head_dim_v), device)
-        _check_legal(chosen, chosen.is_legal(min_stages=1))
+        rules = MmaTile.dq_fault, MmaTile.dq_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
         constants = (*constants, ("kWarpsM", chosen.num_warps))
         return Specialization("mma/backward_dq.cu", "attention_dq", variant.types(), constants)
-    constants = _simt_constants(variant, device, tile, backward=True)
+    constants = _simt_constants(variant, device, tile, "dq")
     return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
 
 
@@ -109,19 +116,17 @@ def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
     return fits and not isinstance(tile, SimtTile)
 
 
-def _backward_fits(variant: Variant, device: Device) -> bool:
-    """Whether a tile of the tensor-core backward fits: on Turing, none does for more than 128 columns."""
+def _uses_mma_backward(variant: Variant, device: Device, tile: Tile | None) -> bool:
+    """Whether a tile of the tensor-core backward is given or fits: on Turing, none does for more than 128 columns."""
+    if not _uses_mma(variant, device, tile):
+        return False
     wide = max(_mma_head_dims(variant))
-    return any(t.dkdv_shared_bytes(wide, wide) <= device.shared_per_block for t in mma_dkdv_candidates(wide))
+    smallest = min(t.dkdv_shared_bytes(wide, wide) for t in mma_dkdv_candidates(wide))
+    return tile is not None or smallest <= device.shared_per_block
 
 
 def _mma_head_dims(variant: Variant) -> tuple[int, int]:
     return bucket(variant.head_dim, MMA_HEAD_DIM_BUCKETS), bucket(variant.head_dim_v, MMA_HEAD_DIM_BUCKETS)
-
-
-def _check_legal(tile: Tile, legal: bool) -> None:
-    if not legal:
-        raise ValueError(f"{tile} is not legal: the kernel's warps must own whole pieces of 16 rows and columns")
 
 
 def _mma_constants(
@@ -142,19 +147,13 @@ def _mma_constants(
     )
 
 
-def _simt_constants(
-    variant: Variant, device: Device, tile: Tile | None, *, backward: bool
-) -> tuple[tuple[str, int], ...]:
+def _simt_constants(variant: Variant, device: Device, tile: Tile | None, kernel: str) -> tuple[tuple[str, int], ...]:
     itemsize = max(4, DTYPES[variant.dtype].itemsize)
     head_dim = bucket(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_BUCKETS)
-
-    def shared_bytes(tile: SimtTile) -> int:
-        count = tile.backward_shared_bytes if backward else tile.forward_shared_bytes
-        return count(head_dim, itemsize)
-
-    chosen, size = _choose(tile, simt_candidates(head_dim, itemsize, backward=backward), shared_bytes, device)
-    if not chosen.is_legal(head_dim, itemsize, backward=backward):
-        raise ValueError(f"{chosen} is not legal for head dimension {head_dim} and {variant.dtype}")
+    backward = kernel != "forward"
+    rules = _SIMT_RULES[kernel]
+    candidates = simt_candidates(head_dim, itemsize, backward=backward)
+    chosen, size = _choose(tile, candidates, rules, (head_dim, itemsize), device)
     constants = {
         "kHeadDim": head_dim,
         "kBlockM": chosen.block_m,
@@ -171,14 +170,32 @@ def _simt_constants(
 
 
 def _choose(
-    tile: Tile | None, candidates: Sequence[_T], shared_bytes: Callable[[_T], int], device: Device
+    tile: Tile | None,
+    candidates: Sequence[_T],
+    rules: tuple[Callable[..., str | None], Callable[..., int]],
+    sizes: tuple[int, int],
+    device: Device,
 ) -> tuple[_T, int]:
-    """The tile asked for, or the first of which `min_blocks` blocks fit a multiprocessor; with its shared memory."""
+    """The tile asked for, or the first of which `min_blocks` blocks fit a multiprocessor; with its shared memory.
+
+    `rules` tell of a tile and `sizes` why the kernel cannot take it, and its shared memory.
+    """
+    fault, shared_bytes = rules
+
+    def refusal(tile: _T) -> str | None:
+        if problem := fault(tile, *sizes):
+            return f"breaks the kernel's rule: {problem}"
+        size, resident = shared_bytes(tile, *sizes), _resident(tile, device)
+        if size > device.shared_per_block:
+            return f"needs {size} bytes of shared memory: {device.arch} gives a block at most {device.shared_per_block}"
+        if tile.min_blocks > resident:
+            return f"wants {tile.min_blocks} blocks on a multiprocessor: {device.arch} has room for {resident}"
+        return None
 
     def fits(tile: _T) -> bool:
-        size = shared_bytes(tile)
-        together = tile.min_blocks * device.shared_of_block(size)
-        return size <= device.shared_per_block and together <= device.shared_per_sm
+        if refusal(tile):
+            return False
+        return tile.min_blocks * device.shared_of_block(shared_bytes(tile, *sizes)) <= device.shared_per_sm
 
     if tile is None:
         chosen = next((t for t in candidates if fits(t)), candidates[-1])
@@ -186,10 +203,11 @@ def _choose(
         chosen = tile
     else:
         raise ValueError(f"{tile} is of another kernel family: expected a {type(candidates[0]).__name__}")
-    size = shared_bytes(chosen)
-    if size > device.shared_per_block:
-        raise ValueError(
-            f"{chosen} needs {size} bytes of shared memory: {device.arch} gives a block at most "
-            f"{device.shared_per_block}"
-        )
-    return chosen, size
+    if reason := refusal(chosen):
+        raise ValueError(f"{chosen} {reason}")
+    return chosen, shared_bytes(chosen, *sizes)
+
+
+def _resident(tile: Tile, device: Device) -> int:
+    """Blocks that a multiprocessor takes at a time by their threads, whatever their registers and shared memory."""
+    return min(device.blocks_per_sm, device.threads_per_sm // (32 * tile.num_warps))

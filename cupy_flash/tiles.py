@@ -1,12 +1,19 @@
-"""Candidate tiles per kernel family and head dimension, best first; the plan takes the first that fits the device."""
+"""Tiles: what each number means, which of them a kernel can take, and the candidates, best first, of each family and
+head dimension; the plan takes the first that fits the device.
+
+What a kernel assumes of its tile it asserts where it does. The methods `..._fault` ask the same beforehand, in the
+kernel's words: a tile compiles exactly if they find nothing (tests/test_tiles.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import product
 
 HEAD_DIM_BUCKETS = (32, 64, 128, 256, 512)
 MMA_HEAD_DIM_BUCKETS = (32, 64, 96, 128, 192, 256)
 VECTOR_BYTES = 16
+_SUM_BYTES = 4096  # kSumBytes of simt/tile.cuh and mma/tile.cuh
 
 
 def bucket(head_dim: int, buckets: tuple[int, ...]) -> int:
@@ -70,25 +77,74 @@ class SimtTile:
     def _score_bytes(self, itemsize: int) -> int:
         return self.block_m * (self.block_n + self.lanes) * itemsize
 
-    def is_legal(self, head_dim: int, itemsize: int, *, backward: bool) -> bool:
-        """Whether the kernels' static assertions hold."""
+    def forward_fault(self, head_dim: int, itemsize: int) -> str | None:
+        """Why simt/forward.cu cannot take the tile, None if it can: one of the static assertions that fail."""
+        problem = self._fault(head_dim, itemsize)
+        return problem or _sums_fault(self, self.block_m * (self.block_n + head_dim), itemsize)
+
+    def dq_fault(self, head_dim: int, itemsize: int) -> str | None:
+        """The same for simt/backward_dq.cu, which sums dQ up in two levels."""
+        problem = self._fault(head_dim, itemsize)
+        return problem or _sums_fault(self, 2 * self.block_m * (self.block_n + head_dim), itemsize)
+
+    def dkdv_fault(self, head_dim: int, itemsize: int) -> str | None:
+        """The same for simt/backward_dkdv.cu, whose row groups own keys too."""
+        if problem := self._fault(head_dim, itemsize):
+            return problem
+        if self.block_n % self.row_groups:
+            return "row groups share the keys evenly"
+        if not _whole_vectors(self.block_n // self.row_groups, VECTOR_BYTES // itemsize):
+            return "a thread's keys are whole vectors"
+        return _sums_fault(self, 2 * self.block_n * (self.block_m + head_dim), itemsize)
+
+    def _fault(self, head_dim: int, itemsize: int) -> str | None:
+        """The same for what they share."""
+        if problem := _malformed(self):
+            return problem
         vec = VECTOR_BYTES // itemsize
-        groups, slice_cols = self.row_groups, self.slice_d // self.lanes
-        return (
-            self.block_m % groups == 0
-            and self.block_n % self.lanes == 0
-            and self.block_n % (2 * vec) == 0
-            and self.slice_d % (2 * vec) == 0
-            and head_dim % self.slice_d == 0
-            and slice_cols >= 1
-            and self.lanes % vec == 0
-            and self.slice_d % (self.lanes * min(slice_cols, vec)) == 0
-            and (not backward or self.block_n % groups == 0)
-        )
+        if head_dim % self.slice_d:
+            return "slices must fill the head dimension"
+        if 32 % self.lanes:
+            return "a row's lanes are neighbours in one warp"
+        if self.block_m % self.row_groups:
+            return "row groups share the queries evenly"
+        if self.block_n % self.lanes:
+            return "lanes share the keys evenly"
+        if self.slice_d % (2 * vec) or self.block_n % (2 * vec):
+            return "depths are whole unrolled steps"
+        if self.slice_d % self.lanes or not _whole_vectors(self.slice_d // self.lanes, vec):
+            return "lanes share a slice evenly, in whole vectors"
+        if self.lanes % vec:  # the padding of a tile of scores
+            return "vectors stay aligned from row to row"
+        return None
 
 
 def _tile_bytes(rows: int, cols: int, itemsize: int) -> int:
     return rows * (cols * itemsize + VECTOR_BYTES)  # each row is padded by one vector
+
+
+def _whole_vectors(count: int, vec: int) -> bool:
+    """Whether accesses of `vec` neighbours, or one access where `count` is less, cover `count` of them."""
+    widest = min(count, vec)
+    return count % widest == 0 and vec % widest == 0
+
+
+def _malformed(tile: Tile) -> str | None:
+    """What is wrong with a tile whatever the kernel."""
+    for name, value in vars(tile).items():
+        if name == "query_resident":
+            if type(value) is not bool and (type(value) is not int or value not in (0, 1)):
+                return f"{name} is {value!r}: expected True or False"
+        elif type(value) is not int or value < 1:
+            return f"{name} is {value!r}: expected a positive int"
+    if tile.num_warps > 32:
+        return "a block has 1 to 32 warps"
+    return None
+
+
+def _sums_fault(tile: Tile, sums: int, itemsize: int = 4) -> str | None:
+    """The limit of what a thread sums up at a time, so that compiling takes no minutes: simt/tile.cuh, mma/tile.cuh."""
+    return "a thread's sums have 4 KiB" if sums * itemsize > _SUM_BYTES * 32 * tile.num_warps else None
 
 
 # None of these is measured on hardware yet; the reasons are counts. The accumulators of a thread (rows x slice
@@ -163,10 +219,34 @@ class MmaTile:
         """``sizeof(SharedStorage)`` of mma/backward_dq.cu."""
         return _HALF_BYTES * (head_dim + head_dim_v) * (self.block_m + self.stages * self.block_n)
 
-    def is_legal(self, *, min_stages: int) -> bool:
-        """Whether the static assertions of the kernels whose warps own whole rows hold."""
-        whole_pieces = self.block_m % (_PIECE * self.num_warps) == 0 and self.block_n % _PIECE == 0
-        return whole_pieces and self.stages >= min_stages
+    def forward_fault(self, head_dim: int, head_dim_v: int) -> str | None:
+        """Why mma/forward.cu cannot take the tile, None if it can: one of the static assertions that fail."""
+        if problem := self._row_fault(head_dim, head_dim_v):
+            return problem
+        if self.stages < 2:
+            return "one tile is read while the next arrives"
+        return _sums_fault(self, self.block_m * (self.block_n + head_dim_v))
+
+    def dq_fault(self, head_dim: int, head_dim_v: int) -> str | None:
+        """The same for mma/backward_dq.cu."""
+        problem = self._row_fault(head_dim, head_dim_v)
+        return problem or _sums_fault(self, self.block_m * (2 * self.block_n + head_dim))
+
+    def _row_fault(self, head_dim: int, head_dim_v: int) -> str | None:
+        """The same for what they share: warps that own whole rows."""
+        if problem := _malformed(self):
+            return problem
+        if self.block_m % (_PIECE * self.num_warps) or self.block_n % _PIECE:
+            return "warps own whole pieces"
+        return self._copy_fault(head_dim, head_dim_v)
+
+    def _copy_fault(self, *head_dims: int) -> str | None:
+        """The same for `load_tile` of mma/tile.cuh."""
+        for rows, cols in product((self.block_m, self.block_n), head_dims):
+            down = 32 * self.num_warps * _CHUNK // _swizzled(cols)  # rows that all threads copy at a time
+            if rows > down and rows % down:
+                return "threads share the rows evenly, or in one pass"
+        return None
 
 
 @dataclass(frozen=True)
@@ -190,22 +270,43 @@ class MmaKeyTile(MmaTile):
         tiles = (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
         return _HALF_BYTES * tiles + 2 * _FLOAT_BYTES * streamed + _HEAD_BYTES
 
-    def is_legal_dkdv(self, head_dim: int, head_dim_v: int) -> bool:
-        """Whether the static assertions of mma/backward_dkdv.cu hold."""
-        if self.num_warps % self.warps_m or self.num_warps % self.warps_n:
-            return False
-        across_scores, across_keys = self.num_warps // self.warps_m, self.num_warps // self.warps_n
-        key_part = self.block_n // self.warps_n
-        return (
-            self.block_m % (_PIECE * self.warps_m) == 0
-            and self.block_n % (_PIECE * across_scores) == 0
-            and self.block_n % 32 == 0
-            and key_part in (16, 32, 64)
-            and head_dim % (_PIECE * across_scores) == 0
-            and head_dim % (_PIECE * across_keys) == 0
-            and head_dim_v % (_PIECE * across_keys) == 0
-            and self.stages >= 1
-        )
+    def dkdv_fault(self, head_dim: int, head_dim_v: int) -> str | None:
+        """Why mma/backward_dkdv.cu cannot take the tile, None if it can: one of the static assertions that fail."""
+        if problem := _malformed(self):
+            return problem
+        if self.num_warps % self.warps_m:
+            return "as many warps share each part of the queries"
+        if self.num_warps % self.warps_n:
+            return "as many warps share each part of the keys"
+        # Columns that the warps of a part take by turns: of the scores and dQ, and of dK and dV.
+        turn, key_turn = _PIECE * self.num_warps // self.warps_m, _PIECE * self.num_warps // self.warps_n
+        if self.block_m % (_PIECE * self.warps_m) or self.block_n % turn:
+            return "warps own whole pieces"
+        if self.block_n % (_PIECE * self.warps_n):
+            return "warps own whole pieces of keys"
+        if head_dim % key_turn or head_dim_v % key_turn:
+            return "warps own whole pieces of dK and dV"
+        if head_dim % turn:
+            return "warps own whole pieces of dQ"
+        if self.block_n % 32:
+            return "the swizzle permutes chunks within 32 or 64 columns"
+        if _carries(self.block_n, self.block_n // self.warps_n):
+            return "a warp's keys are whole swizzled groups, or parts of one"
+        if _carries(head_dim, turn) or _carries(head_dim, key_turn) or _carries(head_dim_v, key_turn):
+            return "turns of the warps are whole swizzled groups, or parts of one"
+        sums = self.block_n * (2 * self.block_m + head_dim + head_dim_v)
+        return self._copy_fault(head_dim, head_dim_v) or _sums_fault(self, sums)
+
+
+def _swizzled(cols: int) -> int:
+    """Columns of a group of the swizzle: `Tile::kGroup` of mma/tile.cuh."""
+    return 64 if cols % 64 == 0 else 32
+
+
+def _carries(cols: int, part: int) -> bool:
+    """Whether parts of the columns straddle groups of the swizzle: not `kNoCarry` of mma/fragment.cuh."""
+    group = _swizzled(cols)
+    return part % group != 0 and group % part != 0
 
 
 Tile = SimtTile | MmaTile
@@ -235,7 +336,10 @@ PLANNED = Tiles()  # the planner chooses all
 
 def _text(tile: Tile) -> str:
     names = [field.name for field in fields(tile)][2:]
-    return ",".join([f"{tile.block_m}x{tile.block_n}", *(f"{name}={int(getattr(tile, name))}" for name in names)])
+    values = {name: getattr(tile, name) for name in names}
+    # An error must tell of what is no number too.
+    numbers = (f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in values.items())
+    return ",".join([f"{tile.block_m}x{tile.block_n}", *numbers])
 
 
 def parse_tile(text: str) -> Tile:
@@ -268,6 +372,7 @@ def parse_tile(text: str) -> Tile:
 _HALF_BYTES, _FLOAT_BYTES = 2, 4
 _HEAD_BYTES = 256  # five matrices' addresses and strides, to the next multiple of a tile's alignment
 _PIECE = 16  # rows and columns of an operand's fragment
+_CHUNK = 8  # elements that a thread copies at a time
 
 # As above, nothing here is measured yet. The shapes are FlashAttention-2's (Dao 2023; its public tables); of several
 # rows the plan takes the first whose shared memory lets min_blocks blocks share a multiprocessor. A lane's

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
 from cases import Case, cases, check
 from conftest import On, slow_among
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp, source
@@ -52,41 +53,41 @@ def test_every_named_device_is_emulated(arch):
     check(Case(d=128, sq=40, sk=50, causal=True), On(f"emulator:{arch}"))
 
 
-TILES = st.builds(
-    SimtTile,
-    block_m=st.sampled_from([16, 32, 64, 128]),
-    block_n=st.sampled_from([16, 32, 64]),
-    slice_d=st.sampled_from([16, 32, 64, 128]),
-    num_warps=st.sampled_from([2, 4, 8]),
-    lanes=st.sampled_from([8, 16, 32]),
-    query_resident=st.booleans(),
-)
+@functools.cache
+def legal_tiles(dtype, d):
+    """Every tile of a set, of odd ones too, that all three kernels take for this head dimension on a Hopper GPU."""
+    sizes, limit = (bucket(d, HEAD_DIM_BUCKETS), np.dtype(dtype).itemsize), named("sm_90a").shared_per_block
+    blocks, slices = (16, 24, 32, 40, 48, 64, 96, 128), (8, 16, 32, 64, 128)
+    warps, lanes = (1, 2, 3, 4, 8), (2, 4, 8, 16, 32)
+    return [
+        t
+        for t in itertools.starmap(SimtTile, itertools.product(blocks, blocks, slices, warps, lanes, (False, True)))
+        if not (t.forward_fault(*sizes) or t.dkdv_fault(*sizes) or t.dq_fault(*sizes))
+        and max(t.forward_shared_bytes(*sizes), t.backward_shared_bytes(*sizes)) <= limit
+    ]
 
 
 ANY_TILE = given(
-    tile=TILES, dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]),
+    data=st.data(), dtype=st.sampled_from(["float32", "float64"]), d=st.sampled_from([24, 64, 128]),
     spans=st.integers(1, 4), det=st.booleans(),
 )  # fmt: skip
 
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
-def test_results_do_not_depend_on_the_tile(replan, tile, dtype, d, spans, det):
-    check_tile(replan, tile, dtype, d, spans, det)
+def test_results_do_not_depend_on_the_tile(replan, data, dtype, d, spans, det):
+    check_tile(replan, data, dtype, d, spans, det)
 
 
 @pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
-def test_results_do_not_depend_on_the_tile_thoroughly(replan, tile, dtype, d, spans, det):
-    check_tile(replan, tile, dtype, d, spans, det)
+def test_results_do_not_depend_on_the_tile_thoroughly(replan, data, dtype, d, spans, det):
+    check_tile(replan, data, dtype, d, spans, det)
 
 
-def check_tile(replan, tile, dtype, d, spans, det):
-    itemsize = np.dtype(dtype).itemsize
-    assume(tile.is_legal(bucket(d, HEAD_DIM_BUCKETS), itemsize, backward=True))
-    assume(tile.backward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
-    assume(tile.forward_shared_bytes(bucket(d, HEAD_DIM_BUCKETS), itemsize) <= named("sm_90a").shared_per_block)
+def check_tile(replan, data, dtype, d, spans, det):
+    tile = data.draw(st.sampled_from(legal_tiles(dtype, d)))
     in_spans = functools.partial(plan_forward, num_spans=spans)
     with replan(plan_forward=in_spans), tiles(forward=tile, dkdv=tile, dq=tile):
         check(dataclasses.replace(RAGGED, dtype=dtype, d=d), On("emulator:sm_90a"), deterministic=det)

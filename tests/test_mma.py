@@ -88,8 +88,8 @@ def legal_tiles(d):
     forward = itertools.starmap(MmaTile, itertools.product(rows, (16, 32, 48, 64, 96, 128), warps, (2, 3, 4, 5)))
     keys = itertools.starmap(MmaKeyTile, itertools.product(rows, (32, 64, 128), warps, (1, 2, 3), (1,), warps, warps))
     return (
-        [t for t in forward if t.is_legal(min_stages=2) and t.forward_shared_bytes(wide, wide) <= limit],
-        [t for t in keys if t.is_legal_dkdv(wide, wide) and t.dkdv_shared_bytes(wide, wide) <= limit],
+        [t for t in forward if not t.forward_fault(wide, wide) and t.forward_shared_bytes(wide, wide) <= limit],
+        [t for t in keys if not t.dkdv_fault(wide, wide) and t.dkdv_shared_bytes(wide, wide) <= limit],
     )
 
 

@@ -159,9 +159,10 @@ def test_the_planner_takes_what_was_measured(own):
     assert plans(case, "sm_90a", True) == estimated[0]
 
 
-def test_a_measured_tile_that_does_not_fit_is_passed_over(own):
-    """A table of an H100 read for a smaller GPU of the same architecture."""
-    tuning.write_table(own, {}, [Entry("forward", 64, True, MmaTile(128, 128, 4, 4, 2), 1.0, 1.0)])
+@pytest.mark.parametrize("tile", [MmaTile(128, 128, 4, 4, 2), MmaTile(40, 96, 4), MmaTile(64, 96, 0)])
+def test_a_measured_tile_that_cannot_run_is_passed_over(own, tile):
+    """A table of an H100 read for a smaller GPU of the same architecture, and ones written by hand."""
+    tuning.write_table(own, {}, [Entry("forward", 64, True, tile, 1.0, 1.0)])
     small = dataclasses.replace(named("sm_90a"), shared_per_block=64 * 1024, shared_per_sm=64 * 1024)
     q, k, v, *_ = HALF.arrays()
     kernel = plan_forward(AttentionProblem.from_arrays(q, k, v, **HALF.options), small).forward.kernel

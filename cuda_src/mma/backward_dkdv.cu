@@ -21,13 +21,23 @@ constexpr int kKeyRows = kBlockN / kWarpsN / 8;                 // rows of dK an
 constexpr int kKeyCols = kHeadDim / kKeyAcross / 4;             // columns of dK a lane
 constexpr int kValueCols = kHeadDimV / kKeyAcross / 4;          // columns of dV a lane
 constexpr int kQueryCols = kHeadDim / kAcross / 4;              // columns of dQ a lane
-static_assert(kBlockN % (kPiece * kWarpsN) == 0, "warps own whole pieces");
-static_assert(kHeadDim % (kPiece * kKeyAcross) == 0 && kHeadDimV % (kPiece * kKeyAcross) == 0, "of columns too");
-static_assert(kHeadDim % (kPiece * kAcross) == 0, "of dQ's columns too");
+static_assert(kWarpsN > 0 && kNWarps % kWarpsN == 0, "as many warps share each part of the keys");
+static_assert(kBlockN % (kPiece * kWarpsN) == 0, "warps own whole pieces of keys");
+static_assert(kHeadDim % (kPiece * kKeyAcross) == 0 && kHeadDimV % (kPiece * kKeyAcross) == 0,
+              "warps own whole pieces of dK and dV");
+static_assert(kHeadDim % (kPiece * kAcross) == 0, "warps own whole pieces of dQ");
+static_assert((2 * kScoreRows * kScoreCols + kKeyRows * (kKeyCols + kValueCols)) * sizeof(float) <= kSumBytes,
+              "a thread's sums have 4 KiB");
 
 using KeyTile = Tile<kBlockN, kHeadDim>;
 using ValueTile = Tile<kBlockN, kHeadDimV>;
 using ScoreTile = Tile<kBlockM, kBlockN>;
+
+// As Pieces asks: a warp reads its keys of P^T and dS^T, and of K, Q and dO the pieces whose turn it is.
+static_assert(kNoCarry<ScoreTile, kBlockN / kWarpsN>, "a warp's keys are whole swizzled groups, or parts of one");
+static_assert(kNoCarry<KeyTile, kPiece * kAcross> && kNoCarry<KeyTile, kPiece * kKeyAcross> &&
+                  kNoCarry<ValueTile, kPiece * kKeyAcross>,
+              "turns of the warps are whole swizzled groups, or parts of one");
 
 struct SharedStorage {
   KeyTile key;      // in the end dK
@@ -43,7 +53,7 @@ struct SharedStorage {
   Matrix<float> gDq;
   int n0, m_begin, m_blocks, steps;  // query blocks of a head that see the keys, and of all heads
 };
-static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 // g += acc, for the rows from row0 on, two neighbouring columns at once or one by one.
 template <int kAcross, bool kPairs, int kRows, int kCols>

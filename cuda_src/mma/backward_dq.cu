@@ -14,6 +14,7 @@
 
 constexpr int kQueryCols = kHeadDim / 4;  // columns of dQ a lane
 static_assert(kWarpsM == kNWarps, "warps own whole rows");
+static_assert(kScoreRows * (2 * kScoreCols + kQueryCols) * sizeof(float) <= kSumBytes, "a thread's sums have 4 KiB");
 
 using KeyTile = Tile<kBlockN, kHeadDim>;
 
@@ -25,7 +26,7 @@ struct SharedStorage {
     Tile<kBlockN, kHeadDimV> value;
   } ring[kStages];
 };
-static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 // dQ of this warp's rows, rounded through its rows of `tile` or, if wanted so, as it was summed.
 __device__ __forceinline__ void store_dq(Tile<kBlockM, kHeadDim>& tile, const BackwardParams& params,

@@ -24,7 +24,8 @@ constexpr int kWarpRows = kBlockM / kNWarps;
 constexpr int kRows = kWarpRows / 8;      // rows of S and O a lane
 constexpr int kCols = kBlockN / 4;        // columns of S a lane
 constexpr int kOutCols = kHeadDimV / 4;   // columns of O a lane
-static_assert(kWarpRows % kPiece == 0 && kBlockN % kPiece == 0, "warps own whole pieces");
+static_assert(kBlockM % (kPiece * kNWarps) == 0 && kBlockN % kPiece == 0, "warps own whole pieces");
+static_assert(kRows * (kCols + kOutCols) * sizeof(float) <= kSumBytes, "a thread's sums have 4 KiB");
 static_assert(kStages >= 2, "one tile is read while the next arrives");
 
 using QueryTile = Tile<kBlockM, kHeadDim>;
@@ -46,7 +47,7 @@ struct SharedStorage {
   };
   RingTile ring[kStages];
 };
-static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 // K and V of blocks [begin, end), last first, through the ring. Tile t is K of a block for even t, V for odd t.
 struct Stream {

@@ -75,6 +75,11 @@ struct Pieces {
   }
 };
 
+// Whether adding columns below kPart to a multiple of kPart carries in no group, nor does adding multiples of kPart to
+// columns below it.
+template <class TileT, int kPart>
+constexpr bool kNoCarry = kPart % TileT::kGroup == 0 || TileT::kGroup % kPart == 0;
+
 __device__ __forceinline__ uint32_t pack(float lo, float hi, Float16) { return ptx::f16x2_from_f32(lo, hi); }
 __device__ __forceinline__ uint32_t pack(float lo, float hi, BFloat16) { return ptx::bf16x2_from_f32(lo, hi); }
 

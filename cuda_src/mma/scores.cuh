@@ -11,6 +11,7 @@
 constexpr int kAcross = kNWarps / kWarpsM;
 constexpr int kScoreRows = kBlockM / kWarpsM / 8;     // rows of S a lane
 constexpr int kScoreCols = kBlockN / kAcross / 4;     // columns of S a lane
+static_assert(kWarpsM > 0 && kNWarps % kWarpsM == 0, "as many warps share each part of the queries");
 static_assert(kBlockM % (kPiece * kWarpsM) == 0 && kBlockN % (kPiece * kAcross) == 0, "warps own whole pieces");
 
 // This warp's place among those that share the scores.

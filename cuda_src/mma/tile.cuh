@@ -12,6 +12,10 @@
 
 constexpr int kThreads = 32 * kNWarps;
 constexpr int kChunk = 8;  // elements of 16 bytes
+// What a thread sums up at a time. More than four times its registers takes the compiler minutes and gigabytes.
+constexpr int kSumBytes = 4096;
+static_assert(kNWarps >= 1 && kNWarps <= 32, "a block has 1 to 32 warps");
+static_assert(kBlockM > 0 && kBlockN > 0 && kStages > 0 && kMinBlocks > 0, "sizes and counts of a tile are positive");
 
 template <int kRows_, int kCols_>
 struct __align__(128) Tile {

@@ -11,6 +11,9 @@
 #include "simt/backward_tiles.cuh"
 
 constexpr int kKeyRows = kBlockN / kRowGroups;  // rows of dK and dV a thread
+static_assert(kBlockN % kRowGroups == 0, "row groups share the keys evenly");
+static_assert(2 * (kRows * kCols + kKeyRows * kSlices * kSliceCols) * sizeof(Accumulator) <= kSumBytes,
+              "a thread's sums have 4 KiB");
 
 __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& head, int m0, int n0) {
   // dQ += dS K  [kBlockM, head_dim]

@@ -9,6 +9,9 @@
 #include "attention/schedule.cuh"
 #include "simt/backward_tiles.cuh"
 
+static_assert(2 * kRows * (kCols + kSlices * kSliceCols) * sizeof(Accumulator) <= kSumBytes,
+              "a thread's sums have 4 KiB");
+
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     attention_dq(const __grid_constant__ BackwardParams params) {
   SharedStorage& shared = shared_storage<SharedStorage>();

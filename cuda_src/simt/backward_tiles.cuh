@@ -22,7 +22,7 @@ struct SharedStorage {
   __device__ auto& k() { return key[0]; }
   __device__ auto& v() { return key[kResident ? 1 : 0]; }
 };
-static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 // The matrices of one query head, narrowed to queries from query_begin on and keys before key_end: the others do not
 // see, or are not seen by, the block's, and what they hold must not spread.

@@ -21,6 +21,7 @@
 
 constexpr int kRows = kBlockM / kRowGroups;  // rows of S and O a thread
 constexpr int kCols = kBlockN / kLanes;      // columns of S a thread
+static_assert(kRows * (kCols + kSlices * kSliceCols) * sizeof(Accumulator) <= kSumBytes, "a thread's sums have 4 KiB");
 constexpr int kQueryTiles = kQueryResident ? kSlices : 1;
 
 struct SharedStorage {
@@ -28,7 +29,7 @@ struct SharedStorage {
   Tile<kBlockN, kSliceD> key;  // K, then V
   ScoreTile p;
 };
-static_assert(sizeof(SharedStorage) == kSharedBytes, "plan.py and the kernel disagree on shared memory");
+static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 using Out = Accumulator[kSlices][kRows][kSliceCols];
 using Softmax = ExactSoftmax<Accumulator, kRows, kLanes, kHeadroom<Element>>;

@@ -13,6 +13,9 @@
 constexpr int kRowGroups = kThreads / kLanes;
 constexpr int kGroupsPerWarp = 32 / kLanes;
 constexpr int kUnroll = 2 * kVec;  // depth of one unrolled step of matmul_nt
+static_assert(kLanes > 0 && 32 % kLanes == 0, "a row's lanes are neighbours in one warp");
+static_assert(kBlockM % kRowGroups == 0, "row groups share the queries evenly");
+static_assert(kBlockN % kLanes == 0, "lanes share the keys evenly");
 static_assert(kSliceD % kUnroll == 0 && kBlockN % kUnroll == 0, "depths are whole unrolled steps");
 
 __device__ __forceinline__ int lane_of_row() { return threadIdx.x % kLanes; }
@@ -31,7 +34,8 @@ __device__ __forceinline__ int col_of(int j) { return lane_of_row() + j * kLanes
 // Columns of a slice come in vectors of kSliceVec a lane.
 constexpr int kSliceCols = kSliceD / kLanes;
 constexpr int kSliceVec = kSliceCols < kVec ? kSliceCols : kVec;
-static_assert(kSliceD % (kLanes * kSliceVec) == 0, "lanes must share a slice evenly");
+static_assert(kSliceD % kLanes == 0 && kSliceCols % kSliceVec == 0 && kVec % kSliceVec == 0,
+              "lanes share a slice evenly, in whole vectors");
 
 __device__ __forceinline__ int vector_col_of(int j) {
   return (j / kSliceVec * kLanes + lane_of_row()) * kSliceVec + j % kSliceVec;
@@ -138,6 +142,7 @@ __device__ __forceinline__ void matmul_nn(Accumulator (&acc)[kRows][kSliceCols],
 template <int kDepth, int kRows, class TileA, class TileB>
 __device__ __forceinline__ void matmul_tn(Accumulator (&acc)[kRows][kSliceCols], TileA& a, TileB& b) {
   constexpr int kRowVec = kRows < kVec ? kRows : kVec;
+  static_assert(kRows % kRowVec == 0 && kVec % kRowVec == 0, "a thread's keys are whole vectors");
 #pragma unroll 2
   for (int k = 0; k < kDepth; ++k) {
     ptx::Vec<Accumulator, kRowVec> ra[kRows / kRowVec];

@@ -10,6 +10,10 @@ using Accumulator = AccumulatorOf<Element>::Type;
 constexpr int kThreads = 32 * kNWarps;
 constexpr int kVec = 16 / sizeof(Accumulator);  // accumulators in the widest shared-memory access
 constexpr int kSlices = kHeadDim / kSliceD;     // the head dimension passes through shared memory in slices
+// What a thread sums up at a time. More than four times its registers takes the compiler minutes and gigabytes.
+constexpr int kSumBytes = 4096;
+static_assert(kNWarps >= 1 && kNWarps <= 32, "a block has 1 to 32 warps");
+static_assert(kBlockM > 0 && kBlockN > 0 && kSliceD > 0 && kMinBlocks > 0, "sizes and counts of a tile are positive");
 static_assert(kHeadDim % kSliceD == 0, "slices must fill the head dimension");
 
 // Rows are padded. By one 16-byte vector, kVec-wide reads down a column of 8 rows touch all 32 banks once.
