@@ -96,7 +96,11 @@ def _problem(args: argparse.Namespace) -> AttentionProblem:
         raise ValueError(f"--shape is {args.shape!r}: expected positive sizes")
     heads_k, dv = args.heads_k or h, args.head_dim_v or d
     zero = np.zeros((), DTYPES[args.dtype])
-    q, k, v = (np.broadcast_to(zero, shape) for shape in ((b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)))
+    shapes = (b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)
+    try:
+        q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
+    except ValueError:
+        raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
     return AttentionProblem.from_arrays(q, k, v, causal=args.causal)
 
 

@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> None:
     record = _recorder(args.golden, on_gpu)
     primitives = _primitives(record, backend, runtime.device.compute_capability) if record else []
     primitives = [name for name in primitives if chosen(_title(name))]
-    golden = args.golden
-    if primitives and on_gpu and not golden and not record.FILE.exists():  # an earlier record is replaced when asked
-        golden = record.FILE
+    if primitives and (golden := _golden(record, backend, args.golden)):
         check_output(golden)
     report = Report(len(names) + len(primitives))
     if not report.count:
@@ -86,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     if names:
         _perform_all(backend, names, limit, report)
     if primitives:
-        _record(record, backend, golden, primitives, limit, report)
+        _record(record, backend, args.golden, primitives, limit, report)
     if report.failed:
         raise UserError(f"{len(report.failed)} of {report.count} checks failed: {'; '.join(report.failed)}")
     print(f"{report.count} checks passed")
@@ -140,9 +138,14 @@ def _primitives(record: Any, backend: str, compute_capability: int) -> list[str]
     return [primitive.name for primitive in record.available(compute_capability, among)]
 
 
+def _golden(record: Any, backend: str, asked: Path | None) -> Path | None:
+    """Where the answers go: an earlier record of a GPU's is replaced when asked."""
+    return record.FILE if backend == "cuda" and not asked and not record.FILE.exists() else asked
+
+
 def _record(record: Any, backend: str, path: Path | None, names: list[str], limit: float, report: Report) -> None:
     """Compare the primitives with what the PTX ISA says; the answers go to a file."""
-    run, device = record.run_on_gpu, None
+    run, device, path = record.run_on_gpu, None, _golden(record, backend, path)
     if backend != "cuda":
         arch = runtime_of(backend).device.arch
         run = partial(record.run_on_emulator, arch=arch)
