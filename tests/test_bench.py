@@ -342,7 +342,8 @@ def test_bench_measures_writes_and_plots(command, cupy, tmp_path, capsys):
     assert "not compared: absent, ImportError: No module named 'other'" in printed.out
     assert printed.out.count("failed: refusing") == len(SMALL)
     assert "| 1.00 |" in printed.out  # all events of the stand-in are 1 ms apart
-    assert "peer" in printed.err and "TFLOP/s" in printed.err and "\r" not in printed.err
+    told = re.findall(r"^\[(\d+)/16\] .* S 96 .*$", printed.err, flags=re.MULTILINE)
+    assert told == ["4", "8", "12", "16"] and "TFLOP/s" in printed.err and "\r" not in printed.err
     for direction in ("forward", "backward", "decode"):
         assert (tmp_path / f"results-{direction}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -438,8 +439,10 @@ def test_without_progress_bars_and_plots_bench_still_measures(command, tmp_path,
 def test_a_terminal_gets_a_bar(command, monkeypatch, capsys):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert command() == 0
-    assert "bench |" in capsys.readouterr().err
+    monkeypatch.setenv("TERM", "xterm")
+    assert command(peers=[Numbered("peer")]) == 0
+    told = capsys.readouterr().err
+    assert "bench |" in told and "[1/8] " in told and "[8/8] " in told
 
 
 def test_bench_is_rehearsed_in_the_emulator(command, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,39 @@ def backend_of(name: str) -> Any:
     return found
 
 
-def check_folder(path: Path) -> None:
-    """Raise UserError where a file could not lie."""
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path.absolute().parent} is not a directory")
+def positive_int(text: str) -> int:
+    """A type of argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What keeps the file from being written, such as a full disk, becomes a UserError that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_output(*paths: Path) -> None:
+    """Raise UserError unless files can be written there, before the work that is to be written.
+
+    Only opening a file tells. Opened to append, one that exists stays as it is; one that does not is removed again.
+    """
+    for path in paths:
+        with writing(path):
+            file = Path(os.path.realpath(path))  # removing a link would leave its target
+            if not file.parent.is_dir():
+                raise UserError(f"{path.absolute().parent} is not a directory")
+            new = not file.exists()
+            if not new and not file.is_file():  # nor are devices and pipes: some are read first, or replaced
+                raise UserError(f"{path} is not a regular file")
+            with file.open("ab"):
+                pass
+            if new:
+                file.unlink()
 
 
 def check_measured(backend: str, out: Path | None) -> None:

@@ -10,14 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cupy_flash import backends
-from cupy_flash.cli import UserError
+from cupy_flash.cli import Unavailable, UserError
 from cupy_flash.cli.agreement import WAYS, Agreement, Result, largest_difference
+from cupy_flash.cli.arguments import positive_int, writing
 from cupy_flash.cli.measure import ORACLE_ROWS, Case, Cost, available_bytes, measure_apart, standard_bytes
 from cupy_flash.cli.plot import check_path, plot_memory
 from cupy_flash.cli.progress import progress
 from cupy_flash.cli.text import read_text
 from cupy_flash.cli.units import format_bytes, format_seconds
-from cupy_flash.problem import DTYPES
+from cupy_flash.problem import DTYPES, MAX_SEQLEN
 
 SEQLENS = (512, 1024, 2048, 4096, 8192)
 EMULATOR_SEQLENS = (64, 128, 256)  # no place for long sequences: one CPU plays a GPU
@@ -44,29 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="default: %(default)s")
 
 
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> None:
     """Run the demo.
 
     Raises
     ------
+    Unavailable
+        If the backend cannot run here.
     UserError
-        If a package is missing, the backend is not available, or the plot cannot be written.
+        If matplotlib is missing, an argument is wrong, or the plot cannot be written.
     """
-    for package in ("matplotlib", "tqdm"):
-        if find_spec(package) is None:
-            raise UserError(f'the demo needs {package}: pip install "cupy-flash[demo]"')
-    try:
-        check_path(args.output)
-    except ValueError as error:
-        raise UserError(f"--output is {args.output}: {error}") from None
+    if find_spec("matplotlib") is None:
+        raise UserError('the demo needs matplotlib: pip install "cupy-flash[demo]"')
+    check_path(args.output)
     backend, reason = _choose_backend(args.backend)
     seqlens = sorted(set(args.seqlens or (EMULATOR_SEQLENS if backend.startswith("emulator") else SEQLENS)))
+    if seqlens[-1] > MAX_SEQLEN:
+        raise UserError(f"--seqlens has {seqlens[-1]}: expected at most {MAX_SEQLEN}")
     size = len(read_text())
     print(f"Causal self-attention over a text of {size} bytes, {HEADS} heads of {HEAD_DIM}, {args.dtype}.")
     print(f"Backend: {backend} {reason}.\n")
@@ -75,21 +70,28 @@ def run(args: argparse.Namespace) -> None:
     title = f"Causal attention, {HEADS} heads of {HEAD_DIM}, {args.dtype}, {backend} backend"
     if not flash:
         raise UserError("nothing to plot: no length fits in the memory of this machine")
-    plot_memory(_peak_bytes(standard), _peak_bytes(flash), title, args.output)
+    with writing(args.output):
+        plot_memory(_peak_bytes(standard), _peak_bytes(flash), title, args.output)
     print(f"Plot: {args.output}")
 
 
 def _choose_backend(name: str | None) -> tuple[str, str]:
     """The backend to measure, with what it is and why it was chosen."""
     try:
-        status = backends.get(name or "cuda").status()
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        status = _status("cuda" if name is None else name)
     except RuntimeError as error:
         if name is not None:
-            raise UserError(f"backend {name!r} is not available: {error}") from None
-        return "cpu", f"({backends.get('cpu').status()}), because {error}"
+            raise Unavailable(f"backend {name!r} is not available: {error}") from None
+        return "cpu", f"({_status('cpu')}), because {error}"
     return name or "cuda", f"({status}), {'as asked' if name else 'because it is there'}"
+
+
+def _status(backend: str) -> str:
+    """Of a backend; a RuntimeError where it cannot run, a UserError where it or what it reads is misspelt."""
+    try:
+        return backends.get(backend).status()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _show_agreement(dtype: str, seqlen: int) -> None:
@@ -101,7 +103,7 @@ def _show_agreement(dtype: str, seqlen: int) -> None:
         for name, label in WAYS.items():
             bar.set_description(label)
             try:
-                backends.get(name).status()
+                _status(name)
             except RuntimeError as error:
                 bar.write(f"  {label:26} not run: {error}")
             else:

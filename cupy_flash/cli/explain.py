@@ -16,7 +16,8 @@ from cupy_flash.analysis.occupancy import occupancy
 from cupy_flash.analysis.roofline import DATASHEET, flops, standard_bytes
 from cupy_flash.analysis.traffic import launch_bytes
 from cupy_flash.api import flash_attention, flash_attention_backward
-from cupy_flash.cli import UserError
+from cupy_flash.cli import Unavailable, UserError
+from cupy_flash.cli.arguments import positive_int
 from cupy_flash.cli.units import format_bytes, format_seconds
 from cupy_flash.compile import to_cubin
 from cupy_flash.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
@@ -26,14 +27,17 @@ from cupy_flash.toolchain import ToolchainError
 from cupy_flash.tuning import tiles, tiles_by_hand
 
 EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
+EMULATED_HEADS = 256  # as many tiles at least, however few their pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", required=True, metavar="B,H,SQ,SK,D", help="sizes of the problem, such as 2,16,4096,4096,128"
     )
-    parser.add_argument("--heads-k", type=int, metavar="N", help="key heads, by default as many as query heads")
-    parser.add_argument("--head-dim-v", type=int, metavar="N", help="head dimension of v, by default D")
+    parser.add_argument(
+        "--heads-k", type=positive_int, metavar="N", help="key heads, by default as many as query heads"
+    )
+    parser.add_argument("--head-dim-v", type=positive_int, metavar="N", help="head dimension of v, by default D")
     parser.add_argument("--dtype", default="float16", choices=tuple(DTYPES))
     parser.add_argument("--causal", action="store_true")
     parser.add_argument(
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
 
     Raises
     ------
+    Unavailable
+        If there is no C++ compiler to count with; the plan is printed before.
     UserError
         If the shape is malformed or no attention problem, or a tile cannot serve it.
     """
@@ -86,11 +92,15 @@ def _problem(args: argparse.Namespace) -> AttentionProblem:
         b, h, sq, sk, d = (int(n) for n in args.shape.split(","))
     except ValueError:
         raise ValueError(f"--shape is {args.shape!r}: expected five integers B,H,SQ,SK,D") from None
-    if min(b, h, sq, sk) < 1:
+    if min(b, h, sq, sk, d) < 1:
         raise ValueError(f"--shape is {args.shape!r}: expected positive sizes")
     heads_k, dv = args.heads_k or h, args.head_dim_v or d
     zero = np.zeros((), DTYPES[args.dtype])
-    q, k, v = (np.broadcast_to(zero, shape) for shape in ((b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)))
+    shapes = (b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)
+    try:
+        q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
+    except ValueError:
+        raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
     return AttentionProblem.from_arrays(q, k, v, causal=args.causal)
 
 
@@ -155,7 +165,7 @@ def _print_traffic(
     try:
         counted = _count(small, target, args)
     except ToolchainError as error:
-        raise UserError(f"counting needs a C++ compiler: {error}") from None
+        raise Unavailable(f"counting needs a C++ compiler: {error}") from None
     print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
     for launch, count in zip(small_plan.launches, counted, strict=True):
         formula = launch_bytes(small, small_plan, launch)
@@ -184,8 +194,8 @@ def _print_traffic(
 
 
 def _reduced(problem: AttentionProblem) -> AttentionProblem:
-    """One key head with its group and as much of both sequences as can be emulated in seconds."""
-    small = replace(problem, batch=(1,), num_heads_q=problem.group_size, num_heads_k=1)
+    """One key head and as much of its group and of both sequences as can be emulated in seconds."""
+    small = replace(problem, batch=(1,), num_heads_q=min(problem.group_size, EMULATED_HEADS), num_heads_k=1)
     while small.num_heads_q * small.seqlen_q * small.seqlen_k > EMULATED_PAIRS:
         if small.seqlen_k >= small.seqlen_q:
             small = replace(small, seqlen_k=small.seqlen_k // 2)

@@ -50,8 +50,11 @@ def measure_apart(case: Case) -> Cost | None:
     Returns
     -------
     cost : Cost or None
-        None if the process was killed, as systems do when memory runs out.
+        None if the inputs would not fit in memory, or the process was killed, as systems do when memory runs out.
     """
+    available = available_bytes("cpu")
+    if available is not None and embedding_bytes(case) > available:
+        return None
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
         try:
@@ -90,6 +93,11 @@ def measure(case: Case) -> Cost:
     exact = attention_reference(inputs[0][:, last], *inputs[1:], causal=True, compute_dtype=np.float64)
     computed = (out.get() if on_gpu else out)[:, last].astype(np.float64)
     return Cost(min(seconds), peak_bytes, float(np.abs(computed - exact).max()))
+
+
+def embedding_bytes(case: Case) -> int:
+    """What making the inputs needs on the host, near enough: ten arrays of seqlen x width in float64 at a time."""
+    return 10 * 8 * case.seqlen * case.heads * case.head_dim
 
 
 def standard_bytes(case: Case) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
+from cupy_flash.cli import UserError
+from cupy_flash.cli.arguments import check_output
 from cupy_flash.cli.units import format_bytes
 
 Curve = Mapping[int, int]  # sequence length to bytes
@@ -13,14 +16,16 @@ STANDARD_COLOR, FLASH_COLOR, GUIDE_COLOR = "#c1443c", "#2563a8", "#9a9a9a"
 
 
 def check_path(path: Path) -> None:
-    """Raise `ValueError` unless a plot can be written there; cheap, so it can be asked before measuring."""
-    from matplotlib.backend_bases import FigureCanvasBase
+    """Raise UserError unless a plot can be written there; cheap, so it can be asked before measuring."""
+    from matplotlib.figure import Figure
 
-    formats = sorted(FigureCanvasBase.filetypes)
-    if path.suffix[1:].lower() not in formats:
-        raise ValueError(f"the suffix is {path.suffix!r}: expected one of {', '.join(formats)}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path.absolute().parent} is not a directory")
+    trial = Figure()
+    trial.text(0, 0, "S")
+    try:
+        trial.savefig(BytesIO(), format=path.suffix[1:])
+    except Exception as error:  # of an unknown format, or what a known one needs: pgf runs LaTeX
+        raise UserError(f"{path}: the suffix is {path.suffix!r}: {error}") from None
+    check_output(path)
 
 
 def plot_memory(standard: Curve, flash: Curve, title: str, path: Path) -> None:

@@ -7,7 +7,6 @@ emulator the run is rehearsed on small cases, on any machine with a C++ compiler
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import hashlib
 import math
@@ -16,18 +15,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from cupy_flash import __version__, source
 from cupy_flash.cli import UserError
-from cupy_flash.cli.arguments import add_backend, check_folder, check_measured, check_minutes
+from cupy_flash.cli.arguments import add_backend, check_measured, check_minutes, check_output
 from cupy_flash.cli.bench import readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
 from cupy_flash.cli.bench.cases import Case, cases
 from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.bench.methods import Method, all_methods
-from cupy_flash.cli.bench.plot import plot
-from cupy_flash.cli.progress import progress
+from cupy_flash.cli.bench.plot import files, plot
+from cupy_flash.cli.progress import on_terminal, progress
 from cupy_flash.device import Device
+from cupy_flash.notice import say
 from cupy_flash.specialization import Specialization
 
 ROOT = Path(__file__).parents[3]  # of a checkout
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     place = machine.place() | {"cupy_flash": __version__, "commit": commit_of_sources()}
     path = args.out or _default_path(place["device"], today)
-    check_folder(path)
+    check_output(path)
+    check_output(*files(path.with_suffix("")).values())
     book = Book(path, place)
     fitted = dict.fromkeys(machine.fitted(case) for case in cases(args.dtype, args.quick))
     chosen = [case for case in fitted if args.only in str(case)]
@@ -85,13 +87,16 @@ def measure(
         with machine.stream:
             runner.measure_limits(machine, book, today)
             todo = runner.pending(chosen, methods, book)
-            print(f"{book.path}: {len(todo)} measurements to make", file=sys.stderr, flush=True)
+            say(f"{book.path}: {len(todo)} measurements to make")
             ours = [case for case, method in todo if method.name == table.OURS]
             machine.prepare({x.kernel for case in ours for x in runner.launches(case, machine.device)})
-            with _Progress(len(todo)) as progress:
-                left = runner.measure_all(machine, todo, book, today, progress, deadline)
+            with progress("bench", len(todo)) as bar:
+                left = runner.measure_all(machine, todo, book, today, _Told(bar, len(todo)), deadline)
     except runner.DeviceLost as error:
         raise UserError(f"the GPU refuses more after {error}. The same command goes on after it") from None
+    except UserError:  # the file takes no more
+        print(table.render(book.here()))
+        raise
     rows = book.here()
     print(table.render(rows))
     for row in rows:
@@ -113,34 +118,28 @@ def kernels(device: Device) -> set[Specialization]:
     return {launch.kernel for case in half for launch in runner.launches(case, device)}
 
 
-class _Progress:
-    """One line a measurement on standard error; below it a bar, on a terminal where tqdm is installed."""
+class _Told:
+    """Tells each measurement on a terminal, above its bar; elsewhere four of them, as a log wants."""
 
-    def __init__(self, total: int) -> None:
-        self.bar = None
-        if sys.stderr.isatty():
-            with contextlib.suppress(UserError):
-                self.bar = progress("bench", total)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar:
-            self.bar.close()
+    def __init__(self, bar: Any, total: int) -> None:
+        self.bar, self.total, self.done = bar, total, 0
 
     def __call__(self, row: Row) -> None:
-        case = case_of(row)
-        result = row["status"]
-        if result == OK:
-            unit = table.unit_of(case)
-            result = f"{float(row[unit]):.4g} {'GB/s' if unit == 'gbps' else 'TFLOP/s'}"
-        line = f"{case!s:<62} {row['method']:<16} {result}"
-        if self.bar:
+        self.done += 1
+        line = f"[{self.done}/{self.total}] {_outcome(row)}"
+        if on_terminal():
             self.bar.write(line, file=sys.stderr)
-            self.bar.update()
-        else:
-            print(line, file=sys.stderr, flush=True)
+        elif 4 * self.done // self.total > 4 * (self.done - 1) // self.total:
+            say(line)
+        self.bar.update()
+
+
+def _outcome(row: Row) -> str:
+    case, result = case_of(row), row["status"]
+    if result == OK:
+        unit = table.unit_of(case)
+        result = f"{float(row[unit]):.4g} {'GB/s' if unit == 'gbps' else 'TFLOP/s'}"
+    return f"{case!s:<62} {row['method']:<16} {result}"
 
 
 def _loaded(methods: list[Method]) -> list[Method]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from cupy_flash.cli import UserError
+from cupy_flash.cli.arguments import writing
 from cupy_flash.cli.bench.cases import Case
 
 Row = dict[str, str]
@@ -29,7 +30,7 @@ class Book:
     Raises
     ------
     UserError
-        If the file exists and has other columns.
+        If the file exists and is no such file, or has other columns.
     """
 
     def __init__(self, path: Path, place: Row) -> None:
@@ -42,18 +43,24 @@ class Book:
         return next((row for row in self.rows if all(row[k] == v for k, v in wanted.items())), None)
 
     def add(self, case: Case, **columns: object) -> Row:
-        """Append one row to the file, at once."""
+        """Append one row to the file, at once.
+
+        Raises
+        ------
+        UserError
+            If the file takes no more.
+        """
         values = case_columns(case) | self.place | {k: cell_text(v) for k, v in columns.items()}
         row = {field: values.get(field, "") for field in FIELDS}
+        self.rows.append(row)  # first: it is told though the disk be full
         new = not self.path.exists() or not self.path.stat().st_size
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(row)
         return row
 
     def here(self) -> list[Row]:
@@ -63,11 +70,14 @@ class Book:
 
 def read(path: Path) -> list[Row]:
     """Rows of a file; a last line that was cut off is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is not None and tuple(reader.fieldnames) != FIELDS:
-            raise UserError(f"{path} has other columns than this version writes: give another file with --out")
-        return [row for row in reader if None not in row and None not in row.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is not None and tuple(reader.fieldnames) != FIELDS:
+                raise UserError(f"{path} has other columns than this version writes: give another file with --out")
+            return [row for row in reader if None not in row and None not in row.values()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no file of results: {error}") from None
 
 
 def newest(folder: Path) -> Path | None:

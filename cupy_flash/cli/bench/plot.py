@@ -10,20 +10,21 @@ from cupy_flash.cli.bench.cases import Case
 from cupy_flash.cli.bench.table import OURS, by_case, limit, unit_of
 
 OUR_COLOR, LIMIT_COLOR = "#2563a8", "#9a9a9a"
+DIRECTIONS = "forward", "backward", "decode"
 PEER_COLORS = ("#c1443c", "#d98a2b", "#5f9e57", "#8268ad", "#4aa3a8", "#b0608f", "#8c6d4f", "#7f7f7f")
 
 Panel = dict[Case, dict[str, Row]]
 
 
 def plot(rows: list[Row], stem: Path) -> list[Path]:
-    """Write ``<stem>-forward.png`` and so on, one file a direction that was measured."""
+    """Write the `files` of the directions that were measured."""
     from matplotlib.figure import Figure
 
     written = []
     cases = by_case(rows)
     names = [OURS, *sorted({m for methods in cases.values() for m in methods} - {OURS})]
     colors = dict(zip(names, (OUR_COLOR, *PEER_COLORS), strict=False))
-    for direction in ("forward", "backward", "decode"):
+    for direction, path in files(stem).items():
         panels: dict[str, Panel] = {}
         for case, methods in cases.items():
             if case.direction == direction:
@@ -48,10 +49,14 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
         device, date = rows[-1]["device"], rows[-1]["date"]
         figure.suptitle(f"Attention {direction} on {device}, {date}", x=0.01, ha="left", fontsize=11)
-        path = stem.with_name(f"{stem.name}-{direction}.png")
         figure.savefig(path)
         written.append(path)
     return written
+
+
+def files(stem: Path) -> dict[str, Path]:
+    """``<stem>-forward.png`` and so on."""
+    return {direction: stem.with_name(f"{stem.name}-{direction}.png") for direction in DIRECTIONS}
 
 
 def _title(case: Case) -> str:

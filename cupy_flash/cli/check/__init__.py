@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from cupy_flash.cli import UserError
-from cupy_flash.cli.arguments import add_backend, backend_of, check_folder
+from cupy_flash.cli.arguments import add_backend, backend_of, check_output
 from cupy_flash.cli.check.staged import runtime_of
 from cupy_flash.cli.check.suite import checks, compile_for, kernels, perform, survives
 from cupy_flash.cli.worker import Worker
+from cupy_flash.notice import say
 
 __all__ = ["add_arguments", "kernels", "run"]
 
 TESTS = Path(__file__).parents[3] / "tests"  # in a checkout; a wheel has none
 GPU_LIMIT, EMULATED_LIMIT = 10.0, 120.0
+MAX_LIMIT = 1e6  # poll counts milliseconds in 32 bits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +57,12 @@ def run(args: argparse.Namespace) -> None:
     UserError
         If a check fails, or none has such a name.
     """
-    if args.golden:
-        check_folder(args.golden)
-    if args.limit is not None and not args.limit > 0:
-        raise UserError(f"--limit is {args.limit:g}: expected seconds, more than 0")
+    if args.golden is not None:
+        if args.golden.suffix != ".npz":  # NumPy would append it
+            raise UserError(f"--golden is {args.golden}: expected a name that ends in .npz")
+        check_output(args.golden)
+    if args.limit is not None and not 0 < args.limit <= MAX_LIMIT:
+        raise UserError(f"--limit is {args.limit:g}: expected seconds, more than 0 and at most {MAX_LIMIT:g}")
     runtime = backend_of(args.backend)
     print(f"{args.backend}: {runtime.status()}", flush=True)
     on_gpu = args.backend == "cuda"
@@ -72,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
     record = _recorder(args.golden, on_gpu)
     primitives = _primitives(record, backend, runtime.device.compute_capability) if record else []
     primitives = [name for name in primitives if chosen(_title(name))]
+    if primitives and (golden := _golden(record, backend, args.golden)):
+        check_output(golden)
     report = Report(len(names) + len(primitives))
     if not report.count:
         raise UserError(f"no check is left: --only is {args.only!r}, --skip is {args.skip}")
@@ -105,7 +111,7 @@ def _perform_all(backend: str, names: list[str], limit: float, report: Report) -
         if backend == "cuda":
             failure = worker.run(compile_for, backend, names).failure
             if failure:
-                print(failure, file=sys.stderr, flush=True)
+                say(failure)
         for name in names:
             report(name, *worker.run(perform, backend, name))
 
@@ -132,15 +138,18 @@ def _primitives(record: Any, backend: str, compute_capability: int) -> list[str]
     return [primitive.name for primitive in record.available(compute_capability, among)]
 
 
+def _golden(record: Any, backend: str, asked: Path | None) -> Path | None:
+    """Where the answers go: an earlier record of a GPU's is replaced when asked."""
+    return record.FILE if backend == "cuda" and not asked and not record.FILE.exists() else asked
+
+
 def _record(record: Any, backend: str, path: Path | None, names: list[str], limit: float, report: Report) -> None:
     """Compare the primitives with what the PTX ISA says; the answers go to a file."""
-    run, device = record.run_on_gpu, None
+    run, device, path = record.run_on_gpu, None, _golden(record, backend, path)
     if backend != "cuda":
         arch = runtime_of(backend).device.arch
         run = partial(record.run_on_emulator, arch=arch)
         device = record.Device(backend, runtime_of(backend).device.compute_capability)
-    elif not path and not record.FILE.exists():  # an earlier record is replaced when asked
-        path = record.FILE
 
     def tell(name: str, outcome: Any) -> None:
         report(_title(name), "", "" if outcome.status == "passed" else outcome.message)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +16,14 @@ from pathlib import Path
 from cupy_flash import __version__, tuning
 from cupy_flash.cli import UserError
 from cupy_flash.cli.ahead import compile_ahead
-from cupy_flash.cli.arguments import add_backend, check_folder, check_measured, check_minutes
+from cupy_flash.cli.arguments import add_backend, check_measured, check_minutes, check_output, writing
 from cupy_flash.cli.bench import commit_of_sources
 from cupy_flash.cli.bench.machine import Machine, machine_of
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
 from cupy_flash.cli.tune.space import candidates, specialization
 from cupy_flash.compile import find
 from cupy_flash.device import Device
+from cupy_flash.notice import say
 from cupy_flash.specialization import Specialization
 from cupy_flash.tiles import MmaTile
 
@@ -58,16 +58,17 @@ def run(args: argparse.Namespace) -> None:
     deadline = time.monotonic() + 60 * args.minutes
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
-    if args.out:
-        check_folder(args.out)
     path = args.out or tuning.own_table(machine.device.arch)
+    _check_table(path, own=not args.out)
     search = _Search(machine, args.backend, path, deadline)
     groups = [Group(kernel, d, False) for d in args.head_dims for kernel in args.kernels]
     full = {group: candidates(group.kernel, group.head_dim, machine.device)[: args.most] for group in groups}
-    with machine.stream:
-        search.try_all(full)
-        search.try_all({group._replace(causal=True): search.finalists(group) for group in full})
-    _print_table(search.entries())
+    try:
+        with machine.stream:
+            search.try_all(full)
+            search.try_all({group._replace(causal=True): search.finalists(group) for group in full})
+    finally:  # whatever ended the search
+        _print_table(search.entries())
     print(path)
 
 
@@ -79,6 +80,19 @@ def kernels(device: Device) -> set[Specialization]:
         for group in groups
         for tile in (None, *candidates(group.kernel, group.head_dim, device))
     }
+
+
+def _check_table(path: Path, own: bool) -> None:
+    """Raise UserError where what is found could not be added to a table."""
+    if own:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
+    check_output(path.with_name(f"{path.name}.new"))  # a table appears whole, by a rename
+    try:
+        tuning.read_table(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 class _Search:
@@ -102,12 +116,10 @@ class _Search:
             )
         for group, tiles in chosen.items():
             if time.monotonic() > self.deadline:
-                print(f"time is up before {group}", file=sys.stderr, flush=True)
+                say(f"time is up before {group}")
                 return
             searcher = Searcher(group, self.machine, self.backend)
-            self.trials[group] = []
-            for tile in tiles:
-                self.trials[group].append(self._try(searcher, group, tile))
+            self.trials[group] = [self._try(searcher, group, tile) for tile in tiles]
             self.machine.release()
             self._write()
 
@@ -143,7 +155,8 @@ class _Search:
         entries = self.entries()
         known = {(e.kernel, e.head_dim, e.causal) for e in entries}
         earlier = [e for e in tuning.read_table(self.path) if (e.kernel, e.head_dim, e.causal) not in known]
-        tuning.write_table(self.path, self.place, [*earlier, *entries])
+        with writing(self.path):
+            tuning.write_table(self.path, self.place, [*earlier, *entries])
 
 
 def _microseconds(trial: Trial) -> float:
