@@ -44,9 +44,10 @@ class _Gate:
         self._changed.wait_for(lambda: self._inside.keys() <= {me}, PATIENCE)
 
     def after_in_parent(self) -> None:
-        self._forks -= 1
-        self._changed.notify_all()
-        self._changed.release()
+        if self._forks:  # 0 if this module came to be during the fork
+            self._forks -= 1
+            self._changed.notify_all()
+            self._changed.release()
 
     def after_in_child(self) -> None:
         me = threading.get_ident()

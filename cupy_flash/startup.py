@@ -7,6 +7,8 @@ import importlib.util
 import os
 import sys
 
+# All backends: a child forked by another thread while the first call imports one could never import it.
+from cupy_flash.backends import cpu, cupy_, emulator  # noqa: F401
 from cupy_flash.notice import warn
 
 MODES = ("import", "lazy")
@@ -28,8 +30,6 @@ def compile_core_kernels() -> None:
         raise ValueError(f"CUPY_FLASH_COMPILE is {mode!r}: expected one of {', '.join(MODES)}")
     if mode == "lazy" or not _has_driver() or importlib.util.find_spec("cupy") is None:
         return
-    from cupy_flash.backends import cupy_
-
     try:
         cupy_.import_cupy()
     except RuntimeError:

@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
     "reference": {"broadcast", "options", "problem"},
-    "backends": {"forks", "problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
+    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
     "api": {"backends", "broadcast", "options", "problem"},
-    "startup": {"backends.cupy_", "notice"},
+    "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cupy_flash import forks
 from cupy_flash.backends import dlpack
 from cupy_flash.problem import AttentionProblem, check_plain
 
@@ -91,19 +90,18 @@ def get(name: str) -> Backend:
         If it cannot run on this machine.
     """
     family, _, arch = name.partition(":")
-    with forks.whole():
-        if family == "emulator":
-            from cupy_flash.backends.emulator import EmulatorBackend
+    if family == "emulator":
+        from cupy_flash.backends.emulator import EmulatorBackend
 
-            return EmulatorBackend(arch or "sm_80")
-        if name == "cuda":
-            from cupy_flash.backends.cupy_ import CupyBackend
+        return EmulatorBackend(arch or "sm_80")
+    if name == "cuda":
+        from cupy_flash.backends.cupy_ import CupyBackend
 
-            return CupyBackend()
-        if name == "cpu":
-            from cupy_flash.backends.cpu import CpuBackend
+        return CupyBackend()
+    if name == "cpu":
+        from cupy_flash.backends.cpu import CpuBackend
 
-            return CpuBackend()
+        return CpuBackend()
     raise ValueError(f"backend is {name!r}: expected None, 'cpu', 'cuda', 'emulator' or 'emulator:<arch>'")
 
 
@@ -168,8 +166,7 @@ def _from_dlpack(name: str, x: Any) -> Any:
 
 def _cupy() -> Any:
     try:
-        with forks.whole():
-            import cupy
+        import cupy
     except ImportError:
         raise RuntimeError(
             'arrays on a GPU need CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'

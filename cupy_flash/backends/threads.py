@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from cupy_flash import workers
+from cupy_flash import forks, workers
 
 T = TypeVar("T")
 
@@ -168,13 +168,13 @@ class _OneBlasThread:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a signal's handler may compute too
+        self._lock = threading.RLock()  # a signal's handler may compute too
         self._inside = 0
         self._found: list[Any] | None = None
         self._numbers: list[int] = []  # of threads, before the limit was set
 
     def __enter__(self) -> None:
-        with self.lock:
+        with forks.whole(), self._lock:  # threadpoolctl has a lock too
             libraries = self._libraries()
             if self._inside == 0:
                 self._numbers = [library.num_threads for library in libraries]
@@ -183,14 +183,14 @@ class _OneBlasThread:
                 self._limit([1] * len(libraries))
 
     def __exit__(self, *_: object) -> None:
-        with self.lock:
+        with forks.whole(), self._lock:
             if self._inside == 1:
                 self._limit(self._numbers)
             self._inside -= 1
 
     def numbers(self) -> list[tuple[Any, int]]:
         """Each library and its number of threads, the one from before while a thread is inside."""
-        with self.lock:
+        with forks.whole(), self._lock:
             if self._inside:
                 return list(zip(self._libraries(), self._numbers, strict=True))
             return [(library, library.num_threads) for library in self._libraries()]
@@ -233,8 +233,4 @@ def _reset_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(  # the lock: no other thread may be at the limit, which threadpoolctl sets under a lock too
-        before=lambda: _state.one_blas_thread.lock.acquire(),
-        after_in_parent=lambda: _state.one_blas_thread.lock.release(),
-        after_in_child=_reset_after_fork,
-    )
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -64,6 +64,7 @@ def store(name: str, content: bytes) -> Path:
     """Write a file into `folder`, where others see it whole or not at all; it is in use from now on."""
     global _stored
     place = folder()
+    files.make_folder((place / name).parent)
     end = time.monotonic() + _HOLD_SECONDS
     while not room.hold(place, name) and time.monotonic() < end:
         time.sleep(0.001)

@@ -20,7 +20,7 @@ def objection(path: Path, folder: Path) -> str | None:
 
     None if only root, this user and the folder's owner could have written it: neither it nor a folder between is
     writable by a group or by all, no folder above lets others replace it, and it is not another user's folder where
-    all may make one, as in /tmp.
+    all may make one, as in /tmp. Links are followed first.
 
     Raises
     ------
@@ -29,19 +29,21 @@ def objection(path: Path, folder: Path) -> str | None:
     """
     if grp is None:
         return None
-    path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    path, top = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     us = {0, os.getuid()}
-    owners = us | {folder.stat().st_uid}
+    owners = us | {top.stat().st_uid}
+    if not path.is_relative_to(top):  # by a link
+        top = path.parent
     for inside in (path, *path.parents):
-        if not inside.is_relative_to(folder):
-            break
         status = inside.lstat()
         if status.st_mode & _OTHERS:
             return f"{inside} is writable by others than its owner: chmod -R go-w {folder}, if what is in it is yours"
         if status.st_uid not in owners:
             return f"{inside} belongs to another user, of number {status.st_uid}: remove it"
-    below = folder
-    for above in folder.parents:
+        if inside == top:
+            break
+    below = top
+    for above in top.parents:
         status = above.lstat()
         if status.st_mode & stat.S_ISVTX and status.st_mode & _OTHERS:  # where all may make, but not replace
             if below.lstat().st_uid not in us:
