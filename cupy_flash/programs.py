@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cupy_flash import forks
 
+
 class Outcome(NamedTuple):
     """How a program ended, and what it wrote to standard output and to standard error."""
 

@@ -75,7 +75,7 @@ def find_compiler() -> Compiler:
 
 @functools.cache
 def _find_compiler(cxx: str, path: str | None) -> Compiler:
-    candidates = [_split(cxx, path)] if cxx else [("g++",), ("clang++",)]
+    candidates: list[tuple[str, ...]] = [_split(cxx, path)] if cxx else [("g++",), ("clang++",)]
     if not cxx and importlib.util.find_spec("ziglang"):
         candidates.append((sys.executable, "-m", "ziglang", "c++"))
     for command in candidates:
@@ -268,8 +268,8 @@ def _run(command: list[str]) -> programs.Outcome:
         kind = InterruptedCompilerError if error.errno in _NO_ROOM else ToolchainError
         raise kind(f"{' '.join(command)} cannot be started: {error}") from None
     if answer.status and (answer.signal or _KILLED.search(answer.err)):
-        why = f"was ended by {answer.signal}" if answer.signal else f"was kept from its end: {answer.err.strip()[-600:]}"
-        raise InterruptedCompilerError(f"{' '.join(command)} {why}")
+        ending = f"ended by {answer.signal}" if answer.signal else f"kept from its end: {answer.err.strip()[-600:]}"
+        raise InterruptedCompilerError(f"{' '.join(command)} was {ending}")
     return answer
 
 

@@ -121,7 +121,7 @@ def read_table(path: Path | Traversable) -> list[Entry]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["tiles"]
         entries = [Entry(**row | {"tile": parse_tile(row["tile"])}) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no table of tiles: {error!r}") from None
     for entry in entries:
         expected = MmaKeyTile if entry.kernel == "dkdv" else MmaTile

@@ -1,4 +1,8 @@
-"""Backends as a fixture, and hypothesis without deadlines: the first call of a shape compiles."""
+"""Backends as a fixture, and hypothesis, without deadlines: the first call of a shape compiles.
+
+Plain `pytest` draws the same examples every time. `pytest -m "slow or hypothesis"` draws fresh ones, as any run that
+asks for the slow tests; one that fails belongs beside its test, as an `example`.
+"""
 
 import contextlib
 import ctypes
@@ -12,9 +16,17 @@ from cupy_flash import backends, launch, source, tuning
 from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("repeatable", deadline=None, print_blob=True, derandomize=True)
+hypothesis.settings.register_profile("fresh", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config):
+    """HYPOTHESIS_PROFILE, else fresh examples if slow tests are asked for."""
+    asked = config.option.markexpr
+    usual = "fresh" if "slow" in asked and "not slow" not in asked else "repeatable"
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
+
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 

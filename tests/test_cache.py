@@ -534,5 +534,6 @@ def test_a_cache_cleared_by_hand_goes_on(forget, monkeypatch):
     shutil.rmtree(cache.folder())
     path = fill("cubin/sm_80/k-1.cubin", 10, age=5)
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
-    python("import sys, pathlib\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))", cache.folder())
+    code = "import pathlib, sys\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
+    python(code, cache.folder())
     assert path.exists()

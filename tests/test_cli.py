@@ -14,6 +14,7 @@ from conftest import require_gpu
 
 from cupy_flash import backends
 from cupy_flash.__main__ import COMMANDS, main
+from cupy_flash.backends import native
 from cupy_flash.cli import bench, check, demo, tune
 from cupy_flash.cli import compile as compile_command
 from cupy_flash.cli.agreement import Agreement, largest_difference
@@ -23,6 +24,7 @@ from cupy_flash.compile import CompiledKernel
 from cupy_flash.device import named
 from cupy_flash.plan import core_specializations
 from cupy_flash.problem import DTYPES
+from cupy_flash.toolchain import NoCompilerError, ToolchainError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -164,14 +166,14 @@ def test_info_without_cupy_or_compiler_says_what_to_install(tmp_path):
         "emulator": "emulator",
     }.items():
         assert f'pip install "cupy-flash[{extra}]"' in facts[name]
-    assert "0 files" in facts["cache"]
+    assert "0 B in 0 entries, at most 2 GB" in facts["cache"]
 
 
 def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
     pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("cupy_flash.plan.core_specializations", lambda d: list(core_specializations(d))[:2])
-    assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a"]) == 0
+    assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a", "--for", "core"]) == 0
     printed = capsys.readouterr().out
     for arch in ("sm_75", "sm_90a"):
         assert re.search(rf"^{arch}: 2 kernels, at most \d+ registers, no spills, ", printed, flags=re.MULTILINE)
@@ -191,13 +193,67 @@ def test_compile_takes_purposes_and_names_what_spills(monkeypatch, tmp_path, cap
     assert main(["compile", "--arch", "sm_90a", "--for", "check", "bench"]) == 0
     assert set(compiled) == check.kernels(target) | bench.kernels(target) and len(set(compiled)) == len(compiled)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1] == f"spills 64 bytes, 255 registers: {compiled[0]}"
-    assert printed[2].startswith(
+    assert printed[2] == f"spills 64 bytes, 255 registers: {compiled[0]}"
+    assert printed[3].startswith(
         f"sm_90a: {len(compiled)} kernels, at most 255 registers, 1 spill (at most 64 bytes), "
     )
     compiled.clear()
     assert main(["compile", "--arch", "sm_90a", "--for", "tune"]) == 0
     assert set(compiled) == tune.kernels(target)
+
+
+def test_compile_prepares_the_cpu_backend_where_there_is_no_gpu(monkeypatch, capsys):
+    here = native.isa("float32")
+    monkeypatch.setattr(native, "isas", lambda: [here])
+    monkeypatch.setattr(compile_command, "CupyBackend", raises(RuntimeError("there is no GPU")))
+    assert main(["compile"]) == 0
+    printed = capsys.readouterr().out
+    assert f"CPU backend: {here}, " in printed
+    assert "CUDA kernels: none without --arch, for there is no GPU" in printed
+    assert main(["compile", "--for", "core"]) == 1 == main(["compile", "--for", "cpu", "core"])
+    assert main(["compile", "--for", "cpu"]) == 0
+    monkeypatch.setattr(compile_command.native, "compile_library", raises(NoCompilerError("none here")))
+    assert main(["compile", "--for", "cpu"]) == 1
+    assert "none here" in capsys.readouterr().err
+
+
+def raises(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_compile_tells_what_the_compiler_does_not_know(monkeypatch, capsys):
+    def compile_library(isa, arithmetic):
+        if isa == refused:
+            raise ToolchainError("unknown flag")
+
+    refused = "wide"
+    monkeypatch.setattr(native, "isas", lambda: ["wide", "portable"])
+    monkeypatch.setattr(native, "compile_library", compile_library)
+    assert main(["compile", "--for", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "CPU backend: not for wide, unknown flag" in printed and "CPU backend: portable, " in printed
+    refused = "portable"
+    assert main(["compile", "--for", "cpu"]) == 1
+
+
+@pytest.mark.slow
+def test_what_compile_prepares_suffices_without_a_compiler(tmp_path):
+    """On any CPU of this kind, in both arithmetics."""
+    code = (
+        "import numpy as np\nfrom cupy_flash import flash_attention\nfrom cupy_flash.backends import native\n"
+        "for dtype in (np.float32, np.float64):\n    x = np.ones((2, 8, 16), dtype)\n"
+        "    assert np.allclose(flash_attention(x, x, x), 1)\n"
+        "print(*[isa for isa in native.isas() if [native.compile_library(isa, x) for x in native.ARITHMETIC]])"
+    )
+    environment = os.environ | {"CUPY_FLASH_CACHE_DIR": str(tmp_path)}
+    for command in (["-m", "cupy_flash", "compile", "--for", "cpu"], ["-c", code]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        environment |= {"CXX": "no-such-compiler", "CUPY_FLASH_CPU_TIER": "native"}
+    assert done.stdout.split() == " ".join(native.isas()).split() and not done.stderr
 
 
 def test_the_module_runs_as_a_script():

@@ -94,6 +94,31 @@ def test_a_compiler_that_fails_is_warned_of_once(tmp_path):
     assert err.count("RuntimeWarning") == 1 and "seeded failure" in err
 
 
+def test_after_a_compiler_that_was_killed_the_next_call_tries_again(tmp_path):
+    killed = tmp_path / "killed"
+    killed.write_text('#!/bin/sh\n[ "$1" = --version ] && echo killed 1 && exit\nkill -INT $$\n')
+    killed.chmod(0o755)
+    cpu = tmp_path / "cache" / "cpu"
+    made = native.compile_library(native.isa("float32"))
+    later = f"{ATTEND}import shutil\nshutil.copy({str(made)!r}, {str(cpu)!r})\n{ATTEND}"
+    out, err = python(later, CXX=str(killed), CUPY_FLASH_CACHE_DIR=str(cpu.parent))
+    before, after = out.splitlines()
+    assert before.startswith("NumPy") and after.startswith("compiled C++")
+    assert "was ended by SIGINT" in err and "the next may be faster" in err
+
+
+def test_a_notice_that_nobody_can_read_fails_no_call(tmp_path):
+    """Its reader gone, or the file closed: what is told is lost, in a warning too, and nothing else."""
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\nexit 1\n')
+    broken.chmod(0o755)
+    away = "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 2)\n"
+    for n, lost in enumerate((away, "import sys\nsys.stderr.close()\n", "import sys\nsys.stderr = None\n")):
+        out, err = python(lost + ATTEND, CXX=str(broken), CUPY_FLASH_CACHE_DIR=str(tmp_path / str(n)))
+        assert out.count("\n") == 1 and out.startswith("NumPy")
+        assert not err
+
+
 def test_a_cached_library_needs_no_compiler(tmp_path):
     cache = {"CUPY_FLASH_CACHE_DIR": str(tmp_path)}
     out, err = python(ATTEND, **cache)

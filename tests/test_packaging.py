@@ -119,6 +119,46 @@ def test_attention_runs_from_the_installed_wheel(wheel, tmp_path):
     run_python(FROM_THE_WHEEL, str(tmp_path / "venv"), python=python, cwd=tmp_path, **environment)
 
 
+FROM_A_ZIP_FILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from cupy_flash import attention_reference, backends, flash_attention, source, tuning
+assert source.__file__.startswith(sys.argv[1]), source.__file__
+x = np.random.default_rng(0).standard_normal((3, 2, 9, 16), dtype=np.float32)
+exact = attention_reference(*x, compute_dtype=np.float64)
+for backend in sys.argv[2:]:
+    assert np.abs(flash_attention(*x, backend=backend) - exact).max() < 1e-5, backend
+assert not tuning.read_table(tuning.package_table("sm_0"))
+print(backends.get("cpu").status())
+"""
+
+
+def test_attention_runs_from_a_zip_file(wheel, tmp_path):
+    """Its sources are unpacked while the process lives."""
+    out = run_python(FROM_A_ZIP_FILE, str(wheel), "cpu", cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert out.startswith("compiled C++")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_emulator_runs_from_a_zip_file(wheel, tmp_path):
+    run_python(FROM_A_ZIP_FILE, str(wheel), "emulator", cwd=tmp_path)
+
+
+def test_without_the_sources_numpy_serves_and_others_say_what_is_missing(wheel, tmp_path):
+    """As in a program frozen without the package's data."""
+    lacking = tmp_path / "lacking.zip"
+    with zipfile.ZipFile(wheel) as packed, zipfile.ZipFile(lacking, "w") as rest:
+        for name in packed.namelist():
+            if "/cuda_src/" not in name:
+                rest.writestr(name, packed.read(name))
+    cold = {"CUPY_FLASH_CACHE_DIR": str(tmp_path / "cache")}
+    assert run_python(FROM_A_ZIP_FILE, str(lacking), "cpu", cwd=tmp_path, **cold).startswith("NumPy")
+    with pytest.raises(AssertionError, match=r"the folder cuda_src, are missing in .*lacking"):
+        run_python(FROM_A_ZIP_FILE, str(lacking), "emulator", cwd=tmp_path, **cold)
+
+
 def test_without_cupy_everything_else_works():
     run_python(BLOCK.format(blocked={"cupy", "cupy_backends", "cupyx"}) + WITHOUT_CUPY)
 

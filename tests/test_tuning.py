@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_flash import emulator, flash_attention, tuning
-from cupy_flash.cache import folders
 from cupy_flash.__main__ import main
+from cupy_flash.cache import folders
 from cupy_flash.cli import tune
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
 from cupy_flash.cli.tune.space import candidates, specialization

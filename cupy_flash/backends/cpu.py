@@ -61,7 +61,8 @@ class CpuBackend:
             return f"compiled C++ for {native.isa(_COMMON)}, {cpus}"
         if tier_wanted() == "numpy":
             return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
-        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {_failure(_COMMON)}"
+        why = " ".join(str(_failure(_COMMON)).split())
+        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {why}"
 
 
 def tier_wanted() -> str:

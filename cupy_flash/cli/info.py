@@ -98,7 +98,7 @@ def _backends() -> Iterator[Row]:
     for name in backends.NAMES:
         try:
             yield name, backends.get(name).status()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: of a variable of the environment
             yield name, f"not available: {error}"
 
 
@@ -106,4 +106,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return 'not installed, only the demo needs it: pip install "cupy-flash[demo]"'
+        return 'not installed, only commands use it: pip install "cupy-flash[demo]"'

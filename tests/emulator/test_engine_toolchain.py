@@ -1,17 +1,24 @@
 """The compiler, the cache of what it made, and the line tables in it."""
 
 import ctypes
+import errno
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cupy_flash import programs
 from cupy_flash.emulator import ToolchainError
 from cupy_flash.emulator.lines import find_site
-from cupy_flash.toolchain import compile_shared, cpu_flags, find_compiler
+from cupy_flash.toolchain import (
+    InterruptedCompilerError,
+    NoCompilerError,
+    compile_shared,
+    cpu_flags,
+    find_compiler,
+)
 
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 
@@ -67,7 +74,7 @@ def test_processes_compile_the_same_library_at_the_same_time(cache, tmp_path):
     assert all(process.returncode == 0 for process in starts)
     (path,) = paths
     assert call(path) == 42
-    assert [p.suffix for p in sorted((cache / "emulator").iterdir())] == [".lock", ".so"]
+    assert [p.suffix for p in (cache / "emulator").iterdir()] == [".so"]
 
 
 def test_the_compiler_says_what_is_wrong(cache):
@@ -78,18 +85,96 @@ def test_the_compiler_says_what_is_wrong(cache):
 
 def test_without_a_compiler_the_message_tells_what_to_install(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ToolchainError, match=r'no-such-compiler .* pip install "cupy-flash\[emulator\]"'):
+    with pytest.raises(ToolchainError, match=r'no-such-compiler.* pip install "cupy-flash\[emulator\]"'):
         find_compiler()
 
 
-def test_the_compiler_of_cxx_comes_first(monkeypatch, tmp_path):
-    script = tmp_path / "my-compiler"
-    script.write_text("#!/bin/sh\necho clang of mine 1.0\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", f"{script} --extra")
+@pytest.fixture
+def script(tmp_path):
+    """A function that makes a program of the lines of a shell's script, in a folder with spaces in its name."""
+
+    def make(*lines, name="my compiler"):
+        path = tmp_path / "of  mine" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+SPELLED = ["{} --extra", "'{}' --extra", '"{}"   --extra', "  {}  --extra ", "env X=1 '{}' --extra"]
+
+
+@pytest.mark.parametrize("cxx", SPELLED)
+def test_the_compiler_of_cxx_comes_first(monkeypatch, script, cxx):
+    """Arguments after it, a launcher before it, spaces in its path: quoted as in a shell, or not."""
+    path = script("echo clang of mine 1.0")
+    monkeypatch.setenv("CXX", cxx.format(path))
     compiler = find_compiler()
-    assert compiler.command == (str(script), "--extra")
+    assert compiler.command[-2:] == (str(path), "--extra")
     assert (compiler.version, compiler.is_clang) == ("clang of mine 1.0", True)
+
+
+@pytest.mark.parametrize("cxx", ["", " ", "\t"])
+def test_an_empty_cxx_is_none(monkeypatch, cxx):
+    monkeypatch.delenv("CXX", raising=False)
+    usual = find_compiler()
+    monkeypatch.setenv("CXX", cxx)
+    assert find_compiler() == usual
+
+
+@pytest.mark.parametrize("cxx", ["'", '"unfinished', "/no/such/one -x", "''", "/"])
+def test_a_cxx_that_is_no_program_is_named(monkeypatch, cxx):
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(NoCompilerError) as raised:
+        find_compiler()
+    assert repr(cxx) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("ending", "signal"),
+    [
+        ("kill -KILL $$", "SIGKILL"),
+        ("kill -INT $$", "SIGINT"),
+        ("exit 137", "SIGKILL"),
+        ("echo 'g++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1", "Killed signal"),
+        ("echo 'clang++: error: unable to execute command: Killed' >&2; exit 1", "Killed"),
+    ],
+)
+def test_a_compiler_that_was_killed_refused_nothing(cache, monkeypatch, script, ending, signal):
+    real = " ".join(find_compiler().command)
+    path = script(f'if [ "$1" = --version ] || [ -e "$0.go" ]; then exec {real} "$@"; fi', ending)
+    monkeypatch.setenv("CXX", str(path))
+    with pytest.raises(InterruptedCompilerError, match=signal):
+        compile_shared(ANSWER, "answer", flags=("-O1", "-fPIC"))
+    path.with_name(path.name + ".go").touch()
+    assert call(compile_shared(ANSWER, "answer", flags=("-O1", "-fPIC"))) == 42
+
+
+def test_a_compiler_killed_before_its_version_is_asked_again(monkeypatch, script):
+    path = script('[ -e "$0.go" ] || kill -KILL $$', "echo mine 1.0")
+    monkeypatch.setenv("CXX", str(path))
+    with pytest.raises(InterruptedCompilerError, match="SIGKILL"):
+        find_compiler()
+    path.with_name(path.name + ".go").touch()
+    assert find_compiler().version == "mine 1.0"
+
+
+def test_a_refusal_without_a_word_has_its_status(cache, monkeypatch, script):
+    monkeypatch.setenv("CXX", str(script('[ "$1" = --version ] && echo mute 1 && exit', "exit 3")))
+    with pytest.raises(ToolchainError, match=r"failed with status 3:\nnothing on standard error") as raised:
+        compile_shared(ANSWER, "answer")
+    assert not isinstance(raised.value, InterruptedCompilerError)
+
+
+def test_a_compiler_that_cannot_be_started_for_now_is_tried_again(cache, monkeypatch):
+    def refuse(command):
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(programs, "run", refuse)
+    with pytest.raises(InterruptedCompilerError, match="cannot be started"):
+        compile_shared(ANSWER, "answer")
 
 
 def test_instructions_have_their_source_lines(cache):

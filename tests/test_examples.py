@@ -1,0 +1,43 @@
+"""Plain pytest draws the same examples every time; a run of the slow tests draws others."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEST = """
+from hypothesis import given, settings, strategies as st
+
+@settings(max_examples=5)
+@given(st.integers(0, 2**62))
+def test_it(n):
+    print("drawn", n)
+"""
+
+
+@pytest.mark.parametrize(("marks", "same"), [((), True), (("-m", "slow or hypothesis"), False)])
+def test_examples_are_drawn(marks, same, tmp_path):
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(TEST)
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+
+    def draw():
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *["-q", "-s", "-n", "0", "-p", "no:cacheprovider", "test_it.py"],
+            *marks,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"drawn (\d+)", done.stdout)
+
+    first, second = draw(), draw()
+    assert len(first) == 5
+    assert (first == second) == same
