@@ -152,7 +152,7 @@ def test_concurrent_processes_do_not_clobber_each_other(cache):
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [p.wait() for p in processes] == [0, 0, 0]
     assert compile.find(SMALL, "sm_80") is not None
-    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix not in (".cubin", ".json")]
+    assert {path.suffix for path in (cache / "cubin" / "sm_80").iterdir()} == {".cubin", ".json"}
 
 
 def test_threads_compile_together(cache):
@@ -213,13 +213,6 @@ def test_targets_of_gpus(monkeypatch):
         assert compile.target_of(capability) == arch
     with pytest.raises(RuntimeError, match=r"cannot compile for compute capability 7\.0 .* extra cuda12"):
         compile.target_of(70)
-
-
-def test_a_cache_that_cannot_be_made_is_replaced(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match="cannot write to its cache"):
-        assert compile.to_cubin(SMALL, "sm_80").path.exists()
 
 
 def test_ptx_keeps_source_lines():

@@ -136,7 +136,7 @@ def test_a_cxx_that_is_no_program_is_named(monkeypatch, cxx):
     ("ending", "signal"),
     [
         ("kill -KILL $$", "SIGKILL"),
-        ("kill -INT $$", "SIGINT"),
+        ("kill -TERM $$", "SIGTERM"),
         ("exit 137", "SIGKILL"),
         ("echo 'g++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1", "Killed signal"),
         ("echo 'clang++: error: unable to execute command: Killed' >&2; exit 1", "Killed"),
