@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from unprivileged import AS_A_USER
 
 from cupy_flash import cache, toolchain
 from cupy_flash.backends import native
@@ -51,18 +52,6 @@ def python(code, *arguments, **environment):
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
-
-# Root may write where nobody may. Without this capability it is a user like others.
-AS_A_USER = """
-import ctypes, os
-if os.getuid() == 0:
-    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.capget(header, data) == 0
-    for word in (0, 1):
-        data[word] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of the effective and the permitted
-    assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
-"""
 
 ATTEND = """
 import numpy as np

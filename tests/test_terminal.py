@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from unprivileged import AS_A_USER
 
 from cupy_flash import tuning
 from cupy_flash.__main__ import main
@@ -173,14 +174,19 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path):
             check_output(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_permissions_are_found_by_trying(tmp_path):
     (tmp_path / "file").touch(mode=0o400)
     tmp_path.chmod(0o500)
-    for name in ("file", "new"):
-        with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: Permission denied"):
-            check_output(tmp_path / name)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom cupy_flash.cli import UserError\n"
+        "from cupy_flash.cli.arguments import check_output\nfor name in ('file', 'new'):\n"
+        "    try: check_output(Path(sys.argv[1], name))\n    except UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", AS_A_USER + code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     tmp_path.chmod(0o700)
+    assert done.stdout.splitlines() == [f"cannot write {tmp_path / x}: Permission denied" for x in ("file", "new")]
 
 
 @pytest.mark.parametrize(("name", "arguments"), [
