@@ -121,7 +121,6 @@ def compile_all(
 
     The first error is raised when the kernels that were begun have ended, and so is an interrupt; others are dropped.
     """
-    nvrtc_version()  # imports CuPy, which no thread should do: a child forked meanwhile never could
     kernels = list(kernels)
     compiled: dict[Specialization, CompiledKernel] = {}
     ended: SimpleQueue[Specialization | None] = SimpleQueue()  # kernels, and None for each thread
@@ -180,7 +179,8 @@ def target_of(compute_capability: int) -> str:
 
 def _nvrtc() -> Any:
     try:
-        from cupy.cuda import nvrtc
+        with forks.whole():
+            from cupy.cuda import nvrtc
     except ImportError:
         raise RuntimeError(
             'compiling CUDA kernels needs CuPy and NVRTC: pip install "cupy-flash[cuda13]" (or [cuda12])'

@@ -9,9 +9,16 @@ it compiles, the pipes of a program being started, the dynamic loader's.
 from __future__ import annotations
 
 import contextlib
+
+# Their own functions around a fork release a lock taken before it. Imported while a fork waits here, they would release
+# what they did not take.
+import logging  # noqa: F401
 import os
 import threading
 from collections.abc import Iterator
+
+with contextlib.suppress(RuntimeError):  # of an interpreter that ends
+    import concurrent.futures.thread  # noqa: F401
 
 PATIENCE = 60.0  # seconds a fork waits: somebody inside may wait for the thread that forks
 
@@ -20,13 +27,14 @@ class _Gate:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside: dict[int, int] = {}  # entries by thread
-        self._forks = 0
+        self._forking: set[int] = set()  # threads
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         me = threading.get_ident()
         with self._changed:
-            self._changed.wait_for(lambda: not self._forks or me in self._inside)
+            # A thread that waits with its fork may be interrupted by a signal whose handler comes here.
+            self._changed.wait_for(lambda: not self._forking or me in self._forking or me in self._inside)
             self._inside[me] = self._inside.get(me, 0) + 1
         try:
             yield
@@ -40,12 +48,12 @@ class _Gate:
     def before_fork(self) -> None:
         me = threading.get_ident()
         self._changed.acquire()  # until after the fork
-        self._forks += 1
+        self._forking.add(me)
         self._changed.wait_for(lambda: self._inside.keys() <= {me}, PATIENCE)
 
     def after_in_parent(self) -> None:
-        if self._forks:  # 0 if this module came to be during the fork
-            self._forks -= 1
+        if threading.get_ident() in self._forking:  # unless this module came to be during the fork
+            self._forking.remove(threading.get_ident())
             self._changed.notify_all()
             self._changed.release()
 
@@ -53,7 +61,7 @@ class _Gate:
         me = threading.get_ident()
         self._changed = threading.Condition()
         self._inside = {thread: n for thread, n in self._inside.items() if thread == me}
-        self._forks = 0
+        self._forking = set()
 
 
 _gate = _Gate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -29,17 +30,18 @@ class Outcome(NamedTuple):
 
 
 def run(command: Sequence[str]) -> Outcome:
-    """Run a program to its end, without input.
+    """Run a program to its end, without input, its messages in English.
 
     Raises
     ------
     OSError
         If it cannot be started.
     """
+    environment = os.environ | {"LC_ALL": "C"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         # A child forked in between would keep the pipes open by which the start is told; the rest goes to files.
         with forks.whole():
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
         try:
             status = process.wait()
         except BaseException:  # an interrupt

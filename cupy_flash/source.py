@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cupy_flash import forks
 from cupy_flash.temporary import own_folder
 
 if TYPE_CHECKING:
@@ -30,13 +31,18 @@ def root() -> Path:
     SourcesMissingError
         If the installation lacks them.
     """
-    return _root(os.getpid())
+    root = _root(os.getpid())
+    if not root.is_dir():  # what was unpacked goes before the last functions of atexit
+        _root.cache_clear()
+        root = _root(os.getpid())
+    return root
 
 
 @functools.cache
 def _root(process: int) -> Path:
     """Of this process: a forked child may outlive its parent, with whom what is unpacked goes."""
-    package = resources.files("cupy_flash")
+    with forks.whole():  # it imports
+        package = resources.files("cupy_flash")
     for folder in (package / "cuda_src", Path(__file__).resolve().parent.parent / "cuda_src"):
         if (folder / "params.cuh").is_file():
             return folder if isinstance(folder, Path) else _unpack(folder, own_folder())

@@ -100,7 +100,10 @@ def _split(cxx: str, path: str | None) -> tuple[str, ...]:
     if not shutil.which(quoted[0], path=path):
         for head in heads:
             if shutil.which(head, path=path):
-                return (head, *cxx[len(head) :].split())
+                try:
+                    return (head, *shlex.split(cxx[len(head) :]))
+                except ValueError:
+                    break
     return quoted
 
 
@@ -253,11 +256,17 @@ def _compile(command: list[str]) -> None:
         raise ToolchainError(f"{' '.join(command)} failed with status {answer.status}:\n{said}")
 
 
+# What ends a compiler from outside; a crash is its answer to the source.
+_ENDED = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGXCPU"}
 # A compiler's driver ends as usual when the compiler proper is killed, and says so: "Killed signal terminated program
-# cc1plus" or "Killed (program cc1plus)" (g++), "unable to execute command: Killed" (clang++).
+# cc1plus" or "Killed (program cc1plus)" (g++), "unable to execute command: Killed" (clang++). So it does where memory,
+# processes or disk space give out.
 _SIGNALS = "(Killed|Terminated|Interrupt|Hangup)"
-_KILLED = re.compile(rf"{_SIGNALS} (signal terminated program|\(program)|unable to execute command: {_SIGNALS}")
-_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # for another process, for now
+_KEPT = re.compile(
+    rf"{_SIGNALS} (signal terminated program|\(program)|unable to execute command: {_SIGNALS}"
+    r"|memory exhausted|Cannot allocate memory|out of memory|Resource temporarily unavailable|No space left on device"
+)
+_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # for another process
 
 
 def _run(command: list[str]) -> programs.Outcome:
@@ -267,7 +276,7 @@ def _run(command: list[str]) -> programs.Outcome:
     except OSError as error:
         kind = InterruptedCompilerError if error.errno in _NO_ROOM else ToolchainError
         raise kind(f"{' '.join(command)} cannot be started: {error}") from None
-    if answer.status and (answer.signal or _KILLED.search(answer.err)):
+    if answer.status and (answer.signal in _ENDED or _KEPT.search(answer.err)):
         ending = f"ended by {answer.signal}" if answer.signal else f"kept from its end: {answer.err.strip()[-600:]}"
         raise InterruptedCompilerError(f"{' '.join(command)} was {ending}")
     return answer

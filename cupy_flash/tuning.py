@@ -132,12 +132,12 @@ def read_table(path: Path | Traversable) -> list[Entry]:
 
 def own_table(arch: str) -> Path:
     """Where `tune` writes its table."""
-    return cache.folder() / "tiles" / f"{arch}.json"
+    return cache.folder("tiles") / "tiles" / f"{arch}.json"
 
 
 def own_tables(arch: str) -> list[Path]:
     """Tables of whoever ran `tune` here; they stand before the package's own."""
-    return [folder / "tiles" / f"{arch}.json" for folder in cache.folders()]
+    return [folder / "tiles" / f"{arch}.json" for folder in cache.folders("tiles")]
 
 
 def package_table(arch: str) -> Traversable:

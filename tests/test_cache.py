@@ -31,13 +31,9 @@ def home(tmp_path, monkeypatch):
     for name in ("CUPY_FLASH_CACHE_DIR", "XDG_CACHE_HOME", "CUPY_FLASH_CACHE_LIMIT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.setattr(places, "_told", set())
-    monkeypatch.setattr(places, "_own", {})
-    for cached in (places.refusal, places._absolute):
-        cached.cache_clear()
-    yield folder
-    for cached in (places.refusal, places._absolute):
-        cached.cache_clear()
+    for name, nothing in (("_told", set()), ("_own", {}), ("_refusals", {}), ("_absolute", {})):
+        monkeypatch.setattr(places, name, nothing)
+    return folder
 
 
 def answer():
@@ -306,6 +302,57 @@ def test_children_live_while_the_parent_starts_its_compiler(home):
     forks(setup, "time.sleep(3)", most=100, pause=0.002)
 
 
+CHILD_THAT_ENDS = """
+maker = threading.Thread(target=make)
+maker.start()
+while not os.path.exists({begun!r}):
+    time.sleep(0.01)
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+os.waitpid(child, 0)
+open({go!r}, "w").close()
+"""
+
+
+def test_a_child_that_ends_takes_nothing_of_its_parents_along(home, slow_compiler):
+    """Not the folder that its parent's thread compiles in."""
+    script, begun, go = map(str, slow_compiler)
+    parent = start(CHILD_THAT_ENDS.format(begun=begun, go=go), CXX=script, HOME=str(home))
+    assert parent.wait(60) == 0
+    assert parent.stdout.read().strip().endswith(".so")
+
+
+HANDLER = """
+import os, signal, threading
+from cupy_flash import forks
+came, go = threading.Event(), threading.Event()
+
+def hold():
+    with forks.whole():
+        came.set()
+        go.wait()
+
+def handler(*_):
+    with forks.whole():
+        go.set()
+
+threading.Thread(target=hold).start()
+came.wait()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+child = os.fork()
+with forks.whole():
+    if child == 0:
+        os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_handler_may_compute_while_its_thread_waits_to_fork(home):
+    assert python(HANDLER)[0] == "0\n"
+
+
 @pytest.mark.slow
 def test_children_compute_though_forked_during_the_first_call(home):
     """Modules are imported then, and imports have locks."""
@@ -354,7 +401,7 @@ def test_a_folder_that_others_may_write_is_neither_read_nor_written(home, monkey
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(path.parents[1]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
     path.parents[1].chmod(0o777)
-    places.refusal.cache_clear()
+    places._refusals.clear()
     before = {x: x.stat().st_mtime_ns for x in path.parents[1].rglob("*")}
     assert answer().is_relative_to(tmp_path / "users")
     assert {x: x.stat().st_mtime_ns for x in path.parents[1].rglob("*")} == before
@@ -401,6 +448,57 @@ def test_a_link_is_judged_by_where_it_leads(home, tmp_path):
     path.unlink()
     path.symlink_to(other)
     assert trust.objection(path, path.parents[1]) is not None
+
+
+def test_who_made_the_way_to_the_cache_matters_too(home, tmp_path, foreign):
+    """A link in a folder where all may make one; a folder above that another could replace things in."""
+    path = answer()
+    folder = path.parents[1]
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "link").symlink_to(folder)
+    shared.chmod(0o1777)
+    linked = shared / "link" / "emulator" / path.name
+    assert trust.objection(linked, shared / "link") is None, "the link is ours"
+    if os.getuid() == 0:
+        os.chown(shared / "link", 12345, -1, follow_symlinks=False)
+        assert "link belongs to another user" in trust.objection(linked, shared / "link")
+        shared.chmod(0o755)
+        assert "link belongs to another user" in trust.objection(linked, shared / "link")
+        os.chown(folder.parent, 12345, -1)
+        assert f"{folder.parent} belongs to another user" in trust.objection(path, folder)
+
+
+def test_links_that_lead_in_circles_lead_nowhere(home, tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError):
+        trust.objection(tmp_path / "a", tmp_path)
+
+
+def test_a_subfolder_that_others_may_write_gets_nothing_new(home, recwarn):
+    path = answer()
+    path.parent.chmod(0o777)
+    places._refusals.clear()
+    second = answer()
+    assert not second.is_relative_to(path.parents[1])
+    assert answer() == second, "it is found again"
+    assert cache.store("cubin/sm_80/k-0.cubin", b"0").is_relative_to(path.parents[1])
+    (warning,) = recwarn.list
+    assert "is writable by others" in str(warning.message)
+
+
+def test_a_process_that_becomes_another_user_looks_again(tmp_path):
+    """As servers do that begin as root; and what can no longer be written is no reason to fail."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom cupy_flash import cache\nprint(cache.store('cpu/a-0.so', b'0'))\n"
+        f"Path(sys.argv[1], 'cpu').chmod(0o555)\n{AS_A_USER}\nprint(cache.store('cpu/a-1.so', b'1'))\n"
+        "print(cache.store('cpu/a-2.so', b'2'))"
+    )
+    folders = {"CUPY_FLASH_CACHE_DIR": str(tmp_path / "first"), "XDG_CACHE_HOME": str(tmp_path / "second")}
+    out, err = python(code, tmp_path / "first", **folders)
+    assert [Path(line).relative_to(tmp_path).parts[0] for line in out.splitlines()] == ["first", "second", "second"]
+    assert err.count("RuntimeWarning") == 1 and "puts nothing new into its cache" in err
 
 
 # --- room ---
@@ -503,18 +601,36 @@ def test_what_killed_processes_left_behind_goes_too(forget, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "size"), [
-    ("1", 1), ("500MB", 500 * 10**6), ("1.5 gb", 1500 * 10**6), ("none", None), ("", 2 * 10**9),
+    ("1", 1), ("500MB", 500 * 10**6), ("1.5 gb", 1500 * 10**6), ("2GiB", 2**31), ("none", None), ("", 2 * 10**9),
 ])  # fmt: skip
 def test_the_limit_is_read(text, size, monkeypatch):
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", text)
     assert room.limit() == size
 
 
-@pytest.mark.parametrize("text", ["much", "-1", "5XB", "1e9", "nan", "\u0665MB"])
+@pytest.mark.parametrize("text", ["much", "-1", "5XB", "1e9", "nan", "9" * 400, "\u0665MB"])
 def test_a_limit_that_is_none_is_warned_of(text, monkeypatch):
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", text)
     with pytest.warns(RuntimeWarning, match="CUPY_FLASH_CACHE_LIMIT is .*: expected one like 500MB"):
         assert room.limit() == 2 * 10**9
+
+
+def test_a_cache_of_two_names_is_one(forget, monkeypatch, tmp_path):
+    path = fill("cubin/sm_80/k-0.cubin", 10, age=5)
+    (tmp_path / "other").symlink_to(cache.folder())
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
+    room.make_room(tmp_path / "other")
+    assert path.exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere locks of bytes belong to the process")
+def test_reading_the_file_of_locks_lets_go_of_none(forget, monkeypatch):
+    path = fill("cubin/sm_80/k-0.cubin", 10, age=5)
+    (cache.folder() / "in-use").read_bytes()
+    monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
+    code = "import pathlib, sys\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
+    python(code, cache.folder())
+    assert path.exists()
 
 
 def test_a_cache_cleared_by_hand_goes_on(forget, monkeypatch):

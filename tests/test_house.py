@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "forks": set(),
     "workers": set(),
     "programs": {"forks"},
-    "source": {"temporary"},
+    "source": {"forks", "temporary"},
     "cache": {"cache.files", "cache.places", "cache.room", "cache.trust"},
     "toolchain": {"cache", "notice", "programs"},
     "tiles": {"device", "problem"},
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
     "reference": {"broadcast", "options", "problem"},
-    "backends": {"problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
+    "backends": {"forks", "problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
     "api": {"backends", "broadcast", "options", "problem"},
     "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }

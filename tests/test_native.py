@@ -107,6 +107,34 @@ def test_after_a_compiler_that_was_killed_the_next_call_tries_again(tmp_path):
     assert "was ended by SIGTERM" in err and "the next may be faster" in err
 
 
+def test_a_compiler_that_is_always_killed_is_given_up(tmp_path):
+    counts = tmp_path / "counts"
+    killed = tmp_path / "killed"
+    killed.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo killed 1 && exit\necho >> {counts}\nkill -KILL $$\n')
+    killed.chmod(0o755)
+    out, err = python(ATTEND * 4, CXX=str(killed), CUPY_FLASH_CACHE_DIR=str(tmp_path / "cache"))
+    assert out.count("NumPy") == 4 and len(counts.read_text()) == 8
+    assert "its compiled tier failed" in err and "SIGKILL" in err
+
+
+AS_ON_WINDOWS = """
+import os, sys
+for name in ("fcntl", "grp", "pwd"):
+    sys.modules[name] = None
+for name in ("getuid", "geteuid", "register_at_fork", "fork", "O_NOFOLLOW", "sched_getaffinity"):
+    delattr(os, name)
+from cupy_flash import toolchain
+toolchain.os = type(sys)("os")
+vars(toolchain.os).update(vars(os), name="nt")
+"""
+
+
+def test_where_nothing_is_compiled_yet_numpy_serves(tmp_path):
+    """Windows, as far as the package asks: no locks of files, no users, no forks."""
+    out, err = python(AS_ON_WINDOWS + ATTEND, CUPY_FLASH_CACHE_DIR=str(tmp_path))
+    assert out.startswith("NumPy") and "not yet on" in out and not err
+
+
 def test_a_notice_that_nobody_can_read_fails_no_call(tmp_path):
     """Its reader gone, or the file closed: what is told is lost, in a warning too, and nothing else."""
     broken = tmp_path / "broken"

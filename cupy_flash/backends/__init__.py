@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cupy_flash import forks
 from cupy_flash.backends import dlpack
 from cupy_flash.problem import AttentionProblem, check_plain
 
@@ -166,7 +167,8 @@ def _from_dlpack(name: str, x: Any) -> Any:
 
 def _cupy() -> Any:
     try:
-        import cupy
+        with forks.whole():
+            import cupy
     except ImportError:
         raise RuntimeError(
             'arrays on a GPU need CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'

@@ -92,14 +92,16 @@ def _tier(arithmetic: str) -> Any:
     return numpy_
 
 
-_settled: dict[str, str | None] = {}  # arithmetic: what `_failure` returns from now on
+_settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
+_interrupted: dict[str, int] = {}  # tries of a compiler that was kept from its end
+_MOST_TRIES = 8
 
 
 def _failure(arithmetic: str) -> str | None:
     """Why the compiled tier cannot run, None if it can.
 
     Anything but the lack of a compiler or of the sources is warned of, once. After a compiler that was kept from its
-    end the next call tries again.
+    end the next call tries again, a few times.
     """
     if arithmetic in _settled:
         return _settled[arithmetic]
@@ -108,11 +110,12 @@ def _failure(arithmetic: str) -> str | None:
         native.library(native.isa(arithmetic), arithmetic)
     except (NoCompilerError, SourcesMissingError) as error:
         failure = str(error)
-    except InterruptedCompilerError as error:
-        warn(f"the CPU backend runs this call in NumPy, the next may be faster: {error}", stacklevel=5)
-        return str(error)
     except (ToolchainError, OSError) as error:
-        failure = str(error)
+        failure, tries = str(error), _interrupted.get(arithmetic, 0) + 1
+        if isinstance(error, InterruptedCompilerError) and tries < _MOST_TRIES:
+            _interrupted[arithmetic] = tries
+            warn(f"the CPU backend runs this call in NumPy, the next may be faster: {failure}", stacklevel=5)
+            return failure
         warn(f"the CPU backend runs in NumPy, its compiled tier failed: {failure}", stacklevel=5)
     _settled[arithmetic] = failure
     return failure

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash import compile, launch
+from cupy_flash import compile, forks, launch
 from cupy_flash.backends import Seal
 from cupy_flash.backends.device_seal import DeviceSeal
 from cupy_flash.device import Device, from_attributes
@@ -81,7 +81,8 @@ def import_cupy() -> Any:
         If CuPy is not installed, or there is no usable driver or GPU.
     """
     try:
-        import cupy
+        with forks.whole():
+            import cupy
     except ImportError:
         raise RuntimeError(
             'backend "cuda" needs CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'

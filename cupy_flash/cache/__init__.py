@@ -6,6 +6,8 @@ What lies in a folder of the cache has a name relative to it, such as ``cubin/sm
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +22,18 @@ __all__ = ["find", "folder", "folders", "lock", "store", "work_folder", "write_a
 T = TypeVar("T")
 
 _ROOM_EVERY = 32  # stored files: to count what is there takes a millisecond for a hundred
-_HOLD_SECONDS = 1.0
+_HOLD_SECONDS = 10.0  # for who removes an entry, which takes no time, to have done so
 _stored = 0
 
 
-def folder() -> Path:
-    """Where new files go."""
-    return places.writable()
+def folder(below: str = "") -> Path:
+    """The cache whose subfolder takes new files."""
+    return places.writable(below)
 
 
-def folders() -> list[Path]:
-    """Where to look, in order; some may not be there."""
-    return list(places.readable())
+def folders(below: str = "") -> list[Path]:
+    """Caches to look in, in order; some may not be there."""
+    return list(places.readable(below))
 
 
 def find(name: str, read: Callable[[Path], T | None]) -> T | None:
@@ -44,14 +46,16 @@ def find(name: str, read: Callable[[Path], T | None]) -> T | None:
     read : callable
         Takes a path, and returns None if the file is damaged.
     """
-    for place in places.readable():
+    for place in places.readable(os.path.dirname(name)):
         path = place / name
         try:
-            objection = trust.objection(path, place)
-        except OSError:  # it is not there
+            if not path.is_file():
+                continue
+            objection = None if places.is_own(place) else trust.objection(path, place)
+        except OSError:  # it cannot be looked at
             continue
         if objection is not None:
-            places.leave_aside(place, objection)
+            places.tell(str(place), places.Refusal(objection, True))
         elif room.hold(place, name):
             found = read(path)
             if found is not None:
@@ -61,16 +65,30 @@ def find(name: str, read: Callable[[Path], T | None]) -> T | None:
 
 
 def store(name: str, content: bytes) -> Path:
-    """Write a file into `folder`, where others see it whole or not at all; it is in use from now on."""
+    """Write a file where others see it whole or not at all; it is in use from now on.
+
+    Raises
+    ------
+    OSError
+        If it can be written nowhere.
+    """
     global _stored
-    place = folder()
-    files.make_folder((place / name).parent)
-    end = time.monotonic() + _HOLD_SECONDS
-    while not room.hold(place, name) and time.monotonic() < end:
-        time.sleep(0.001)
-    write_atomically(place / name, content)
+    while True:
+        place = folder(os.path.dirname(name))
+        try:
+            files.make_folder((place / name).parent)
+            end = time.monotonic() + _HOLD_SECONDS
+            while not room.hold(place, name) and time.monotonic() < end:
+                time.sleep(0.001)
+            write_atomically(place / name, content)
+            break
+        except OSError as error:  # the disk is full, or what could be written no longer can
+            if places.is_own(place):
+                raise
+            places.refuse(place, os.path.dirname(name), error)
     if _stored % _ROOM_EVERY == 0:
-        room.make_room(place)
+        with contextlib.suppress(OSError):
+            room.make_room(place)
     _stored += 1
     return place / name
 
@@ -78,8 +96,7 @@ def store(name: str, content: bytes) -> Path:
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
     """Let one process at a time make a file of this name, as far as the file system can."""
-    path = folder() / name
-    files.make_folder(path.parent)
+    path = folder(os.path.dirname(name)) / name
     with files.lock(path.with_suffix(".lock")):
         yield
 
@@ -87,8 +104,11 @@ def lock(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def work_folder(name: str) -> Iterator[Path]:
     """A folder beside a file of this name, to make it in; should this process be killed it goes with the file."""
-    path = folder() / name
-    room.hold(folder(), name)
-    files.make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}.") as work:
+    place, process = folder(os.path.dirname(name)), os.getpid()
+    room.hold(place, name)
+    work = tempfile.mkdtemp(dir=(place / name).parent, prefix=f"{Path(name).stem}.")
+    try:
         yield Path(work)
+    finally:
+        if os.getpid() == process:  # a forked child that ends leaves it to its parent
+            shutil.rmtree(work, ignore_errors=True)

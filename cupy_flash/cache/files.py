@@ -22,7 +22,8 @@ _held: set[int] = set()  # open files of locks
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that others than the owner cannot write, whatever the umask."""
     if not folder.is_dir():
-        make_folder(folder.parent)
+        if folder.parent != folder:
+            make_folder(folder.parent)
         folder.mkdir(mode=0o755, exist_ok=True)
 
 
@@ -46,8 +47,10 @@ def lock(path: Path) -> Iterator[None]:
     Without locks in the file system, or after `PATIENCE`, all pass: what they write appears whole in any case.
     """
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644) if fcntl else None
     except OSError:
+        file = None
+    if file is None:
         yield
         return
     _held.add(file)

@@ -1,89 +1,118 @@
-"""Folders of compiled files: which there are, and which takes new ones."""
+"""Folders of compiled files: which there are, and which takes new ones.
+
+A file's place depends on the subfolder of the cache that it belongs to: a user's cache may hold one that root has made.
+"""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cupy_flash.cache import trust
 from cupy_flash.cache.files import make_folder
 from cupy_flash.notice import warn
 from cupy_flash.temporary import own_folder
 
+_absolute: dict[str, Path] = {}  # a relative path means for good what it meant when first seen
 _own: dict[int, Path] = {}  # this process' own folder, by its number: a forked child makes another
-_told: set[Path | None] = set()
+_told: set[tuple[str, bool]] = set()
 
 
-def named() -> list[Path]:
-    """Folders that the environment names, the preferred first: CUPY_FLASH_CACHE_DIR, the user's cache folder."""
+class Refusal(NamedTuple):
+    """Why new files cannot go to a folder, and whether that is because others could have written there."""
+
+    reason: str
+    distrusted: bool
+
+
+_refusals: dict[tuple[int, Path], Refusal | None] = {}  # by user: a server may become another after its first look
+
+
+def named() -> Iterator[tuple[str, Path | None]]:
+    """Folders that the environment names, the preferred first: CUPY_FLASH_CACHE_DIR, the user's cache folder.
+
+    Each with its name; None for one that leads nowhere, such as "~" without a home.
+    """
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     users = os.path.join(xdg if os.path.isabs(xdg) else "~/.cache", "cupy_flash")
-    texts = filter(None, (os.environ.get("CUPY_FLASH_CACHE_DIR"), users))
-    return [folder for text in texts if (folder := _absolute(os.path.expanduser(text)))]
+    for name in filter(None, (os.environ.get("CUPY_FLASH_CACHE_DIR"), users)):
+        text = os.path.expanduser(name)
+        if text not in _absolute and not text.startswith("~"):
+            with contextlib.suppress(OSError):  # relative to a folder that was removed
+                _absolute[text] = Path(os.path.abspath(text))
+        yield name, _absolute.get(text)
 
 
-@functools.cache
-def _absolute(text: str) -> Path | None:
-    """A relative path means for good what it meant when first seen. None where it leads nowhere: "~" of nobody."""
-    try:
-        return None if text.startswith("~") else Path(os.path.abspath(text))
-    except OSError:  # relative to a folder that was removed
-        return None
+def readable(below: str = "") -> Iterator[Path]:
+    """Caches to look in for a file of the subfolder `below`, in order, whether or not they are there.
 
-
-def readable() -> Iterator[Path]:
-    """Folders to look in, in order, whether or not they are there; the one for new files is the last."""
-    for folder in named():
-        yield folder
-        if refusal(folder) is None:
-            return
+    The last of them is the one for new files, if there is one so far.
+    """
+    for _, place in named():
+        if place is not None:
+            yield place
+            if refusal(place, below) is None:
+                return
     if os.getpid() in _own:
         yield _own[os.getpid()]
 
 
-def writable() -> Path:
-    """The folder for new files: the first that the environment names which can be written, and by nobody else.
+def writable(below: str = "") -> Path:
+    """The cache for new files of a subfolder: the first that can be written there, and by nobody else.
 
     Where there is none, a folder of this process alone. A warning tells, once, of one that is passed over.
     """
-    passed_over: tuple[Path | None, str] = (None, "it has no folder, for HOME is not set")
-    for folder in named():
-        reason = refusal(folder)
-        if reason is None:
+    passed_over: tuple[str, Refusal] | None = None
+    for name, place in named():
+        found = refusal(place, below) if place is not None else Refusal("it leads nowhere", False)
+        if place is not None and found is None:
             break
-        if passed_over[0] is None:
-            passed_over = folder, reason
+        if passed_over is None and found is not None:
+            passed_over = str(place or name), found
     else:
-        folder = _own.get(os.getpid()) or _own.setdefault(os.getpid(), own_folder())
-    if folder != next(iter(named()), None):
-        lost = " and is lost with it" if folder in _own.values() else ""
-        leave_aside(*passed_over, f"What this process compiles goes to {folder}{lost}")
-    return folder
+        place = _own.get(os.getpid()) or _own.setdefault(os.getpid(), own_folder())
+        make_folder(place / below)
+    if passed_over is not None:
+        lost = ", and is lost when it ends" if is_own(place) else ""
+        tell(*passed_over, f"What it compiles goes to {place}{lost}. ")
+    return place
 
 
-@functools.cache
-def refusal(folder: Path) -> str | None:
-    """Why new files cannot go to a folder, None if they can. Makes it."""
-    try:
-        make_folder(folder)
-        objection = trust.objection(folder, folder)
-        if objection is None:
-            tempfile.TemporaryFile(dir=folder).close()
-        return objection
-    except OSError as error:
-        return f"it cannot be written ({error})"
+def is_own(place: Path) -> bool:
+    """Whether a cache is a process' own."""
+    return place in _own.values()
 
 
-def leave_aside(folder: Path | None, reason: str, instead: str = "") -> None:
-    """Warn, once, that a folder is not used."""
-    if folder not in _told:
-        _told.add(folder)
-        place = f" {folder}" if folder else ""
-        further = f". {instead}" if instead else ""
-        warn(
-            f"cupy_flash leaves its cache{place} aside: {reason}{further}. CUPY_FLASH_CACHE_DIR names another folder",
-            stacklevel=4,
-        )
+def refusal(place: Path, below: str = "") -> Refusal | None:
+    """What keeps new files from a subfolder of a cache. Makes it."""
+    key = _key(place / below)
+    if key not in _refusals or (_refusals[key] is None and not (place / below).is_dir()):
+        try:
+            make_folder(place / below)
+            objection = trust.objection(place / below, place)
+            _refusals[key] = Refusal(objection, True) if objection else None
+            tempfile.TemporaryFile(dir=place / below).close()
+        except OSError as error:
+            refuse(place, below, error)
+    return _refusals[key]
+
+
+def refuse(place: Path, below: str, error: OSError) -> None:
+    """Let new files go elsewhere from now on."""
+    _refusals[_key(place / below)] = Refusal(f"it cannot be written ({error})", False)
+
+
+def _key(folder: Path) -> tuple[int, Path]:
+    return os.geteuid() if hasattr(os, "geteuid") else 0, folder
+
+
+def tell(place: str, what: Refusal, further: str = "") -> None:
+    """Warn, once, that a cache is not used for new files or, if it is not trusted, at all."""
+    if (place, what.distrusted) not in _told:
+        _told.add((place, what.distrusted))
+        use = "loads nothing from its cache" if what.distrusted else "puts nothing new into its cache"
+        warn(f"cupy_flash {use} {place}: {what.reason}. {further}CUPY_FLASH_CACHE_DIR names another folder")

@@ -3,16 +3,19 @@
 An entry is what a folder of the cache holds under one name up to its first dot, a library or a cubin with its record.
 A process that uses one holds a lock, shared with others, on a byte of the file `in-use` that the name chooses. Locks of
 bytes end with the process, however it ends, and one open file holds any number of them. Who removes an entry must have
-its byte alone.
+its byte alone. Linux has locks that belong to the open file, and to forked children too; elsewhere they belong to the
+process, which loses them when anything in it closes another opening of the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ KEPT = 0.9  # of the limit, after entries were removed
 FRESH = 3600.0  # seconds for which the time of the last use is near enough
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _BYTES = 2**30  # that a name may choose; a file need not be so long to be locked
 
 
@@ -50,7 +54,7 @@ def limit() -> int | None:
     return int(float(number) * _UNITS[unit.lower()])
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|[kmgt]b)", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) ?(|[kmgt]i?b)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class _Uses:
 
     def hold(self, folder: Path, byte: int) -> bool:
         with self._mutex:
+            folder = Path(os.path.realpath(folder))  # which may have two names
             file = self._open(folder)
             held = self._bytes.setdefault(folder, set())
             if byte not in held and file is not None and not _lock(file, byte):
@@ -124,11 +129,12 @@ class _Uses:
         """Remove an entry unless anybody uses it; whether it was."""
         byte = _byte(entry.name)
         with self._mutex:
+            folder = Path(os.path.realpath(folder))
             file = self._open(folder)
             if file is None or byte in self._bytes.get(folder, ()):
                 return False
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+                _set(file, fcntl.F_WRLCK, byte)
             except OSError:  # in use, or there are no locks to tell
                 return False
             try:
@@ -140,18 +146,18 @@ class _Uses:
             except OSError:
                 return False
             finally:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
+                _set(file, fcntl.F_UNLCK, byte)
             return True
 
     def forked(self) -> None:
-        """In a forked child, which uses what the parent does but has none of its locks."""
+        """In a forked child, which uses what the parent does but may have none of its locks."""
         self._mutex = threading.Lock()
         for folder, file in self._files.items():
             for byte in self._bytes.get(folder, ()):
                 _lock(file, byte)
 
     def _open(self, folder: Path) -> int | None:
-        """The file of locks, opened once: closing any opening of it would let go of all locks of this process."""
+        """The file of locks, opened once."""
         path, file = folder / "in-use", self._files.get(folder)
         if fcntl is None or (file is not None and _is_open(path, file)):
             return file
@@ -168,13 +174,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_uses.forked)
 
 
+def _set(file: int, kind: int, byte: int) -> None:
+    """Take or let go of the lock of a byte, without waiting; an OSError if another has it."""
+    if hasattr(fcntl, "F_OFD_SETLK"):  # of the open file
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, byte, 1, 0))
+    else:
+        flags = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
+        fcntl.lockf(file, flags[kind] | fcntl.LOCK_NB, 1, byte)
+
+
 def _lock(file: int, byte: int) -> bool:
     try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # the file system has no locks, so nobody removes
-        return True
+        _set(file, fcntl.F_RDLCK, byte)
+    except OSError as error:  # another has it, or the file system has no locks, so that nobody removes
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
 

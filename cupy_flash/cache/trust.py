@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -12,15 +14,16 @@ try:
 except ImportError:  # Windows, where a user's folders are the user's by their access lists
     grp = pwd = None  # type: ignore[assignment]
 
-_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_GROUP, _ALL = stat.S_IWGRP, stat.S_IWOTH
+_MOST_LINKS = 40  # as Linux has it
 
 
 def objection(path: Path, folder: Path) -> str | None:
     """Why the file or folder `path`, in the cache `folder` or the folder itself, may be another user's work.
 
-    None if only root, this user and the folder's owner could have written it: neither it nor a folder between is
-    writable by a group or by all, no folder above lets others replace it, and it is not another user's folder where
-    all may make one, as in /tmp. Links are followed first.
+    None if only root, this user and the folder's owner could have put it there: on the way to it, through links too,
+    each folder and link is theirs, and none lets others replace what is in it; where all may make files, as in /tmp,
+    what stands there is root's or this user's. From `folder` on nothing is writable by a group or by all.
 
     Raises
     ------
@@ -29,29 +32,48 @@ def objection(path: Path, folder: Path) -> str | None:
     """
     if grp is None:
         return None
-    path, top = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    us = {0, os.getuid()}
+    top, end = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    us = {os.getuid(), os.stat("/").st_uid}  # root, which user namespaces know by another number
     owners = us | {top.stat().st_uid}
-    if not path.is_relative_to(top):  # by a link
-        top = path.parent
-    for inside in (path, *path.parents):
-        status = inside.lstat()
-        if status.st_mode & _OTHERS:
-            return f"{inside} is writable by others than its owner: chmod -R go-w {folder}, if what is in it is yours"
+    for step in _steps(path):
+        status = step.lstat()
         if status.st_uid not in owners:
-            return f"{inside} belongs to another user, of number {status.st_uid}: remove it"
-        if inside == top:
-            break
-    below = top
-    for above in top.parents:
-        status = above.lstat()
-        if status.st_mode & stat.S_ISVTX and status.st_mode & _OTHERS:  # where all may make, but not replace
-            if below.lstat().st_uid not in us:
-                return f"{below} belongs to another user, who chose its name in {above}: name another folder"
-        elif status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_private(status)):
-            return f"others may replace what lies in {above}: chmod go-w {above}"
-        below = above
+            return f"{step} belongs to another user, of number {status.st_uid}: remove it, or name another folder"
+        if _lets_others_write(status) and (step == end or step.is_relative_to(top)) and not step.is_symlink():
+            return f"{step} is writable by others than its owner: chmod -R go-w {folder}, if what is in it is yours"
+        above = step.parent.lstat()
+        if above.st_mode & stat.S_ISVTX and _lets_others_write(above):  # all may make files, and replace only theirs
+            if status.st_uid not in us:
+                return f"{step} belongs to another user, who chose its name: name another folder"
+        elif above.st_mode & _ALL or (above.st_mode & _GROUP and not _is_private(above)):
+            return f"others may replace what lies in {step.parent}: chmod go-w {step.parent}"
     return None
+
+
+def _steps(path: Path) -> Iterator[Path]:
+    """Everything below / that is looked at on the way to a path: folders, links, what they lead to, the file."""
+    here, links = Path("/"), 0
+    ahead = list(path.absolute().parts[1:])
+    while ahead:
+        name = ahead.pop(0)
+        if name == "..":
+            here = here.parent
+            continue
+        step = here / name
+        yield step
+        if step.is_symlink():
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(step))
+            here = Path("/") if target.is_absolute() else here
+            ahead[:0] = target.parts[1:] if target.is_absolute() else target.parts
+        else:
+            here = step
+
+
+def _lets_others_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & (_GROUP | _ALL))
 
 
 def _is_private(status: os.stat_result) -> bool:
