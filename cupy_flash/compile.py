@@ -181,6 +181,8 @@ def _nvrtc() -> Any:
     try:
         with forks.whole():
             from cupy.cuda import nvrtc
+
+            nvrtc.getVersion()  # loads the library
     except ImportError:
         raise RuntimeError(
             'compiling CUDA kernels needs CuPy and NVRTC: pip install "cupy-flash[cuda13]" (or [cuda12])'

@@ -372,7 +372,7 @@ def test_children_compile_kernels_though_forked_while_a_thread_does(home):
         "text += 'template <> struct S<0> { static __device__ int f(int x) { return x; } };'\n"
         "text += 'extern \"C\" __global__ void k(int* p) { p[0] = S<150>::f(p[1]); }'\n"
         "def make(n): text_to_cubin(text + f'// {n}\\n', 'k.cu', 'k', 'sm_80')\n"
-        "make(-20)\ndef work(): [make(n) for n in range(12)]"
+        "def work(): [make(n) for n in range(12)]"
     )
     forks(setup, "make(-1 - len(children))", most=12, pause=0.05)
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash import compile, emulator, launch, source
+from cupy_flash import compile, emulator, forks, launch, source
 from cupy_flash.backends import Seal
 from cupy_flash.backends.device_seal import DeviceSeal
 from cupy_flash.backends.seal import names_of, refuse
 from cupy_flash.device import named
-from cupy_flash.emulator.ptx import translate
 from cupy_flash.plan import Launch
 from cupy_flash.problem import AttentionProblem
 from cupy_flash.specialization import Specialization
@@ -117,6 +116,9 @@ class EmulatorBackend:
 def _text(kernel: Specialization, arch: str, path: str) -> str:
     """C++ of a kernel: its own source with host headers, or NVRTC's PTX translated."""
     if path == "ptx":
+        with forks.whole():
+            from cupy_flash.emulator.ptx import translate
+
         return translate(compile.to_ptx(kernel, arch))
     folders = (source.root() / "emulator", source.root())
     return source.flatten(kernel.source, virtual={"specialization.cuh": kernel.prelude()}, search=folders)
