@@ -6,6 +6,7 @@ does not hash included headers, and CuPy cannot target ``sm_90a`` with every NVR
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -81,7 +82,8 @@ def text_to_cubin(text: str, name: str, entry: str, arch: str) -> CompiledKernel
         code = _whole_elf(code)
         found = CompiledKernel(cache.store(cubin, code), *_resources(log, entry))
         record = asdict(found) | {"path": found.path.name, "sha256": hashlib.sha256(code).hexdigest()}
-        cache.write_atomically(found.path.with_suffix(".json"), json.dumps(record).encode())
+        with contextlib.suppress(OSError):  # of a full disk: the next process compiles again
+            cache.write_atomically(found.path.with_suffix(".json"), json.dumps(record).encode())
     return found
 
 
@@ -95,7 +97,7 @@ def prepare(kernels: Iterable[Specialization], arch: str) -> None:
     missing = [kernel for kernel in kernels if find(kernel, arch) is None]
     if missing:
         say(
-            f"cupy_flash: compiling {len(missing)} kernels for {arch}, once, into {cache.folder()} "
+            f"cupy_flash: compiling {len(missing)} kernels for {arch}, once, into {cache.folder(f'cubin/{arch}')} "
             "(CUPY_FLASH_COMPILE=lazy leaves this to their first call)"
         )
         compile_all(missing, arch)
@@ -219,7 +221,7 @@ def _resources(log: str, entry: str) -> tuple[int | None, int | None, int | None
 
 
 def _cubin(text: str, entry: str, arch: str) -> str:
-    """Its name in the cache."""
+    """Name of the cubin in the cache."""
     covered = (text, entry, arch, *_OPTIONS, repr(nvrtc_version()))
     key = hashlib.sha256("\0".join(covered).encode()).hexdigest()
     return f"cubin/{arch}/{entry}-{key[:32]}.cubin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import hashlib
@@ -16,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupy_flash import cache, programs
+from cupy_flash import cache, forks, programs
 from cupy_flash.notice import say
+from cupy_flash.temporary import work_folder
 
 # Flags of instruction sets by their names in `cpu_features`; g++ and clang++ spell them alike.
 _FLAGS = {"sse42": "-msse4.2", "bmi1": "-mbmi"} | {
@@ -43,7 +45,7 @@ class NoCompilerError(ToolchainError):
 
 
 class InterruptedCompilerError(ToolchainError):
-    """The compiler did not come to its end: it was killed, or the system had no room for it. Another try may."""
+    """The compiler did not come to its end, killed or for want of room. Another try may succeed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ def _find_compiler(cxx: str, path: str | None) -> Compiler:
         candidates.append((sys.executable, "-m", "ziglang", "c++"))
     for command in candidates:
         if shutil.which(command[0], path=path):
-            answer = _run([*command, "--version"])
+            try:
+                answer = _run([*command, "--version"])
+            except InterruptedCompilerError:
+                raise
+            except ToolchainError:  # it cannot be started
+                continue
             if answer.status == 0 and answer.out.strip():
                 return Compiler(command, answer.out.split("\n")[0], "clang" in answer.out.lower())
     tried = f"CXX={cxx!r}" if cxx else "g++ and clang++"
@@ -166,8 +173,8 @@ def compile_shared(
     """Compile C++ text to a shared library, or find it in the cache.
 
     The cache key covers the text, the flags, the compiler's version and `depends`. Processes may ask for the
-    same library at the same time: one compiles, the others wait, where the file system has locks. A file damaged on
-    disk is compiled again.
+    same library at the same time: one compiles, the others wait, where the file system has locks. What is damaged on
+    disk, or could be another user's work, is compiled again.
 
     Parameters
     ----------
@@ -222,7 +229,7 @@ def compile_shared(
         link = ("-nostdlib++",) if freestanding and compiler.is_clang else ()
         if notice:
             say(notice)
-        with cache.work_folder(file) as work:
+        with work_folder() as work:
             target = Path(file).name if soname else None
             built = _build(compiler, source, work, target, flags, include, libraries, link)
             return cache.store(file, _seal(built.read_bytes()))
@@ -265,6 +272,7 @@ _SIGNALS = "(Killed|Terminated|Interrupt|Hangup)"
 _KEPT = re.compile(
     rf"{_SIGNALS} (signal terminated program|\(program)|unable to execute command: {_SIGNALS}"
     r"|memory exhausted|Cannot allocate memory|out of memory|Resource temporarily unavailable|No space left on device"
+    r"|Disk quota exceeded"
 )
 _NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # for another process
 
@@ -280,6 +288,12 @@ def _run(command: list[str]) -> programs.Outcome:
         ending = f"ended by {answer.signal}" if answer.signal else f"kept from its end: {answer.err.strip()[-600:]}"
         raise InterruptedCompilerError(f"{' '.join(command)} was {ending}")
     return answer
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """A shared library in this process."""
+    with forks.whole():
+        return ctypes.CDLL(str(path))
 
 
 # Loading a library that was cut short kills the process, so each file ends with the digest of the rest.

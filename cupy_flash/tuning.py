@@ -136,8 +136,8 @@ def own_table(arch: str) -> Path:
 
 
 def own_tables(arch: str) -> list[Path]:
-    """Tables of whoever ran `tune` here; they stand before the package's own."""
-    return [folder / "tiles" / f"{arch}.json" for folder in cache.folders("tiles")]
+    """Tables of whoever ran `tune`, here before elsewhere; they stand before the package's own."""
+    return [folder / "tiles" / f"{arch}.json" for folder in reversed(cache.folders("tiles"))]
 
 
 def package_table(arch: str) -> Traversable:
@@ -151,7 +151,7 @@ def _table(arch: str) -> dict[tuple[str, int, bool], Tile]:
         try:
             entries = read_table(path)
         except (ValueError, OSError) as error:
-            warn(f"a table of tiles is left aside: {error}", stacklevel=2)
+            warn(f"a table of tiles is left aside; `tune` makes another: {error}", stacklevel=2)
             continue
         if entries:
             return {(entry.kernel, entry.head_dim, entry.causal): entry.tile for entry in entries}

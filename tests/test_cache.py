@@ -4,21 +4,19 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from unprivileged import AS_A_USER
+from processes import AS_A_USER, ATTEND, python, start
 
 from cupy_flash import cache, toolchain
 from cupy_flash.backends import native
 from cupy_flash.cache import files, places, room, trust
 from cupy_flash.toolchain import compile_shared
 
-ROOT = Path(__file__).parents[1]
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 FLAGS = ("-O1", "-fPIC")
 
@@ -38,26 +36,6 @@ def home(tmp_path, monkeypatch):
 
 def answer():
     return compile_shared(ANSWER, "answer", flags=FLAGS)
-
-
-def python(code, *arguments, **environment):
-    """A script in a fresh process: what it printed, and what it wrote to stderr."""
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "CUPY_FLASH_COMPILE": "lazy"} | environment
-    env = {name: value for name, value in env.items() if value is not None}
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-ATTEND = """
-import numpy as np
-from cupy_flash import flash_attention
-from cupy_flash.backends import get
-x = np.ones((2, 8, 16), np.float32)
-for _ in range(2):
-    assert np.allclose(flash_attention(x, x, x), 1)
-print(get("cpu").status())
-"""
 
 
 # --- where it is ---
@@ -89,7 +67,7 @@ def test_a_call_computes_whatever_the_environment_says(home, value, monkeypatch,
     path = answer()
     assert answer() == path and path.is_file()
     (warning,) = recwarn.list
-    assert "CUPY_FLASH_CACHE_DIR names another folder" in str(warning.message)
+    assert "Set CUPY_FLASH_CACHE_DIR to a folder of your own" in str(warning.message)
     assert str(path.parents[1]) in str(warning.message)
 
 
@@ -114,19 +92,22 @@ def test_a_relative_folder_stays_where_it_was(home, tmp_path, monkeypatch):
     assert not (tmp_path / "mine").exists()
 
 
+ELSEWHERE = """
+import os
+import numpy as np
+from cupy_flash import flash_attention
+x = np.ones((1, 8, 16), np.float32)
+os.mkdir("below")
+flash_attention(x, x, x, backend="emulator")
+os.chdir("below")
+flash_attention(x, x, x, causal=True, backend="emulator")
+print(*os.listdir())
+"""
+
+
 @pytest.mark.slow
 def test_the_emulator_follows_no_change_of_folder(tmp_path):
-    code = (
-        "import os, numpy as np\nfrom cupy_flash import emulator, flash_attention\n"
-        "x = np.ones((1, 8, 16), np.float32)\nos.mkdir('below')\n"
-        "flash_attention(x, x, x, backend='emulator')\nos.chdir('below')\n"
-        "flash_attention(x, x, x, causal=True, backend='emulator')\nprint(*os.listdir())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUPY_FLASH_CACHE_DIR": "cache"},
-    )  # fmt: skip
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert python(ELSEWHERE, cwd=tmp_path, CUPY_FLASH_CACHE_DIR="cache")[0] == "\n"
 
 
 def test_folders_and_files_are_for_the_owner_to_write_and_for_all_to_read(home):
@@ -195,30 +176,30 @@ def test_without_locks_it_is_compiled_all_the_same(home, number, monkeypatch, re
 
 def test_a_lock_that_is_never_released_does_not_stop_others(home, monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0.2)
-    with cache.lock("emulator/x.so"), cache.lock("emulator/x.so"):
-        assert True
-    holder = threading.Event(), threading.Event()
+    entered, leave = threading.Event(), threading.Event()
 
     def hold():
-        with cache.lock("emulator/y.so"):
-            holder[0].set()
-            holder[1].wait()
+        with cache.lock("emulator/x.so"):
+            entered.set()
+            leave.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    holder[0].wait()
-    with cache.lock("emulator/y.so"):
-        holder[1].set()
+    entered.wait()
+    with cache.lock("emulator/x.so"):
+        leave.set()
     thread.join()
     assert not list(cache.folder().rglob("*.lock"))
 
 
 # --- forks ---
 
-FORK = """
-import os, sys, threading, time, signal
+FORK = f"""
+import os, signal, sys, threading, time
 from cupy_flash.toolchain import compile_shared
-def make(): print(compile_shared(SOURCE, "answer", flags=FLAGS), flush=True)
+
+def make():
+    print(compile_shared({ANSWER!r}, "answer", flags={FLAGS!r}), flush=True)
 """
 
 
@@ -242,19 +223,13 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def start(code, **environment):
-    header = FORK.replace("SOURCE", repr(ANSWER)).replace("FLAGS", repr(FLAGS))
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.Popen([sys.executable, "-c", header + code], env=env, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_child_forked_while_a_thread_compiles_keeps_nobody_waiting(home, slow_compiler, tmp_path, killed):
     """Neither its parent nor another process, though it lives on, and though the parent be killed meanwhile."""
     script, begun, go = slow_compiler
     environment = {"CXX": str(script), "HOME": str(home)}
     parent = start(
-        f"threading.Thread(target=make).start()\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\n"
+        f"{FORK}threading.Thread(target=make).start()\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\n"
         "child = os.fork()\nif child == 0:\n    signal.pause()\nprint(child, flush=True)\n",
         **environment,
     )
@@ -262,7 +237,7 @@ def test_a_child_forked_while_a_thread_compiles_keeps_nobody_waiting(home, slow_
     try:
         if killed:
             parent.kill()
-        other = start("make()", **environment)
+        other = start(f"{FORK}make()", **environment)
         go.touch()
         assert other.wait(60) == 0
         assert parent.wait(60) == (-signal.SIGKILL if killed else 0)
@@ -318,7 +293,7 @@ open({go!r}, "w").close()
 def test_a_child_that_ends_takes_nothing_of_its_parents_along(home, slow_compiler):
     """Not the folder that its parent's thread compiles in."""
     script, begun, go = map(str, slow_compiler)
-    parent = start(CHILD_THAT_ENDS.format(begun=begun, go=go), CXX=script, HOME=str(home))
+    parent = start(FORK + CHILD_THAT_ENDS.format(begun=begun, go=go), CXX=script, HOME=str(home))
     assert parent.wait(60) == 0
     assert parent.stdout.read().strip().endswith(".so")
 
@@ -389,11 +364,12 @@ def test_only_what_its_owner_alone_could_write_is_loaded(home, recwarn):
             changed.chmod(mode | bit)
             assert "is writable by others" in trust.objection(path, path.parents[1])
             assert cache.find("emulator/" + path.name, lambda p: p) is None
-            assert not {path} & {cache.find("emulator/" + path.name, lambda p: p)}
         changed.chmod(mode)
         assert cache.find("emulator/" + path.name, lambda p: p) == path
-    (warning,) = recwarn.list
-    assert "chmod -R go-w" in str(warning.message) and str(path.parents[1]) in str(warning.message)
+    told = [str(warning.message) for warning in recwarn.list]  # once of each
+    assert len(told) == 3
+    for text, changed in zip(told, (path, path.parent, path.parents[1]), strict=True):
+        assert f"{changed} is writable by others" in text and f"chmod -R go-w {path.parents[1]}" in text
 
 
 def test_a_folder_that_others_may_write_is_neither_read_nor_written(home, monkeypatch, tmp_path, recwarn):
@@ -417,7 +393,7 @@ def foreign(monkeypatch):
     uid = os.getuid()
 
     def give(path):
-        monkeypatch.setattr(os, "getuid", lambda: uid + 1)  # to whom what is ours is another's
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)  # to whom what is ours is another's
 
     return give
 
@@ -450,23 +426,25 @@ def test_a_link_is_judged_by_where_it_leads(home, tmp_path):
     assert trust.objection(path, path.parents[1]) is not None
 
 
-def test_who_made_the_way_to_the_cache_matters_too(home, tmp_path, foreign):
-    """A link in a folder where all may make one; a folder above that another could replace things in."""
+def test_a_link_of_ones_own_may_lead_to_the_cache(home, tmp_path):
     path = answer()
-    folder = path.parents[1]
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    (shared / "link").symlink_to(folder)
-    shared.chmod(0o1777)
-    linked = shared / "link" / "emulator" / path.name
-    assert trust.objection(linked, shared / "link") is None, "the link is ours"
-    if os.getuid() == 0:
-        os.chown(shared / "link", 12345, -1, follow_symlinks=False)
-        assert "link belongs to another user" in trust.objection(linked, shared / "link")
-        shared.chmod(0o755)
-        assert "link belongs to another user" in trust.objection(linked, shared / "link")
-        os.chown(folder.parent, 12345, -1)
-        assert f"{folder.parent} belongs to another user" in trust.objection(path, folder)
+    (tmp_path / "link").symlink_to(path.parents[1])
+    tmp_path.chmod(0o1777)
+    assert trust.objection(tmp_path / "link" / "emulator" / path.name, tmp_path / "link") is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give links and folders away")
+def test_who_made_the_way_to_the_cache_matters_too(home, tmp_path):
+    """A link, whether or not all may make one there, and a folder above, in which its owner could replace the cache."""
+    path = answer()
+    folder, link = path.parents[1], tmp_path / "link"
+    link.symlink_to(folder)
+    os.chown(link, 12345, -1, follow_symlinks=False)
+    for mode in (0o1777, 0o755):
+        tmp_path.chmod(mode)
+        assert "link belongs to another user" in trust.objection(link / "emulator" / path.name, link)
+    os.chown(folder.parent, 12345, -1)
+    assert f"{folder.parent} belongs to another user" in trust.objection(path, folder)
 
 
 def test_links_that_lead_in_circles_lead_nowhere(home, tmp_path):
@@ -517,9 +495,9 @@ def forget(home, monkeypatch):
     def forget():
         for file in room._uses._files.values():
             os.close(file)
-        room._uses.__init__()
+        monkeypatch.setattr(room, "_uses", room._Uses())
 
-    forget()
+    monkeypatch.setattr(room, "_uses", room._Uses())
     yield forget
     forget()
 
@@ -559,13 +537,8 @@ def test_nothing_in_use_is_removed(forget, monkeypatch):
     use = "import os, sys\nfrom cupy_flash import cache\nassert cache.find(sys.argv[1], lambda p: p)\n"
     wait = "print(os.getpid(), flush=True)\nsys.stdin.read()"
     child = "import time\nif os.fork(): os._exit(0)\ntime.sleep(0.2)\n"
-    users = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        for name, code in zip(names, (use + wait, use + child + wait, use + "print(0)"), strict=False)
-    ]  # fmt: skip
+    codes = (use + wait, use + child + wait, use + "print(0)")
+    users = [start(code, name) for name, code in zip(names, codes, strict=False)]
     assert all(user.stdout.readline() for user in users)
     users[2].wait()
     assert cache.find(names[3], lambda p: p) == paths[3]
@@ -590,14 +563,28 @@ def test_storing_makes_room(forget, monkeypatch):
 
 
 def test_what_killed_processes_left_behind_goes_too(forget, monkeypatch):
-    with cache.work_folder("emulator/fast-0.so") as work:
-        (work / "source.cpp").write_text("x" * 1000)
-        left = shutil.copytree(work, work.with_name("fast-1.killed"))
-    (left.parent / "fast-2.0123.tmp").write_bytes(bytes(500))
-    assert set(sizes()) == {"emulator/fast-1", "emulator/fast-2"}
+    fill("emulator/fast-0.so", 50, age=5)
+    left = cache.folder() / "emulator" / "fast-1.0123.tmp"
+    left.write_bytes(bytes(500))
+    os.utime(left, (1, 1))
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "100")
     room.make_room(cache.folder())
-    assert not list(left.parent.iterdir())
+    assert set(sizes()) == {"emulator/fast-0"}
+
+
+def test_where_the_disk_is_full_the_rest_goes_elsewhere(home, tmp_path, monkeypatch, recwarn):
+    full, write = home / ".cache" / "cupy_flash", files.write_atomically
+
+    def write_elsewhere(path, content):
+        if path.is_relative_to(full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(cache, "write_atomically", write_elsewhere)
+    path = answer()
+    assert path.is_file() and answer() == path
+    (warning,) = recwarn.list
+    assert "No space left on device" in str(warning.message) and str(path.parents[1]) in str(warning.message)
 
 
 @pytest.mark.parametrize(("text", "size"), [

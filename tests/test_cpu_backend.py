@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import threadpoolctl
-from interrupts import interruptible
+from processes import interruptible
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp, workers
 from cupy_flash.backends import native, numpy_, threads

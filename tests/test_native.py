@@ -3,7 +3,6 @@
 import _thread
 import ctypes
 import functools
-import os
 import platform
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import oracle
 import pytest
 from cases import Case, check
 from conftest import slow_among
-from interrupts import interruptible
+from processes import ATTEND, interruptible, python
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, source, toolchain
 from cupy_flash.backends import get, native, threads
@@ -45,25 +44,7 @@ def draw(*shapes, dtype=np.float32):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-def python(code, **environment):
-    """A script in a fresh process: what it printed, and what it wrote to stderr."""
-    env = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "CUPY_FLASH_CPU_TIER": "auto"} | environment
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 # --- the choice of the tier ---
-
-ATTEND = """
-import numpy as np
-from cupy_flash import flash_attention
-from cupy_flash.backends import get
-x = np.ones((2, 8, 16), np.float32)
-for _ in range(2):
-    assert np.allclose(flash_attention(x, x, x), 1)
-print(get("cpu").status())
-"""
 
 
 def test_the_status_names_the_tier_and_its_isa(monkeypatch):

@@ -7,6 +7,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -67,14 +68,9 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def run_python(code, *args, python=sys.executable, cwd=ROOT, **environment):
-    """Standard output of a script in a fresh process; its error, should it fail, is the test's."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-c", code, *args],
-        cwd=cwd, env=inherited | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Standard output of a script that finds the package where it is installed, or in `cwd`."""
+    changes = {"PYTHONPATH": None, "CUPY_FLASH_COMPILE": None} | environment
+    return processes.python(code, *args, interpreter=python, cwd=cwd, **changes)[0]
 
 
 @pytest.fixture(scope="module")

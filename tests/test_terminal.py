@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from unprivileged import AS_A_USER
+from processes import AS_A_USER, python
 
 from cupy_flash import tuning
 from cupy_flash.__main__ import main
@@ -112,11 +112,8 @@ def test_many_heads_of_a_key_head_leave_a_problem_to_count(heads):
     q, k = (np.broadcast_to(np.float16(0), (1, h, 8, 64)) for h in (heads, 1))
     small = explain_command._reduced(AttentionProblem.from_arrays(q, k, k))
     pairs = small.num_heads_q * small.seqlen_q * small.seqlen_k
-    assert (small.num_heads_q, small.seqlen_q, small.seqlen_k) == (
-        256,
-        8,
-        8,
-    ) and pairs <= explain_command.EMULATED_PAIRS
+    assert (small.num_heads_q, small.seqlen_q, small.seqlen_k) == (256, 8, 8)
+    assert pairs <= explain_command.EMULATED_PAIRS
 
 
 @pytest.mark.parametrize("variable", ["CUPY_FLASH_CPU_TIER", "CUPY_FLASH_NUM_THREADS"])
@@ -182,26 +179,22 @@ def test_permissions_are_found_by_trying(tmp_path):
         "from cupy_flash.cli.arguments import check_output\nfor name in ('file', 'new'):\n"
         "    try: check_output(Path(sys.argv[1], name))\n    except UserError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", AS_A_USER + code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+    out, _ = python(AS_A_USER + code, tmp_path)
     tmp_path.chmod(0o700)
-    assert done.stdout.splitlines() == [f"cannot write {tmp_path / x}: Permission denied" for x in ("file", "new")]
+    assert out.splitlines() == [f"cannot write {tmp_path / x}: Permission denied" for x in ("file", "new")]
 
 
 @pytest.mark.parametrize(("name", "arguments"), [
     ("plot.png", ["demo", "--output"]), ("answers.npz", [*CHECK, "--golden"]), ("results.csv", [*BENCH, "--out"]),
-    ("results-decode.png", [*BENCH, "--out"]), ("table.json", [*TUNE, "--out"]), ("tiles", TUNE),
+    ("results-decode.png", [*BENCH, "--out"]), ("table.json", [*TUNE, "--out"]), ("own.json", TUNE),
 ])  # fmt: skip
 def test_outputs_are_checked_before_the_work(name, arguments, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(tuning, "own_table", lambda arch: tmp_path / "tiles" / f"{arch}.json")
+    monkeypatch.setattr(tuning, "own_table", lambda arch: tmp_path / "own.json")
     monkeypatch.setattr("cupy_flash.cli.tune.check_measured", lambda backend, out: None)  # to its default table
     blocked = tmp_path / name
-    if name == "tiles":
-        blocked.touch()
-    else:
-        blocked.mkdir()
+    blocked.mkdir()
+    if name != "own.json":
         arguments = [*arguments, str(tmp_path / name.replace("-decode.png", ".csv"))]
     assert main(arguments) == 1
     printed = capsys.readouterr()

@@ -4,25 +4,21 @@ import _thread
 import ctypes
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
 import threadpoolctl
-from interrupts import interruptible
+from processes import interruptible
 
 from cupy_flash import compile, flash_attention, flash_attention_vjp, merge_attention, source, workers
 from cupy_flash.backends import native, threads
 from cupy_flash.toolchain import compile_shared
-
-ROOT = Path(__file__).parents[1]
 
 
 def compute():
@@ -35,13 +31,10 @@ def compute():
 
 def python(code, **environment):
     """What a script in a fresh process prints; on standard error nothing but what is compiled."""
-    script = f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT)!r}]\n{code}"
-    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    env = clean | {"CUPY_FLASH_CPU_TIER": "native"} | environment
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert all(line.startswith("cupy_flash: compiling") for line in done.stderr.splitlines()), done.stderr
-    return done.stdout
+    unset = {name: None for name in os.environ if name.endswith("_NUM_THREADS")}
+    out, err = processes.python(code, **(unset | {"CUPY_FLASH_CPU_TIER": "native"} | environment))
+    assert all(line.startswith("cupy_flash: compiling") for line in err.splitlines()), err
+    return out
 
 
 # --- the end of a process ---

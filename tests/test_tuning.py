@@ -117,7 +117,9 @@ def test_a_tile_that_cannot_serve_is_the_calls_error():
 def own(monkeypatch, tmp_path):
     """The path of the user's own table, the package's being left aside."""
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tuning, "own_tables", lambda arch: [folder / "tiles" / f"{arch}.json" for folder in folders()])
+    monkeypatch.setattr(
+        tuning, "own_tables", lambda arch: [folder / "tiles" / f"{arch}.json" for folder in folders("tiles")]
+    )
     monkeypatch.setattr(tuning, "package_table", lambda arch: tmp_path / "none.json")
 
     def forget():

@@ -17,6 +17,10 @@ from cupy_flash.toolchain import InterruptedCompilerError, NoCompilerError, Tool
 
 TIERS = ("auto", "native", "numpy")
 _COMMON = "float32"  # the arithmetic of all dtypes but float64
+_MOST_TRIES = 8  # of a compiler that is kept from its end
+
+_settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
+_interrupted: dict[str, int] = {}  # by arithmetic: tries so far
 
 Array = np.ndarray
 
@@ -90,11 +94,6 @@ def _tier(arithmetic: str) -> Any:
     if wanted == "native":
         raise RuntimeError(f"CUPY_FLASH_CPU_TIER is 'native', but the compiled tier is missing: {failure}")
     return numpy_
-
-
-_settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
-_interrupted: dict[str, int] = {}  # tries of a compiler that was kept from its end
-_MOST_TRIES = 8
 
 
 def _failure(arithmetic: str) -> str | None:

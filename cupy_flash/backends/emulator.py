@@ -116,7 +116,7 @@ class EmulatorBackend:
 def _text(kernel: Specialization, arch: str, path: str) -> str:
     """C++ of a kernel: its own source with host headers, or NVRTC's PTX translated."""
     if path == "ptx":
-        with forks.whole():
+        with forks.whole():  # 20 ms that few processes spend
             from cupy_flash.emulator.ptx import translate
 
         return translate(compile.to_ptx(kernel, arch))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupy_flash import forks, source
+from cupy_flash import source
 from cupy_flash.backends import threads
 from cupy_flash.backends.blocks import first_query
 from cupy_flash.problem import AttentionProblem
@@ -27,6 +27,7 @@ from cupy_flash.toolchain import (
     cpu_features,
     feature_flags,
     is_x86,
+    load,
 )
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
@@ -42,7 +43,7 @@ ISAS = {  # the instruction sets that each asks for, the widest first
     "AVX2": ("avx2", "fma"),
     "portable": (),
 }
-ARITHMETIC = {"float32": "float", "float64": "double"}  # and the type in C++
+ARITHMETIC = {"float32": "float", "float64": "double"}  # dtypes of the arithmetic, and their C++ types
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
 _ARRAYS = ("q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv")
 
@@ -110,9 +111,7 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
     ToolchainError
         If there is no compiler or it refuses the source.
     """
-    path = str(compile_library(isa, arithmetic))
-    with forks.whole():
-        loaded = ctypes.CDLL(path)
+    loaded = load(compile_library(isa, arithmetic))
     functions = {}
     for name in ("forward", "forward_memory", "backward", "backward_memory", "digest"):
         function = functions[name] = getattr(loaded, f"attention_{name}")

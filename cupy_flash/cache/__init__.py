@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import TypeVar
 from cupy_flash.cache import files, places, room, trust
 from cupy_flash.cache.files import write_atomically
 
-__all__ = ["find", "folder", "folders", "lock", "store", "work_folder", "write_atomically"]
+__all__ = ["find", "folder", "folders", "lock", "store", "write_atomically"]
 
 T = TypeVar("T")
 
 _ROOM_EVERY = 32  # stored files: to count what is there takes a millisecond for a hundred
-_HOLD_SECONDS = 10.0  # for who removes an entry, which takes no time, to have done so
+_HOLD_SECONDS = 10.0  # far more than another process takes to remove an entry
 _stored = 0
 
 
@@ -32,7 +30,7 @@ def folder(below: str = "") -> Path:
 
 
 def folders(below: str = "") -> list[Path]:
-    """Caches to look in, in order; some may not be there."""
+    """Caches to look in, in order; the one for new files is made, the others may not be there."""
     return list(places.readable(below))
 
 
@@ -55,7 +53,7 @@ def find(name: str, read: Callable[[Path], T | None]) -> T | None:
         except OSError:  # it cannot be looked at
             continue
         if objection is not None:
-            places.tell(str(place), places.Refusal(objection, True))
+            places.tell(objection, f"does not load {path}", "")
         elif room.hold(place, name):
             found = read(path)
             if found is not None:
@@ -99,16 +97,3 @@ def lock(name: str) -> Iterator[None]:
     path = folder(os.path.dirname(name)) / name
     with files.lock(path.with_suffix(".lock")):
         yield
-
-
-@contextlib.contextmanager
-def work_folder(name: str) -> Iterator[Path]:
-    """A folder beside a file of this name, to make it in; should this process be killed it goes with the file."""
-    place, process = folder(os.path.dirname(name)), os.getpid()
-    room.hold(place, name)
-    work = tempfile.mkdtemp(dir=(place / name).parent, prefix=f"{Path(name).stem}.")
-    try:
-        yield Path(work)
-    finally:
-        if os.getpid() == process:  # a forked child that ends leaves it to its parent
-            shutil.rmtree(work, ignore_errors=True)

@@ -20,7 +20,7 @@ _held: set[int] = set()  # open files of locks
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that others than the owner cannot write, whatever the umask."""
+    """Make a folder and what is missing above it, for the owner alone to write and, but for the umask, all to read."""
     if not folder.is_dir():
         if folder.parent != folder:
             make_folder(folder.parent)
@@ -28,7 +28,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that other processes see whole or not at all, and may read; its folder is made if needed."""
+    """Write a file that other processes see whole or not at all and, but for the umask, may read.
+
+    Its folder is made if needed.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")
     try:

@@ -19,7 +19,7 @@ from cupy_flash.temporary import own_folder
 
 _absolute: dict[str, Path] = {}  # a relative path means for good what it meant when first seen
 _own: dict[int, Path] = {}  # this process' own folder, by its number: a forked child makes another
-_told: set[tuple[str, bool]] = set()
+_told: set[str] = set()
 
 
 class Refusal(NamedTuple):
@@ -39,7 +39,7 @@ def named() -> Iterator[tuple[str, Path | None]]:
     """
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     users = os.path.join(xdg if os.path.isabs(xdg) else "~/.cache", "cupy_flash")
-    for name in filter(None, (os.environ.get("CUPY_FLASH_CACHE_DIR"), users)):
+    for name in dict.fromkeys(filter(None, (os.environ.get("CUPY_FLASH_CACHE_DIR"), users))):
         text = os.path.expanduser(name)
         if text not in _absolute and not text.startswith("~"):
             with contextlib.suppress(OSError):  # relative to a folder that was removed
@@ -48,9 +48,9 @@ def named() -> Iterator[tuple[str, Path | None]]:
 
 
 def readable(below: str = "") -> Iterator[Path]:
-    """Caches to look in for a file of the subfolder `below`, in order, whether or not they are there.
+    """Caches to look in for a file of the subfolder `below`, in order.
 
-    The last of them is the one for new files, if there is one so far.
+    The last of them is the one for new files, which is made; the others may not be there.
     """
     for _, place in named():
         if place is not None:
@@ -77,8 +77,9 @@ def writable(below: str = "") -> Path:
         place = _own.get(os.getpid()) or _own.setdefault(os.getpid(), own_folder())
         make_folder(place / below)
     if passed_over is not None:
-        lost = ", and is lost when it ends" if is_own(place) else ""
-        tell(*passed_over, f"What it compiles goes to {place}{lost}. ")
+        until = " until this process ends" if is_own(place) else ""
+        name, found = passed_over
+        tell(found.reason, f"puts nothing new into its cache {name}", f"New files go to {place}{until}. ")
     return place
 
 
@@ -94,8 +95,9 @@ def refusal(place: Path, below: str = "") -> Refusal | None:
         try:
             make_folder(place / below)
             objection = trust.objection(place / below, place)
+            if objection is None:
+                tempfile.TemporaryFile(dir=place / below).close()
             _refusals[key] = Refusal(objection, True) if objection else None
-            tempfile.TemporaryFile(dir=place / below).close()
         except OSError as error:
             refuse(place, below, error)
     return _refusals[key]
@@ -110,9 +112,8 @@ def _key(folder: Path) -> tuple[int, Path]:
     return os.geteuid() if hasattr(os, "geteuid") else 0, folder
 
 
-def tell(place: str, what: Refusal, further: str = "") -> None:
-    """Warn, once, that a cache is not used for new files or, if it is not trusted, at all."""
-    if (place, what.distrusted) not in _told:
-        _told.add((place, what.distrusted))
-        use = "loads nothing from its cache" if what.distrusted else "puts nothing new into its cache"
-        warn(f"cupy_flash {use} {place}: {what.reason}. {further}CUPY_FLASH_CACHE_DIR names another folder")
+def tell(reason: str, what: str, further: str) -> None:
+    """Warn, once for each reason, of what is not done for it."""
+    if reason not in _told:
+        _told.add(reason)
+        warn(f"cupy_flash {what}: {reason}. {further}Set CUPY_FLASH_CACHE_DIR to a folder of your own")

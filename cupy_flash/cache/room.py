@@ -14,8 +14,8 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,12 +30,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FOLDERS = ("cpu", "cubin", "emulator")  # what is compiled, and can be again
-DEFAULT_LIMIT = "2GB"
+DEFAULT_LIMIT, _DEFAULT = "2GB", 2 * 10**9
 KEPT = 0.9  # of the limit, after entries were removed
 FRESH = 3600.0  # seconds for which the time of the last use is near enough
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) ?(|[kmgt]i?b)", re.IGNORECASE | re.ASCII)
 _BYTES = 2**30  # that a name may choose; a file need not be so long to be locked
 
 
@@ -47,19 +48,16 @@ def limit() -> int | None:
     chosen = os.environ.get("CUPY_FLASH_CACHE_LIMIT") or DEFAULT_LIMIT
     if chosen == "none":
         return None
-    if not _SIZE.fullmatch(chosen):
+    size = _SIZE.fullmatch(chosen)
+    if size is None:
         warn(f"CUPY_FLASH_CACHE_LIMIT is {chosen!r}: expected one like 500MB, or none; {DEFAULT_LIMIT} holds")
-        chosen = DEFAULT_LIMIT
-    number, unit = _SIZE.fullmatch(chosen).groups()  # type: ignore[union-attr]
-    return int(float(number) * _UNITS[unit.lower()])
-
-
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?) ?(|[kmgt]i?b)", re.IGNORECASE | re.ASCII)
+        return _DEFAULT
+    return int(float(size[1]) * _UNITS[size[2].lower()])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Files and folders of one name, their size, and when they were used last."""
+    """Files of one name, their size, and when they were used last."""
 
     name: str
     paths: tuple[Path, ...]
@@ -76,7 +74,7 @@ def entries(folder: Path) -> list[Entry]:
     found = []
     for name, paths in by_name.items():
         with contextlib.suppress(FileNotFoundError):  # removed, or renamed to what it shall be, at this moment
-            facts = [path.lstat() for part in paths for path in (part, *_tree(part))]
+            facts = [path.lstat() for path in paths]
             found.append(Entry(name, tuple(paths), sum(x.st_size for x in facts), max(x.st_mtime for x in facts)))
     return sorted(found, key=lambda entry: entry.used)
 
@@ -139,10 +137,7 @@ class _Uses:
                 return False
             try:
                 for path in entry.paths:
-                    if path.is_dir():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
             except OSError:
                 return False
             finally:
@@ -171,12 +166,12 @@ class _Uses:
 
 _uses = _Uses()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_uses.forked)
+    os.register_at_fork(after_in_child=lambda: _uses.forked())
 
 
 def _set(file: int, kind: int, byte: int) -> None:
     """Take or let go of the lock of a byte, without waiting; an OSError if another has it."""
-    if hasattr(fcntl, "F_OFD_SETLK"):  # of the open file
+    if sys.platform == "linux":  # of the open file
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, byte, 1, 0))
     else:
         flags = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
@@ -215,17 +210,6 @@ def _byte(name: str) -> int:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it; one with a dot in its name, where a compiler works, counts as a file."""
-    try:
-        paths = list(folder.iterdir())
-    except OSError:
-        return
-    for path in paths:
-        if "." not in path.name and path.is_dir():
-            yield from _below(path)
-        else:
-            yield path
-
-
-def _tree(path: Path) -> Iterator[Path]:
-    return path.rglob("*") if path.is_dir() else iter(())
+    """Files of a folder and of those in it."""
+    for here, _, names in os.walk(folder):
+        yield from (Path(here, name) for name in names)

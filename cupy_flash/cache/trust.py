@@ -33,18 +33,18 @@ def objection(path: Path, folder: Path) -> str | None:
     if grp is None:
         return None
     top, end = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    us = {os.getuid(), os.stat("/").st_uid}  # root, which user namespaces know by another number
+    us = {os.geteuid(), os.stat("/").st_uid}  # root, which user namespaces know by another number
     owners = us | {top.stat().st_uid}
     for step in _steps(path):
         status = step.lstat()
         if status.st_uid not in owners:
-            return f"{step} belongs to another user, of number {status.st_uid}: remove it, or name another folder"
+            return f"{step} belongs to another user, of number {status.st_uid}: remove it"
         if _lets_others_write(status) and (step == end or step.is_relative_to(top)) and not step.is_symlink():
             return f"{step} is writable by others than its owner: chmod -R go-w {folder}, if what is in it is yours"
         above = step.parent.lstat()
         if above.st_mode & stat.S_ISVTX and _lets_others_write(above):  # all may make files, and replace only theirs
             if status.st_uid not in us:
-                return f"{step} belongs to another user, who chose its name: name another folder"
+                return f"{step} belongs to another user, who chose its name"
         elif above.st_mode & _ALL or (above.st_mode & _GROUP and not _is_private(above)):
             return f"others may replace what lies in {step.parent}: chmod go-w {step.parent}"
     return None

@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> None:
     purposes = list(dict.fromkeys(args.purposes or ("core", CPU)))
     kernels = [name for name in purposes if name != CPU]
     try:
-        print(f"cache {cache.folder()}", flush=True)
         if CPU in purposes:
             _compile_cpu()
         if kernels:
@@ -79,7 +78,8 @@ def _compile_cpu() -> None:
             print(f"CPU backend: not for {isa}, {' '.join(str(error).split())[-150:]}")
         else:
             made.append(isa)
-    print(f"CPU backend: {', '.join(made)}, {format_seconds(time.perf_counter() - start)}", flush=True)
+    seconds = format_seconds(time.perf_counter() - start)
+    print(f"CPU backend: {', '.join(made)}, {seconds}, in {cache.folder('cpu')}", flush=True)
 
 
 def _compile_kernels(arches: list[str] | None, purposes: list[str], *, asked: bool) -> None:
@@ -92,7 +92,7 @@ def _compile_kernels(arches: list[str] | None, purposes: list[str], *, asked: bo
                 raise
             print(f"CUDA kernels: none without --arch, for {error}")
             return
-    print("NVRTC {}.{}".format(*nvrtc_version()))
+    print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
     for target in targets:
         _compile(target, purposes)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import threadpoolctl
 
 from cupy_flash import __version__, backends
-from cupy_flash.cache import folder, folders, room
+from cupy_flash.cache import folder, folders, places, room
 from cupy_flash.cli.units import format_bytes
 from cupy_flash.toolchain import find_compiler
 
@@ -85,11 +85,11 @@ def _compiled_code() -> Iterator[Row]:
         yield "compiler", str(error)
     most = room.limit()
     at_most = "without limit" if most is None else f"at most {format_bytes(most)}"
-    new = folder()
+    folder()  # there is one
     for place in folders():
-        entries = room.entries(place)
-        size = format_bytes(sum(entry.size for entry in entries))
-        yield "cache", f"{place}, {size} in {len(entries)} entries, {at_most if place == new else 'only read'}"
+        entries, found = room.entries(place), places.refusal(place)
+        use = at_most if found is None else f"not used: {found.reason}" if found.distrusted else "only read"
+        yield "cache", f"{place}, {format_bytes(sum(x.size for x in entries))} in {len(entries)} entries, {use}"
     lazy = os.environ.get("CUPY_FLASH_COMPILE") == "lazy"
     yield "at import", "nothing: CUPY_FLASH_COMPILE=lazy" if lazy else "the core kernels, if there is a GPU"
 

@@ -7,8 +7,8 @@ import functools
 import hashlib
 from pathlib import Path
 
-from cupy_flash import forks, source
-from cupy_flash.toolchain import compile_shared, cpu_flags
+from cupy_flash import source
+from cupy_flash.toolchain import compile_shared, cpu_flags, load
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-semantic-interposition", "-ffp-contract=off", "-w")
 
@@ -124,12 +124,6 @@ def library_path() -> Path:
         soname=True,
         notice="cupy_flash: compiling the emulator (once; a few seconds, minutes with ziglang)",
     )
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """A shared library in this process."""
-    with forks.whole():
-        return ctypes.CDLL(str(path))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupy_flash import toolchain
 from cupy_flash.emulator import engine
 from cupy_flash.emulator.errors import EmulatorError, Site
 from cupy_flash.emulator.lines import find_site
@@ -105,7 +106,7 @@ class EmulatorModule:
             depends=engine.header_digest(),
         )
         self._engine = engine.library()  # loaded first: the kernel's library finds it by its soname
-        self._library = engine.load(self.path)
+        self._library = toolchain.load(self.path)
 
     def launch(
         self,

@@ -119,7 +119,7 @@ def kernels(device: Device) -> set[Specialization]:
 
 
 class _Told:
-    """Tells each measurement on a terminal, above its bar; elsewhere four of them, as a log wants."""
+    """Tells each measurement on a terminal, above its bar; elsewhere one a quarter: a log grows, a terminal scrolls."""
 
     def __init__(self, bar: Any, total: int) -> None:
         self.bar, self.total, self.done = bar, total, 0

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
     path = args.out or tuning.own_table(machine.device.arch)
-    _check_table(path, own=not args.out)
+    _check_table(path)
     search = _Search(machine, args.backend, path, deadline)
     groups = [Group(kernel, d, False) for d in args.head_dims for kernel in args.kernels]
     full = {group: candidates(group.kernel, group.head_dim, machine.device)[: args.most] for group in groups}
@@ -82,11 +82,8 @@ def kernels(device: Device) -> set[Specialization]:
     }
 
 
-def _check_table(path: Path, own: bool) -> None:
+def _check_table(path: Path) -> None:
     """Raise UserError where what is found could not be added to a table."""
-    if own:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
     check_output(path)
     check_output(path.with_name(f"{path.name}.new"))  # a table appears whole, by a rename
     try:
