@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 from cupy_flash import emulator, flash_attention, tuning
 from cupy_flash.__main__ import main
-from cupy_flash.cache import folders
 from cupy_flash.cli import tune
 from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
 from cupy_flash.cli.tune.space import candidates, specialization
@@ -23,6 +23,7 @@ from cupy_flash.problem import AttentionProblem
 from cupy_flash.tiles import MmaKeyTile, MmaTile, SimtTile, Tiles, parse_tile
 from cupy_flash.tuning import Entry, tiles
 
+OWN_TABLES = tuning.own_tables  # before conftest.py leaves them aside
 HALF = Case(dtype="float16", heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
 FORWARD, KEYS, QUERIES = MmaTile(64, 32, 2, 3, 1), MmaKeyTile(64, 64, 4, 1, 1, 2, 2), MmaTile(64, 32, 4, 1, 1)
 TINY = MmaTile(16, 16, 1, 2, 1)
@@ -117,9 +118,7 @@ def test_a_tile_that_cannot_serve_is_the_calls_error():
 def own(monkeypatch, tmp_path):
     """The path of the user's own table, the package's being left aside."""
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        tuning, "own_tables", lambda arch: [folder / "tiles" / f"{arch}.json" for folder in folders("tiles")]
-    )
+    monkeypatch.setattr(tuning, "own_tables", lambda arch: [tmp_path / "tiles" / f"{arch}.json"])
     monkeypatch.setattr(tuning, "package_table", lambda arch: tmp_path / "none.json")
 
     def forget():
@@ -169,6 +168,11 @@ def test_a_measured_tile_that_cannot_run_is_passed_over(own, tile):
     q, k, v, *_ = HALF.arrays()
     kernel = plan_forward(AttentionProblem.from_arrays(q, k, v, **HALF.options), small).forward.kernel
     assert kernel.constant("kBlockN") == 64
+
+
+def test_what_was_tuned_here_stands_before_what_an_image_holds(monkeypatch):
+    monkeypatch.setattr(tuning.cache, "folders", lambda below: [Path("image"), Path("users")])
+    assert OWN_TABLES("sm_90a") == [Path(folder, "tiles", "sm_90a.json") for folder in ("users", "image")]
 
 
 def test_tables_are_read_as_they_are_written(own):
