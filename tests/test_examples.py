@@ -19,7 +19,9 @@ def test_it(n):
 """
 
 
-@pytest.mark.parametrize(("marks", "same"), [((), True), (("-m", "slow or hypothesis"), False)])
+@pytest.mark.parametrize(
+    ("marks", "same"), [((), True), pytest.param(("-m", "slow or hypothesis"), False, marks=pytest.mark.slow)]
+)
 def test_examples_are_drawn(marks, same, tmp_path):
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(TEST)
