@@ -34,7 +34,9 @@ def check_machine_code(kernel: Specialization, arch: str) -> None:
         check_main_loop(kernel, compiled.path)
 
 
-@pytest.mark.parametrize(("arch", "dtype"), [("sm_90a", "Float16"), ("sm_75", "float")])
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [pytest.param("sm_90a", "Float16", marks=pytest.mark.slow), ("sm_75", "float")]
+)
 def test_kernels_compile_without_spills(arch, dtype):
     """One head dimension of a few; `test_all_kernels_compile_without_spills` has them all."""
     sample = [

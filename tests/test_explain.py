@@ -87,7 +87,9 @@ def test_every_datasheet_is_of_a_named_gpu():
 
 
 @pytest.mark.parametrize("options", [
-    ["--causal"], ["--backward"], ["--backward", "--deterministic", "--heads-k", "1"], ["--dtype", "float32"],
+    ["--causal"], ["--backward"],
+    pytest.param(["--backward", "--deterministic", "--heads-k", "1"], marks=pytest.mark.slow),
+    pytest.param(["--dtype", "float32"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_explain(options, capsys):
     assert main(["explain", "--shape", "1,2,200,200,64", "--arch", "sm_80", *options]) == 0

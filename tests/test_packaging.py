@@ -91,6 +91,7 @@ def test_the_wheel_carries_every_source(wheel):
     assert {name.partition("/")[0].partition("-")[0] for name in packed} == {"cupy_flash"}
 
 
+@pytest.mark.slow
 def test_attention_runs_from_the_installed_wheel(wheel, tmp_path):
     """In a fresh environment that sees the dependencies of this one, but not its cupy_flash."""
     builder = venv.EnvBuilder(symlinks=os.name != "nt")

@@ -244,6 +244,7 @@ def test_the_winner_must_be_worth_it():
     assert winner([Trial(FORWARD, problem="spills"), other], FORWARD) is other
 
 
+@pytest.mark.slow
 def test_tune_searches_and_writes(own, tmp_path, capsys):
     out = tmp_path / "table.json"
     tuning.write_table(out, {}, [Entry("forward", 256, False, FORWARD, 1.0, 2.0)])

@@ -307,6 +307,7 @@ def faulty(primitive):
     return primitive.outputs if primitive.name == "vote" else expected_of(primitive)
 
 
+@pytest.mark.slow
 def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     file, seen = tmp_path / "golden.npz", []
     names = ["vote", "mbarrier", "elect", "bulk", "tma_load_2d"]
