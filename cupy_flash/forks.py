@@ -9,14 +9,12 @@ it compiles, the pipes of a program being started, the dynamic loader's.
 from __future__ import annotations
 
 import contextlib
-
-# Their own functions around a fork release a lock taken before it. Imported while a fork waits here, they would release
-# what they did not take.
-import logging  # noqa: F401
 import os
 import threading
 from collections.abc import Iterator
 
+# This module's functions around a fork, and those of logging, which it imports, release a lock taken before the fork.
+# Imported while one waits here, they would release what they did not take.
 with contextlib.suppress(RuntimeError):  # of an interpreter that ends
     import concurrent.futures.thread  # noqa: F401
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from types import FrameType
 
 
 def say(line: str) -> None:
@@ -15,10 +16,16 @@ def say(line: str) -> None:
             print(line, file=stream, flush=True)
 
 
-def warn(text: str, *, stacklevel: int = 1) -> None:
-    """Issue a RuntimeWarning; `stacklevel` counts from the caller, as in `warnings.warn`.
+def warn(text: str) -> None:
+    """Issue a RuntimeWarning at the line that called the package.
 
     One that a filter turns into an error is raised.
     """
+    frame: FrameType | None = sys._getframe(1)
+    depth = outermost = 2  # as warnings count: 1 is this function
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+            outermost = depth
+        frame, depth = frame.f_back, depth + 1
     with contextlib.suppress(OSError, ValueError):
-        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(text, RuntimeWarning, stacklevel=outermost + 1)

@@ -38,7 +38,7 @@ def compile_core_kernels() -> None:
         cupy_.prepare_core()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        warn(f"cupy_flash could not prepare its kernels: {reason}", stacklevel=3)
+        warn(f"cupy_flash could not prepare its kernels: {reason}")
 
 
 def _has_driver() -> bool:

@@ -151,7 +151,7 @@ def _table(arch: str) -> dict[tuple[str, int, bool], Tile]:
         try:
             entries = read_table(path)
         except (ValueError, OSError) as error:
-            warn(f"a table of tiles is left aside; `tune` makes another: {error}", stacklevel=2)
+            warn(f"a table of tiles is left aside; `tune` makes another: {error}")
             continue
         if entries:
             return {(entry.kernel, entry.head_dim, entry.causal): entry.tile for entry in entries}

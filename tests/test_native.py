@@ -73,6 +73,7 @@ def test_a_compiler_that_fails_is_warned_of_once(tmp_path):
     out, err = python(ATTEND, CXX=str(broken), CUPY_FLASH_CACHE_DIR=str(tmp_path / "cache"))
     assert out.startswith("NumPy")
     assert err.count("RuntimeWarning") == 1 and "seeded failure" in err
+    assert err.count("<string>:") == 1, "it is told at the caller's line"
 
 
 def test_after_a_compiler_that_was_killed_the_next_call_tries_again(tmp_path):

@@ -113,8 +113,8 @@ def _failure(arithmetic: str) -> str | None:
         failure, tries = str(error), _interrupted.get(arithmetic, 0) + 1
         if isinstance(error, InterruptedCompilerError) and tries < _MOST_TRIES:
             _interrupted[arithmetic] = tries
-            warn(f"the CPU backend runs this call in NumPy, the next may be faster: {failure}", stacklevel=5)
+            warn(f"the CPU backend runs this call in NumPy, the next may be faster: {failure}")
             return failure
-        warn(f"the CPU backend runs in NumPy, its compiled tier failed: {failure}", stacklevel=5)
+        warn(f"the CPU backend runs in NumPy, its compiled tier failed: {failure}")
     _settled[arithmetic] = failure
     return failure

@@ -74,7 +74,6 @@ def store(name: str, content: bytes) -> Path:
     while True:
         place = folder(os.path.dirname(name))
         try:
-            files.make_folder((place / name).parent)
             end = time.monotonic() + _HOLD_SECONDS
             while not room.hold(place, name) and time.monotonic() < end:
                 time.sleep(0.001)
