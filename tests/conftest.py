@@ -16,9 +16,11 @@ from cupy_flash import backends, launch, source, tuning
 from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
-hypothesis.settings.register_profile("repeatable", deadline=None, print_blob=True, derandomize=True)
-hypothesis.settings.register_profile("fresh", deadline=None, print_blob=True)
-hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
+# Each says all that a variable CI in the environment would else change: there Hypothesis derandomizes by default.
+COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("repeatable", **COMMON, derandomize=True)
+hypothesis.settings.register_profile("fresh", **COMMON, derandomize=False)
+hypothesis.settings.register_profile("thorough", **COMMON, derandomize=False, max_examples=1000)
 
 
 def pytest_configure(config):

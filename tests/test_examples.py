@@ -19,10 +19,11 @@ def test_it(n):
 """
 
 
+@pytest.mark.parametrize("ci", [None, "true"])
 @pytest.mark.parametrize(
     ("marks", "same"), [((), True), pytest.param(("-m", "slow or hypothesis"), False, marks=pytest.mark.slow)]
 )
-def test_examples_are_drawn(marks, same, tmp_path):
+def test_examples_are_drawn(marks, same, ci, tmp_path):
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(TEST)
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
@@ -35,7 +36,8 @@ def test_examples_are_drawn(marks, same, tmp_path):
             *["-q", "-s", "-n", "0", "-p", "no:cacheprovider", "test_it.py"],
             *marks,
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = {name: value for name, value in os.environ.items() if name != "HYPOTHESIS_PROFILE"}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"CI": ci} if ci else {})
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"drawn (\d+)", done.stdout)
