@@ -16,7 +16,7 @@ from cupy_flash import backends, launch, source, tuning
 from cupy_flash.backends import emulator as emulator_backend
 from cupy_flash.backends.emulator import _extent
 
-# Each says all that a variable CI in the environment would else change: there Hypothesis derandomizes by default.
+# With a variable CI in the environment Hypothesis has other defaults, and derandomizes: so each says what it draws by.
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("repeatable", **COMMON, derandomize=True)
 hypothesis.settings.register_profile("fresh", **COMMON, derandomize=False)
