@@ -8,12 +8,14 @@ import numpy as np
 
 from cupy_flash import backends
 from cupy_flash.broadcast import sum_to_shape
+from cupy_flash.names import answered
 from cupy_flash.options import boolean
 from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
+@answered
 def flash_attention(
     q: Array,
     k: Array,
@@ -31,7 +33,8 @@ def flash_attention(
     Parameters
     ----------
     q : array, shape (..., Hq, Sq, D)
-        Queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, D)`` means one head.
+        Queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, D)`` means one head. Of arrays (..., S, H, D), as
+        flash-attn and JAX have them, pass ``x.swapaxes(-3, -2)``, a view: else positions are taken for heads.
     k : array, shape (..., Hk, Sk, D)
         Keys. ``Hq % Hk == 0``: query head h reads key head ``h // (Hq // Hk)`` (MQA, GQA).
     v : array, shape (..., Hk, Sk, Dv)
@@ -43,8 +46,8 @@ def flash_attention(
         Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
         times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
     q_offset : int, optional
-        Position of the first query among the keys, used when `causal`. By default ``Sk - Sq``: the last query
-        sees the last key (bottom-right alignment). 0 aligns top-left.
+        Position of the first query among the keys, only with `causal`. By default ``Sk - Sq``: the last query
+        sees the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
     return_lse : bool
         Also return the log-sum-exp of the scaled scores of each row.
     out : array, shape (..., Hq, Sq, Dv), optional
@@ -56,7 +59,8 @@ def flash_attention(
     Returns
     -------
     out : array, shape (..., Hq, Sq, Dv)
-        In the dtype of q; sums are taken in float32 (float64 for float64). A row that sees no key is 0.
+        In the dtype of q; sums are taken in float32 (float64 for float64). A row that sees no key is 0. A NumPy or
+        CuPy array, whatever q is: of a tensor that DLPack brought, ``torch.from_dlpack(out)`` makes one again.
     lse : array, shape (..., Hq, Sq)
         Only with ``return_lse=True``. Natural logarithm, float32 (float64 for float64), -inf for a row that
         sees no key.
@@ -66,7 +70,8 @@ def flash_attention(
     TypeError
         If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
     ValueError
-        If shapes do not fit, an option is out of range, or `out` overlaps an input.
+        If shapes do not fit, an option is out of range, `q_offset` is given without `causal`, or `out` overlaps an
+        input.
     RuntimeError
         If the backend asked for is not available on this machine; the message says what to install.
 
@@ -106,6 +111,7 @@ def flash_attention(
     return (result, lse) if return_lse else result
 
 
+@answered
 def flash_attention_backward(
     dout: Array,
     q: Array,
@@ -191,6 +197,7 @@ def flash_attention_backward(
     return _backward(module, problem, dout, q, k, v, out, lse, dlse, deterministic)
 
 
+@answered
 def flash_attention_vjp(
     q: Array,
     k: Array,
@@ -284,6 +291,7 @@ class Vjp:
             return self._seal.changed()
 
 
+@answered
 def merge_attention(
     out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, *, backend: str | None = None
 ) -> tuple[Array, Array]:

@@ -25,6 +25,7 @@ _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
     "float32": (DTYPES["float32"], DTYPES["float16"], DTYPES["bfloat16"]),
     "float64": (DTYPES["float64"],),
 }
+_AXES = "axes are (..., heads, sequence, head_dim), and x.swapaxes(-3, -2) views (..., sequence, heads, head_dim) so"
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
 LOG2_E = 1.0 / math.log(2.0)
@@ -206,9 +207,9 @@ def _problem(
     if sv != sk:
         raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
     if hv != hk:
-        raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal")
+        raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal; {_AXES}")
     if hk == 0 or hq % hk:
-        raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k")
+        raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k; {_AXES}")
     for name, size in (("q and k", d), ("v", dv)):
         if not 1 <= size <= MAX_HEAD_DIM:
             raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
@@ -221,6 +222,8 @@ def _problem(
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
+    if q_offset is not None and not causal:
+        raise ValueError(f"q_offset is {q_offset}: without causal=True every query sees every key, wherever it stands")
     q_offset = sk - sq if q_offset is None else q_offset
     return AttentionProblem(
         dtype, batch, hq, hk, sq, sk, d, dv, causal,

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from cupy_flash.broadcast import sum_to_shape
+from cupy_flash.names import answered
 from cupy_flash.options import boolean
 from cupy_flash.problem import AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
+@answered
 def attention_reference(
     q: Array,
     k: Array,
@@ -82,6 +84,7 @@ def attention_reference(
     return (out, lse) if return_lse else out
 
 
+@answered
 def attention_reference_backward(
     dout: Array,
     q: Array,

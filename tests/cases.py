@@ -40,7 +40,8 @@ class Case:
     options: dict = field(init=False, compare=False)
 
     def __post_init__(self):
-        options = {"causal": self.causal, "q_offset": self.q_offset, "scale": self.scale}
+        q_offset = self.q_offset if self.causal else None  # a position without causal is refused
+        options = {"causal": self.causal, "q_offset": q_offset, "scale": self.scale}
         object.__setattr__(self, "options", options)
 
     def arrays(self):

@@ -17,6 +17,7 @@ CUDA = ROOT / "cuda_src"
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
     "options": set(),
+    "names": set(),
     "problem": {"options"},
     "device": set(),
     "params": set(),
@@ -36,15 +37,16 @@ MAY_IMPORT = {
     "compile": {"cache", "device", "forks", "notice", "source", "specialization", "workers"},
     "launch": {"device", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
-    "reference": {"broadcast", "options", "problem"},
+    "reference": {"broadcast", "names", "options", "problem"},
     "backends": {"forks", "problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
-    "api": {"backends", "broadcast", "options", "problem"},
+    "api": {"backends", "broadcast", "names", "options", "problem"},
     "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",
     "device",
     "kernels",
+    "names",
     "options",
     "params",
     "plan",

@@ -103,7 +103,8 @@ def get(name: str) -> Backend:
         from cupy_flash.backends.cpu import CpuBackend
 
         return CpuBackend()
-    raise ValueError(f"backend is {name!r}: expected None, 'cpu', 'cuda', 'emulator' or 'emulator:<arch>'")
+    tier = f", whose tier CUPY_FLASH_CPU_TIER={name} chooses" if name in ("native", "numpy") else ""
+    raise ValueError(f"backend is {name!r}: expected None, 'cpu'{tier}, 'cuda', 'emulator' or 'emulator:<arch>'")
 
 
 _DL_CPU, _DL_CUDA = 1, (2, 13)  # dlpack.h: kDLCPU; kDLCUDA and kDLCUDAManaged

@@ -34,8 +34,9 @@ class Expected:
         """The output's rows, or dq's rows and all of dk and dv."""
         parts: list[tuple[np.ndarray, ...]] = []
         for rows in self.blocks:
-            offset = rows.start + self.case.seqlen_k - self.case.seqlen_q
-            options: dict[str, Any] = {"causal": self.case.causal, "q_offset": offset, "compute_dtype": dtype}
+            options: dict[str, Any] = {"causal": self.case.causal, "compute_dtype": dtype}
+            if self.case.causal:
+                options["q_offset"] = rows.start + self.case.seqlen_k - self.case.seqlen_q
             if self.backward:
                 parts.append(attention_reference_backward(dout[:, rows], q[:, rows], k, v, **options))
             else:

@@ -1,0 +1,68 @@
+"""What other libraries call the arguments of attention, for whoever brings their names.
+
+They are torch's scaled_dot_product_attention and flex_attention, flash_attn_func of flash-attn, JAX's
+dot_product_attention and Triton's tutorial. README's table "Coming from another library" says the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OURS = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "is_causal": "causal",
+    "softmax_scale": "scale",
+    "sm_scale": "scale",
+    "return_attn_probs": "return_lse",
+    "return_residual": "return_lse",
+    "return_softmax_lse": "return_lse",
+    "implementation": "backend",
+}
+NEEDLESS = {"enable_gqa": "fewer heads in k and v than in q are grouped-query attention"}
+NOT_YET = {
+    "attn_mask": "masks and biases",
+    "mask": "masks",
+    "block_mask": "masks",
+    "bias": "biases",
+    "score_mod": "score functions",
+    "dropout_p": "dropout",
+    "window_size": "sliding windows",
+    "local_window_size": "sliding windows",
+    "softcap": "soft caps",
+    "alibi_slopes": "ALiBi",
+    "query_seq_lengths": "sequence lengths",
+    "key_value_seq_lengths": "sequence lengths",
+}
+
+
+def answered(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, whose TypeError for an unknown keyword says what to write instead."""
+    known = tuple(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                unexpected = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                raise TypeError(f"{unexpected}: {_advice(name, known)}")
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _advice(name: str, known: tuple[str, ...]) -> str:
+    if OURS.get(name) in known:
+        return f"it is called {OURS[name]!r} here"
+    if name in NEEDLESS:
+        return f"it needs no word here, {NEEDLESS[name]}"
+    if name in NOT_YET:
+        return f"{NOT_YET[name]} are not supported yet"
+    return f"expected {', '.join(known)}"
