@@ -15,7 +15,7 @@ from conftest import require_gpu
 from cupy_flash import backends
 from cupy_flash.__main__ import COMMANDS, main
 from cupy_flash.backends import native
-from cupy_flash.cli import bench, check, demo, tune
+from cupy_flash.cli import bench, check, demo, plot, tune
 from cupy_flash.cli import compile as compile_command
 from cupy_flash.cli.agreement import Agreement, largest_difference
 from cupy_flash.cli.measure import Case, measure_apart
@@ -133,9 +133,10 @@ def test_malformed_command_lines_show_the_usage(arguments, capsys):
     assert "usage: cupy_flash" in capsys.readouterr().err
 
 
-def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert main(["demo"]) == 1
+@pytest.mark.parametrize("command", [["demo"], ["explain", "--shape", "1,1,8,8,8", "--plot", "x.png"]])
+def test_a_plot_without_its_package_says_what_to_install(command, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    assert main(command) == 1
     assert 'pip install "cupy-flash[demo]"' in capsys.readouterr().err
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cupy_flash import emulator, flash_attention, flash_attention_backward
 from cupy_flash.__main__ import main
 from cupy_flash.analysis.occupancy import occupancy
-from cupy_flash.analysis.roofline import DATASHEET, flops, standard_bytes, visible_pairs
+from cupy_flash.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
 from cupy_flash.analysis.traffic import launch_bytes
+from cupy_flash.cli import explain
 from cupy_flash.device import NAMED, named
 from cupy_flash.plan import Launch, plan_backward, plan_forward
 from cupy_flash.problem import AttentionProblem
@@ -63,7 +64,6 @@ def test_visible_pairs(sq, sk, offset, causal):
 @pytest.mark.parametrize(("shared", "registers", "block", "blocks", "limited_by"), [
     (0, 32, 1024, 2, "threads"), (0, 32, 32, 32, "blocks"), (0, 128, 256, 2, "registers"),
     (81920, 128, 128, 2, "shared memory"), (83968, 32, 128, 1, "shared memory"), (0, 255, 128, 2, "registers"),
-    (0, None, 256, 1, "registers"),
 ])  # fmt: skip
 def test_occupancy(shared, registers, block, blocks, limited_by):
     o = occupancy(Launch(KERNEL, 216, block, shared), named("sm_80"), registers)
@@ -80,6 +80,33 @@ def test_standard_attention_moves_its_scores():
     assert standard_bytes(doubled, backward=False) == 2 * standard_bytes(problem, backward=False)
 
 
+@pytest.mark.parametrize("wide_out", [False, True])
+@pytest.mark.parametrize(("offset", "queries", "keys"), [(None, 5, 7), (2, 5, 7), (-1, 4, 4), (0, 5, 5), (-9, 0, 0)])
+def test_compulsory_bytes_are_each_array_once(offset, queries, keys, wide_out):
+    """Counted on arrays: the queries that see a key, the keys that a query sees, and all of the results."""
+    q, k, v = np.zeros((2, 3, 5, 8), np.float16), np.zeros((2, 1, 7, 8), np.float16), np.zeros((2, 1, 7, 6), np.float16)
+    out, lse = np.zeros((2, 3, 5, 6), np.float16), np.zeros((2, 3, 5), np.float32)
+    options = {} if offset is None else {"causal": True, "q_offset": offset}
+    problem = AttentionProblem.from_arrays(q, k, v, **options)
+    read = q[:, :, :queries].nbytes + k[:, :, :keys].nbytes + v[:, :, :keys].nbytes
+    assert compulsory_bytes(problem, backward=False) == read + out.nbytes + lse.nbytes
+    if wide_out:
+        problem, out = problem.with_wide_out, out.astype(np.float32)
+    seen = out[:, :, :queries].nbytes + np.zeros(out.shape, np.float16)[:, :, :queries].nbytes  # and dout
+    dq = q.size * out.itemsize
+    grads = dq + k.nbytes + v.nbytes
+    assert compulsory_bytes(problem, backward=True) == read + seen + lse.nbytes + grads
+
+
+def test_no_kernel_beats_the_bound():
+    """The bound of a decode is memory's, that of a long sequence arithmetic's."""
+    x, rates = np.broadcast_to(np.float16(0), (2, 16, 4096, 128)), DATASHEET["sm_90a"]
+    long, decode = (AttentionProblem.from_arrays(q, x, x) for q in (x, x[:, :, :1]))
+    a, m = (bound(problem, rates, tensor_cores=True, backward=False) for problem in (long, decode))
+    assert a.by == "arithmetic" and a.seconds == 2 * 16 * 4 * 4096**2 * 128 / 989.4e12
+    assert m.by == "memory" and m.seconds == compulsory_bytes(decode, backward=False) / 3350e9
+
+
 def test_every_datasheet_is_of_a_named_gpu():
     assert set(DATASHEET) <= set(NAMED)
     for rates in DATASHEET.values():
@@ -91,15 +118,32 @@ def test_every_datasheet_is_of_a_named_gpu():
     pytest.param(["--backward", "--deterministic", "--heads-k", "1"], marks=pytest.mark.slow),
     pytest.param(["--dtype", "float32"], marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_explain(options, capsys):
-    assert main(["explain", "--shape", "1,2,200,200,64", "--arch", "sm_80", *options]) == 0
+def test_explain(options, tmp_path, capsys):
+    plot = tmp_path / "roofline.svg"
+    arguments = ["explain", "--shape", "1,2,200,200,64", "--arch", "sm_80", "--plot", str(plot), *options]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
+    assert f"Plot: {plot}" in printed and "TFLOP/s at most" in printed and "A100" in printed
+    drawn = plot.read_text()
+    assert "CUDA cores" in drawn and ("tensor cores" in drawn) == ("float32" not in options)
     assert "sm_80" in printed and "limited by" in printed and "counted by the emulator" in printed
     if "float32" in options:
         assert "simt/attention_forward" in printed and "no formula" in printed
     else:
         assert "mma/attention" in printed and "as the formula" in printed and "  formula" not in printed
-        assert "FLOP a byte" in printed and "A100" in printed and "TFLOP/s at most" in printed
+        assert "by the formula" in printed
+
+
+def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):
+    def missing(kernel, arch):
+        raise RuntimeError("NVRTC is missing: install it\nand more")
+
+    monkeypatch.setattr(explain, "to_cubin", missing)
+    assert main(["explain", "--shape", "1,1,8,8,8", "--arch", "sm_90"]) == 0
+    printed = capsys.readouterr().out
+    assert "on sm_90a" in printed and "without a compiler. NVRTC is missing: install it\n" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("mma/attention_forward "))
+    assert row.split()[-5:] == ["-"] * 5
 
 
 def test_explain_reduces_what_is_too_large_to_emulate(capsys):

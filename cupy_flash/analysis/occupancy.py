@@ -10,7 +10,6 @@ from cupy_flash.plan import Launch
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 _REGISTER_UNIT = 256  # registers are allocated to warps in these
-_MAX_REGISTERS = 255
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Occupancy:
     waves: float
 
 
-def occupancy(launch: Launch, device: Device, registers: int | None) -> Occupancy:
-    """Occupancy of a launch; without a count of registers, as if each thread took the most there are.
+def occupancy(launch: Launch, device: Device, registers: int) -> Occupancy:
+    """Occupancy of a launch whose threads take so many registers.
 
     Examples
     --------
@@ -35,7 +34,7 @@ def occupancy(launch: Launch, device: Device, registers: int | None) -> Occupanc
     Occupancy(blocks=2, warps=8, limited_by='shared memory', waves=1.0)
     """
     warps = launch.block // 32
-    per_warp = ceil(32 * (registers or _MAX_REGISTERS) / _REGISTER_UNIT) * _REGISTER_UNIT
+    per_warp = ceil(32 * registers / _REGISTER_UNIT) * _REGISTER_UNIT
     limits = {
         "blocks": device.blocks_per_sm,
         "threads": device.threads_per_sm // launch.block,

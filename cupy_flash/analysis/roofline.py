@@ -6,6 +6,7 @@ Rates are the vendor's datasheets', for the card that `device.NAMED` has of each
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from cupy_flash.problem import AttentionProblem
 
@@ -25,6 +26,22 @@ class Rates:
         if dtype == "float64":
             return self.double
         return self.half if tensor_cores else self.single
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time that a problem takes on a card: seconds of its arithmetic, and of its compulsory bytes."""
+
+    arithmetic: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.arithmetic, self.memory)
+
+    @property
+    def by(self) -> str:
+        return "arithmetic" if self.arithmetic >= self.memory else "memory"
 
 
 DATASHEET = {
@@ -49,9 +66,7 @@ def visible_pairs(problem: AttentionProblem) -> int:
     >>> visible_pairs(AttentionProblem.from_arrays(x, x, x, causal=True))
     20
     """
-    sq, sk, heads = problem.seqlen_q, problem.seqlen_k, problem.num_heads_q
-    for size in problem.batch:
-        heads *= size
+    sq, sk, heads = problem.seqlen_q, problem.seqlen_k, problem.num_heads_q * prod(problem.batch)
     if not problem.causal:
         return heads * sq * sk
     # Query i sees min(max(i + offset + 1, 0), Sk) keys: none, then one more each, then all.
@@ -67,6 +82,35 @@ def flops(problem: AttentionProblem, *, backward: bool) -> int:
     return 2 * visible_pairs(problem) * (3 * d + 2 * dv if backward else d + dv)
 
 
+def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
+    """Bytes of the arrays that no kernel comes without: what is seen of each input read once, each result written once.
+
+    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. A kernel that reads an array again
+    finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads, bounds the time that
+    memory takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.zeros((2, 4, 8), np.float16)
+    >>> problem = AttentionProblem.from_arrays(x, x, x)
+    >>> compulsory_bytes(problem, backward=False) == 4 * x.nbytes + 2 * 4 * 4  # lse is float32
+    True
+    """
+    batch, d, dv, itemsize = prod(problem.batch), problem.head_dim, problem.head_dim_v, problem.storage.itemsize
+    rows, keys = batch * problem.num_heads_q * problem.seqlen_q, batch * problem.num_heads_k * problem.seqlen_k
+    all_rows, all_keys, lse = rows * itemsize, keys * itemsize, rows * problem.accumulator.itemsize
+    if problem.causal:  # keys behind the last query, and queries before the first key, are not read
+        seen = min(max(problem.q_offset + problem.seqlen_q, 0), problem.seqlen_k)
+        seeing = problem.seqlen_q - min(max(-problem.q_offset, 0), problem.seqlen_q)
+        rows, keys = rows // max(problem.seqlen_q, 1) * seeing, keys // max(problem.seqlen_k, 1) * seen
+    read = (rows * d + keys * (d + dv)) * itemsize
+    if not backward:
+        return read + all_rows * dv + lse
+    out = problem.out_storage.itemsize
+    return read + rows * dv * (itemsize + out) + lse + all_rows // itemsize * d * out + all_keys * (d + dv)
+
+
 def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     """Global traffic of standard attention, which writes its score matrices out in the storage type.
 
@@ -74,12 +118,17 @@ def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     Backward: P read for dV, dP written, both read and dS written, and dS read for dQ and for dK: seven times the
     size of S, beside q, k, v, dout and the gradients.
     """
-    batch = 1
-    for size in problem.batch:
-        batch *= size
+    batch = prod(problem.batch)
     scores = batch * problem.num_heads_q * problem.seqlen_q * problem.seqlen_k
     q = batch * problem.num_heads_q * problem.seqlen_q * problem.head_dim
     out = batch * problem.num_heads_q * problem.seqlen_q * problem.head_dim_v
     kv = batch * problem.num_heads_k * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
     elements = 7 * scores + 2 * q + out + 2 * kv if backward else 4 * scores + q + out + kv
     return elements * problem.storage.itemsize
+
+
+def bound(problem: AttentionProblem, rates: Rates, *, tensor_cores: bool, backward: bool) -> Bound:
+    """The bound that a card's arithmetic and memory set on a problem, whatever the kernel."""
+    peak = rates.peak(problem.dtype, tensor_cores)
+    memory = compulsory_bytes(problem, backward=backward) / (rates.bandwidth * 1e9)
+    return Bound(flops(problem, backward=backward) / (peak * 1e12), memory)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cupy_flash import backends
+from cupy_flash import backends, device
 from cupy_flash.cli import Unavailable, UserError
 
 
@@ -44,6 +44,14 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def architecture(text: str) -> str:
+    """A type of argparse: the name of an architecture, in full."""
+    try:
+        return device.named(text).arch
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from cupy_flash import cache, device, plan
 from cupy_flash.backends import native
 from cupy_flash.backends.cupy_ import CupyBackend
 from cupy_flash.cli import UserError, bench, check, tune
+from cupy_flash.cli.arguments import architecture
 from cupy_flash.cli.progress import progress
 from cupy_flash.cli.units import format_seconds
 from cupy_flash.compile import CompiledKernel, compile_all, nvrtc_version
@@ -32,7 +33,7 @@ PURPOSES = {name: what for name, (what, _) in KERNELS.items()} | {CPU: "the CPU 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--arch", action="append", choices=tuple(device.NAMED), metavar="ARCH",
+        "--arch", action="append", type=architecture, metavar="ARCH",
         help=f"{', '.join(device.NAMED)}; may be given several times; by default this machine's GPU, if it has one",
     )  # fmt: skip
     parser.add_argument(

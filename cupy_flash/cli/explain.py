@@ -8,21 +8,22 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
 from cupy_flash import device, emulator
 from cupy_flash.analysis.occupancy import occupancy
-from cupy_flash.analysis.roofline import DATASHEET, flops, standard_bytes
+from cupy_flash.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes
 from cupy_flash.analysis.traffic import launch_bytes
 from cupy_flash.api import flash_attention, flash_attention_backward
-from cupy_flash.cli import Unavailable, UserError
-from cupy_flash.cli.arguments import positive_int
+from cupy_flash.cli import Unavailable, UserError, roofline_plot
+from cupy_flash.cli.arguments import architecture, positive_int, writing
+from cupy_flash.cli.plot import check_path
 from cupy_flash.cli.units import format_bytes, format_seconds
 from cupy_flash.compile import to_cubin
 from cupy_flash.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
 from cupy_flash.problem import DTYPES, AttentionProblem
-from cupy_flash.specialization import Specialization
 from cupy_flash.toolchain import ToolchainError
 from cupy_flash.tuning import tiles, tiles_by_hand
 
@@ -40,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim-v", type=positive_int, metavar="N", help="head dimension of v, by default D")
     parser.add_argument("--dtype", default="float16", choices=tuple(DTYPES))
     parser.add_argument("--causal", action="store_true")
-    parser.add_argument(
-        "--arch", default="sm_80", choices=tuple(device.NAMED), metavar="ARCH", help=", ".join(device.NAMED)
-    )
+    parser.add_argument("--arch", default="sm_80", type=architecture, metavar="ARCH", help=", ".join(device.NAMED))
     parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
     parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
     for kernel, what in (("forward", "the forward"), ("dkdv", "dK and dV"), ("dq", "dQ in a pass of its own")):
@@ -50,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--tile{'' if kernel == 'forward' else '-' + kernel}", dest=kernel, metavar="TILE",
             help=f"instead of the planner's tile of {what}, such as 128x64,num_warps=4,stages=3",
         )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="PATH", help="draw the roofline into a file whose suffix chooses the format"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,8 +62,10 @@ def run(args: argparse.Namespace) -> None:
     Unavailable
         If there is no C++ compiler to count with; the plan is printed before.
     UserError
-        If the shape is malformed or no attention problem, or a tile cannot serve it.
+        If the shape is malformed or no attention problem, a tile cannot serve it, or the plot cannot be drawn.
     """
+    if args.plot:
+        check_path(args.plot)
     target = device.named(args.arch)
     try:
         problem = _problem(args)
@@ -127,34 +131,25 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
     row = "{:<30}{:>9}{:>7}{:>9}{:>6}{:>11}{:>7}  {:<14}{:>7}"
     print("\n" + row.format("kernel", "grid", "block", "shared", "regs", "blocks/SM", "warps", "limited by", "waves"))
     launches = [launch for launch in plan.launches if launch.span == 0]  # the others are like it
+    unknown = None
     for launch in launches:
-        kernel, registers = launch.kernel, _registers(launch.kernel, target.arch)
-        o = occupancy(launch, target, registers)
+        kernel = launch.kernel
+        resident: tuple[str | int, ...] = ("-",) * 5
+        try:
+            registers = to_cubin(kernel, target.arch).registers
+        except RuntimeError as error:  # NVRTC is not installed, or does not know the architecture
+            unknown = str(error).partition("\n")[0]
+        else:
+            if registers is not None:
+                o = occupancy(launch, target, registers)
+                resident = registers, o.blocks, o.warps, o.limited_by, f"{o.waves:.2f}"
         name, shared = f"{kernel.family}/{kernel.entry}", format_bytes(launch.shared_bytes)
-        print(
-            row.format(
-                name,
-                launch.grid,
-                launch.block,
-                shared,
-                registers or "-",
-                o.blocks,
-                o.warps,
-                o.limited_by,
-                f"{o.waves:.2f}",
-            )
-        )
+        print(row.format(name, launch.grid, launch.block, shared, *resident))
+    if unknown:
+        print(f"A dash: registers, and what follows from them, are not known without a compiler. {unknown}")
     for launch in launches:
         if launch.kernel.family != "attention":
             print(f"  {launch.kernel}")
-
-
-def _registers(kernel: Specialization, arch: str) -> int | None:
-    """Registers of a thread, or None where NVRTC is not installed or does not know the architecture."""
-    try:
-        return to_cubin(kernel, arch).registers
-    except RuntimeError:
-        return None
 
 
 def _print_traffic(
@@ -173,24 +168,39 @@ def _print_traffic(
         print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
 
     totals = [launch_bytes(problem, plan, launch) for launch in plan.launches]
-    if None in totals:
-        print("At full size these kernels' traffic has no formula.")
-        return
-    total = sum(x for x in totals if x is not None)
-    work, standard = flops(problem, backward=args.backward), standard_bytes(problem, backward=args.backward)
-    print(f"\nat full size, by the formula: {format_bytes(total)}; standard attention {format_bytes(standard)}")
-    print(f"arithmetic intensity: {work / total:.3g} FLOP a byte, of {work / 1e12:.3g} TFLOP")
+    total = None if None in totals else sum(x for x in totals if x is not None)
+    standard = format_bytes(standard_bytes(problem, backward=args.backward))
+    print("\nat full size:")
+    print(f"  arithmetic              {flops(problem, backward=args.backward) / 1e12:.3g} TFLOP")
+    print(f"  memory, each array once {format_bytes(compulsory_bytes(problem, backward=args.backward))}")
+    moved = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
+    print(f"  L2 cache, every access  {moved}; the standard attention {standard}")
     if target.arch in DATASHEET:
-        rates = DATASHEET[target.arch]
-        peak = rates.peak(problem.dtype, any(x.kernel.family == "mma" for x in plan.launches))
-        arithmetic, memory = work / peak / 1e12, total / rates.bandwidth / 1e9
-        seconds = max(arithmetic, memory)
-        bound = "arithmetic" if arithmetic >= memory else "memory"
-        print(
-            f"roofline of a {rates.card} by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s, if no read "
-            f"met a cache: {bound} bound, {format_seconds(seconds)} at least, "
-            f"{work / seconds / 1e12:.3g} TFLOP/s at most; arithmetic alone takes {format_seconds(arithmetic)}"
-        )
+        _print_roofline(problem, plan, total, args)
+
+
+def _print_roofline(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, moved: int | None, args: argparse.Namespace
+) -> None:
+    rates, tensor_cores = DATASHEET[args.arch], any(x.kernel.family == "mma" for x in plan.launches)
+    least = bound(problem, rates, tensor_cores=tensor_cores, backward=args.backward)
+    work, peak = flops(problem, backward=args.backward), rates.peak(problem.dtype, tensor_cores)
+    rate = work / least.seconds / 1e12
+    print(
+        f"roofline of the card, {rates.card}, by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s:\n"
+        f"  {least.by} bound, {format_seconds(least.seconds)} at least, {rate:.3g} TFLOP/s at most "
+        f"(arithmetic {format_seconds(least.arithmetic)}, memory {format_seconds(least.memory)})"
+    )
+    if args.plot:
+        points = {
+            "each array once": compulsory_bytes(problem, backward=args.backward),
+            "if no access met a cache": moved,
+            "standard attention, likewise": standard_bytes(problem, backward=args.backward),
+        }
+        title = f"{'Backward' if args.backward else 'Forward'}, {_described(problem)}"
+        with writing(args.plot):
+            roofline_plot.plot(args.plot, title, rates, problem.dtype, tensor_cores, work, points)
+        print(f"Plot: {args.plot}")
 
 
 def _reduced(problem: AttentionProblem) -> AttentionProblem:

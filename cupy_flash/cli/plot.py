@@ -1,8 +1,9 @@
-"""The plot of the demo: peak memory against sequence length."""
+"""The plot of the demo, peak memory against sequence length; and what all plots need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +17,9 @@ STANDARD_COLOR, FLASH_COLOR, GUIDE_COLOR = "#c1443c", "#2563a8", "#9a9a9a"
 
 
 def check_path(path: Path) -> None:
-    """Raise UserError unless a plot can be written there; cheap, so it can be asked before measuring."""
+    """Raise UserError unless a plot can be drawn and written there; cheap, so it can be asked before measuring."""
+    if find_spec("matplotlib") is None:
+        raise UserError('plots need matplotlib: pip install "cupy-flash[demo]"')
     from matplotlib.figure import Figure
 
     trial = Figure()
