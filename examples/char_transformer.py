@@ -7,13 +7,16 @@ Every function returns its result and, as flash_attention_vjp does, a function t
 the gradients of its arguments. The backward of the model is to call these in reverse order.
 """
 
+import argparse
 import time
+from importlib import resources
 
-import numpy as xp  # main() puts cupy in its place for --device cuda
+import numpy as np
 
 from cupy_flash import flash_attention_vjp
 
-SEQLEN, BATCH, WIDTH, HEADS, LAYERS = 128, 8, 128, 4, 2
+SEQLEN, BATCH, WIDTH, HEADS, LAYERS = 64, 16, 128, 4, 2
+xp = np  # or cupy, which main() puts in its place
 
 
 def linear(x, w):
@@ -115,10 +118,12 @@ def initial_weights(rng, letters):
     def ones():
         return xp.ones(WIDTH, xp.float32)
 
-    weights = [normal(letters, WIDTH, std=0.5), normal(SEQLEN, WIDTH, std=0.1)]
+    angles = np.arange(SEQLEN)[:, None] / 1000 ** np.linspace(0, 1, WIDTH // 2)
+    places = xp.asarray(0.5 * np.hstack([np.sin(angles), np.cos(angles)]), xp.float32)
+    weights = [normal(letters, WIDTH, std=0.5), places]
     for _ in range(LAYERS):
-        for inner, outer in ((3 * WIDTH, WIDTH), (4 * WIDTH, 4 * WIDTH)):
-            w_out = normal(outer, WIDTH, std=outer**-0.5 / (2 * LAYERS) ** 0.5)
+        for inner, outer in ((3 * WIDTH, WIDTH), (4 * WIDTH, 4 * WIDTH)):  # attention, then the MLP
+            w_out = normal(outer, WIDTH, std=(2 * LAYERS * outer) ** -0.5)
             weights += [ones(), normal(WIDTH, inner, std=WIDTH**-0.5), w_out]
     return [*weights, ones(), normal(WIDTH, letters, std=WIDTH**-0.5)]
 
@@ -128,32 +133,71 @@ def cross_entropy(logits, targets):
     p = xp.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     hit = xp.arange(p.shape[-1]) == targets[..., None]
-    return float(-xp.mean(xp.log(p[hit]))), (p - hit) / xp.float32(targets.size)
+    return float(-xp.mean(xp.log(p[hit]))), (p - hit) / xp.asarray(targets.size, p.dtype)
 
 
-def adam(weights, grads, state, step, rate=2e-3, b1=0.9, b2=0.99):
-    for w, g, (m, v) in zip(weights, grads, state, strict=True):
+def adam(weights, grads, moments, step, rate=2e-3, b1=0.9, b2=0.99):
+    for w, g, (m, v) in zip(weights, grads, moments, strict=True):
         m += (1 - b1) * (g - m)
         v += (1 - b2) * (g * g - v)
         w -= rate * m / (1 - b1**step) / (xp.sqrt(v / (1 - b2**step)) + 1e-8)
 
 
 def train(text, steps, seed=0):
-    """Weights, the letters of the text, and the loss of each step."""
-    import numpy as np
-
+    """The weights, the letters of the text, and the loss of each step."""
     rng = np.random.default_rng(seed)
     letters, codes = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
     weights = initial_weights(rng, len(letters))
-    state = [(xp.zeros_like(w), xp.zeros_like(w)) for w in weights]
+    moments = [(xp.zeros_like(w), xp.zeros_like(w)) for w in weights]
     losses, start = [], time.perf_counter()
     for step in range(1, steps + 1):
         begins = rng.integers(0, len(codes) - SEQLEN, (BATCH, 1))
         window = xp.asarray(codes[begins + np.arange(SEQLEN + 1)])
         logits, backward = model(weights, window[:, :-1])
         loss, dlogits = cross_entropy(logits, window[:, 1:])
-        adam(weights, backward(dlogits), state, step)
+        adam(weights, backward(dlogits), moments, step)
         losses.append(loss)
-        if step == 1 or step % 25 == 0:
+        if step == 1 or step % 50 == 0:
             print(f"step {step:4}  loss {loss:.3f}  {time.perf_counter() - start:5.1f} s", flush=True)
     return weights, letters, losses
+
+
+def write(weights, letters, start, length):
+    """The text that the model goes on with, each time with the likeliest character."""
+    tokens = [int(np.flatnonzero(letters == code)[0]) for code in start]
+    for _ in range(length):
+        logits, _ = model(weights, xp.asarray([tokens[-SEQLEN:]]))
+        tokens.append(int(logits[0, -1].argmax()))
+    return bytes(letters[tokens]).decode(errors="replace")
+
+
+def plot(losses, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss, nats a character", xlim=(0, len(losses)), ylim=(0, None))
+    axes.plot(range(1, len(losses) + 1), losses, color="#2563a8", linewidth=1)
+    axes.set_title(f"{LAYERS} layers of width {WIDTH}, {HEADS} heads, {BATCH} x {SEQLEN} characters a step", loc="left")
+    axes.grid(True, color="#e6e6e6")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main():
+    global xp
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--plot", metavar="PATH", help="draw the loss of each step")
+    args = parser.parse_args()
+    if args.device == "cuda":
+        import cupy as xp
+    text = (resources.files("cupy_flash") / "data" / "attention.txt").read_bytes()
+    weights, letters, losses = train(text, args.steps)
+    print(write(weights, letters, text[:32], 200))
+    if args.plot:
+        plot(losses, args.plot)
+
+
+if __name__ == "__main__":
+    main()

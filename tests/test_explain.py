@@ -55,7 +55,7 @@ def test_traffic_is_what_the_emulator_counts(
 @given(sq=st.integers(0, 30), sk=st.integers(0, 30), offset=st.integers(-40, 40), causal=st.booleans())
 def test_visible_pairs(sq, sk, offset, causal):
     q, k = np.zeros((2, sq, 4)), np.zeros((2, sk, 4))
-    problem = AttentionProblem.from_arrays(q, k, k, causal=causal, q_offset=offset)
+    problem = AttentionProblem.from_arrays(q, k, k, causal=causal, q_offset=offset if causal else None)
     seen = np.arange(sk) <= np.arange(sq)[:, None] + (offset if causal else sk)
     assert visible_pairs(problem) == 2 * seen.sum()
     assert flops(problem, backward=False) * 5 == 2 * flops(problem, backward=True)

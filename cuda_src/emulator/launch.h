@@ -27,11 +27,11 @@ struct EmulatorLaunch {
   uint32_t count;         // instrumented kernels: count bytes and bank conflicts
 };
 
-// Where in the source: file and line, or, with a null file, the offset of an instruction in the kernel's
-// library.
+// Where in the source: file and line, where the call names them (else null), and the offset of the instruction in the
+// kernel's library, which tells the lines of inlined callers.
 struct EmulatorSite {
   const char* file;
-  uint64_t line_or_offset;
+  uint64_t line, offset;
 };
 
 struct EmulatorConflict {

@@ -47,7 +47,7 @@ class LaunchStruct(ctypes.Structure):
 class SiteStruct(ctypes.Structure):
     """EmulatorSite."""
 
-    _fields_ = (("file", ctypes.c_char_p), ("line_or_offset", ctypes.c_uint64))
+    _fields_ = (("file", ctypes.c_char_p), ("line", ctypes.c_uint64), ("offset", ctypes.c_uint64))
 
 
 class ConflictStruct(ctypes.Structure):

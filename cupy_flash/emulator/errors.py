@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the CUDA source; `line` is 0 where the compiler left no line."""
+    """A place in the CUDA source; `line` is 0 where the compiler left no line.
+
+    `callers` are the lines that call the function around it, where it is inlined: from the innermost to the kernel's.
+    """
 
     file: str
     line: int
+    callers: tuple[Site, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return " from ".join(f"{site.file}:{site.line}" for site in (self, *self.callers))
 
 
 class EmulatorError(RuntimeError):

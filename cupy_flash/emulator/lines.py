@@ -1,79 +1,79 @@
-"""Source lines of instruction addresses, from a library's DWARF 4 line table (no binutils needed)."""
+"""Source lines of instruction addresses, those of inlined callers too, from a library's DWARF 4."""
 
 from __future__ import annotations
 
 import bisect
 import functools
-import struct
 from pathlib import Path
 
+from cupy_flash.emulator import dwarf
 from cupy_flash.emulator.errors import Site
+
+Row = tuple[int, Site]  # from this address on
+Call = tuple[int, int, int, Site]  # from an address up to another; how deep the call lies; where it is
 
 
 def find_site(library: Path, offset: int) -> Site:
-    """The source line of the instruction at `offset` from the start of a library."""
-    rows = _rows(library)
+    """The source line of the instruction at `offset` from the start of a library, with the lines that it comes from.
+
+    Where functions are inlined these are the lines of the calls, the innermost first; at a function that is called
+    they end.
+    """
+    rows, calls = _tables(library)
     at = bisect.bisect_right(rows, offset, key=lambda row: row[0]) - 1
-    if at < 0:
+    if at < 0 or not rows[at][1].line:
         return Site("?", 0)
-    return rows[at][1]
+    around = sorted((call for call in calls if call[0] <= offset < call[1]), key=lambda call: -call[2])
+    callers = tuple(site for *_, site in around)
+    return Site(rows[at][1].file, rows[at][1].line, callers)
+
+
+def named_site(library: Path, file: str, line: int, offset: int) -> Site:
+    """The place that a call names, which is the instruction at `offset` or one of those that it comes from."""
+    found = find_site(library, offset)
+    chain = [(site.file, site.line) for site in (found, *found.callers)]
+    if (file, line) not in chain:
+        return Site(file, line)
+    return Site(file, line, found.callers[chain.index((file, line)) :])
 
 
 @functools.lru_cache(maxsize=64)
-def _rows(library: Path) -> list[tuple[int, Site]]:
-    table = _section(library.read_bytes(), b".debug_line")
-    rows: list[tuple[int, Site]] = []
+def _tables(library: Path) -> tuple[list[Row], list[Call]]:
+    information = dwarf.Library(library)
+    lines = information.section(".debug_line")
+    rows: list[Row] = []
+    files_of: dict[int, list[str]] = {}
     start = 0
-    while start + 4 <= len(table):
-        (length,) = struct.unpack_from("<I", table, start)
-        rows += _unit(table[start + 4 : start + 4 + length])
-        start += 4 + length
+    while start + 4 <= len(lines):
+        end = start + 4 + dwarf.Reader(lines, start).take("I")
+        files_of[start], unit_rows = _unit(dwarf.Reader(lines[:end], start + 4))
+        rows += unit_rows
+        start = end
     # Where one function ends and the next begins, the beginning counts.
-    return sorted(rows, key=lambda row: (row[0], row[1].line > 0))
+    rows.sort(key=lambda row: (row[0], row[1].line > 0))
+    calls: list[Call] = []
+    for entry in information.entries.values():
+        if dwarf.STATEMENTS in entry.attributes:
+            files = files_of.get(entry.number(dwarf.STATEMENTS), [])
+            _inlined(information, entry, entry.number(dwarf.LOW), files, 0, calls)
+    return rows, calls
 
 
-def _section(elf: bytes, name: bytes) -> bytes:
-    """A section of a 64-bit little-endian ELF file; empty when it is not there."""
-    (headers,) = struct.unpack_from("<Q", elf, 40)
-    size, count, names = struct.unpack_from("<HHH", elf, 58)
-    sections = [struct.unpack_from("<IIQQQQ", elf, headers + i * size) for i in range(count)]
-    for section in sections:
-        at = sections[names][4] + section[0]
-        if elf[at : at + len(name) + 1] == name + b"\0":
-            return elf[section[4] : section[4] + section[5]]
-    return b""
+def _inlined(
+    information: dwarf.Library, entry: dwarf.Entry, base: int, files: list[str], depth: int, calls: list[Call]
+) -> None:
+    for child in entry.children:
+        if child.tag == dwarf.INLINED:
+            file, line = child.number(dwarf.CALL_FILE), child.number(dwarf.CALL_LINE)
+            site = Site(files[file] if file < len(files) else "?", line)
+            calls += ((low, high, depth, site) for low, high in information.ranges(child, base))
+        _inlined(information, child, base, files, depth + 1, calls)
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, form: str) -> int:
-        (value,) = struct.unpack_from("<" + form, self.data, self.at)
-        self.at += struct.calcsize("<" + form)
-        return value
-
-    def text(self) -> str:
-        end = self.data.index(b"\0", self.at)
-        value = self.data[self.at : end].decode()
-        self.at = end + 1
-        return value
-
-    def leb128(self, signed: bool = False) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take("B")
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                return value - (1 << shift) if signed and byte & 0x40 else value
-
-
-def _unit(data: bytes) -> list[tuple[int, Site]]:
-    """Rows of one unit's line program (DWARF 4, section 6.2)."""
-    reader = _Reader(data)
+def _unit(reader: dwarf.Reader) -> tuple[list[str], list[Row]]:
+    """Files and rows of one unit's line program (DWARF 4, section 6.2)."""
     if reader.take("H") > 4:
-        return []
+        return [], []
     program = reader.take("I") + reader.at
     least_length, _, _ = reader.take("B"), reader.take("B"), reader.take("B")
     line_base, line_range, opcode_base = reader.take("b"), reader.take("B"), reader.take("B")
@@ -88,9 +88,9 @@ def _unit(data: bytes) -> list[tuple[int, Site]]:
         reader.leb128(), reader.leb128()
     reader.at = program
 
-    rows: list[tuple[int, Site]] = []
+    rows: list[Row] = []
     address, file, line = 0, 1, 1
-    while reader.at < len(data):
+    while reader.at < len(reader.data):
         opcode = reader.take("B")
         if opcode >= opcode_base:
             address += (opcode - opcode_base) // line_range * least_length
@@ -120,4 +120,4 @@ def _unit(data: bytes) -> list[tuple[int, Site]]:
         else:
             for _ in range(operands[opcode - 1]):
                 reader.leb128()
-    return rows
+    return files, rows

@@ -14,7 +14,8 @@ from pathlib import Path
 from cupy_flash import toolchain
 from cupy_flash.emulator import engine
 from cupy_flash.emulator.errors import EmulatorError, Site
-from cupy_flash.emulator.lines import find_site
+from cupy_flash.emulator.layout import member
+from cupy_flash.emulator.lines import find_site, named_site
 from cupy_flash.emulator.report import Bytes, Conflicts, LaunchReport
 from cupy_flash.emulator.settings import Settings
 from cupy_flash.toolchain import compile_shared, cpu_flags, find_compiler
@@ -41,8 +42,8 @@ _FAST_FLAGS = ("-O2",)
 # -O1, and nothing that merges neighbouring accesses: each access of the source is to be seen as it stands.
 _INSTRUMENTED_FLAGS = (
     "-O1",
-    "-g1",
-    "-gdwarf-4",  # the version that lines.py reads
+    "-g2",
+    "-gdwarf-4",  # the version that dwarf.py reads
     "-DEMULATOR_INSTRUMENTED",
     "-fsanitize=thread,undefined",
     "-fno-sanitize=vptr,object-size,return,null",
@@ -50,7 +51,7 @@ _INSTRUMENTED_FLAGS = (
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
 )
-# Lines are all that is wanted of debug information: following variables too takes a third of the compile time.
+# Lines, inlined calls and types are wanted of debug information: following variables takes a third of the compile time.
 _GCC_FLAGS = ("-fno-store-merging", "-fno-var-tracking", "--param=tsan-instrument-func-entry-exit=0")
 _CLANG_FLAGS = (
     "-fno-sanitize=function",
@@ -204,12 +205,17 @@ class EmulatorModule:
 
     def _site(self, site: engine.SiteStruct) -> Site:
         if site.file:
-            return Site(site.file.decode(), site.line_or_offset)
-        return find_site(self.path, site.line_or_offset)
+            return named_site(self.path, site.file.decode(), site.line, site.offset)
+        return find_site(self.path, site.offset)
+
+    def _shared(self, place: re.Match[str]) -> str:
+        """A place in shared memory with the name of what lies there."""
+        name = member(self.path, int(place[1]))
+        return f"{place[0]} ({name})" if name else place[0]
 
     def _error(self, entry: str, result: engine.ResultStruct) -> EmulatorError:
         sites = tuple(self._site(result.sites[i]) for i in range(result.site_count))
-        text = result.message.decode()
+        text = re.sub(r"shared\+(\d+)", self._shared, result.message.decode())
         for i, site in enumerate(sites):
             text = text.replace(f"{{{i}}}", str(site))
         threads = tuple(result.threads[i] for i in range(result.thread_count))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple
 
 from cupy_flash.emulator.errors import Site
 
@@ -73,11 +75,86 @@ class LaunchReport:
         return None if self.buffers is None else sum(b.written for b in self.buffers.values())
 
 
+class Table(NamedTuple):
+    """Rows under names."""
+
+    names: tuple[str, ...]
+    rows: list[tuple[str | int, ...]]
+
+
+def _size(dimensions: tuple[int, int, int]) -> str:
+    """Without the trailing ones: "4 x 2"."""
+    used = max((i for i, n in enumerate(dimensions) if n > 1), default=0) + 1
+    return " x ".join(map(str, dimensions[:used]))
+
+
+def _as_text(table: Table) -> str:
+    cells = [table.names, *([f"{x:,}" if isinstance(x, int) else x for x in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.names))]
+    right = [isinstance(x, int) for x in table.rows[0]]
+    lines = (
+        "  ".join(f"{x:>{w}}" if r else f"{x:<{w}}" for x, w, r in zip(row, widths, right, strict=True))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _as_html(table: Table) -> str:
+    def row(cells: Iterable[str | int], tag: str) -> str:
+        texts = (f"{x:,}" if isinstance(x, int) else escape(x) for x in cells)
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in table.rows)
+    return f"<table><thead>{row(table.names, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
 @dataclass(frozen=True)
 class RunReport:
-    """All kernel launches of one public call, in order."""
+    """All kernel launches of one public call, in order; printed, or shown in a notebook, as tables."""
 
     launches: tuple[LaunchReport, ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(_as_text, self._tables()))
+
+    def _repr_html_(self) -> str:
+        return "".join(map(_as_html, self._tables()))
+
+    def _tables(self) -> list[Table]:
+        """What was launched; and, where counted, bytes by buffer and bank conflicts by line."""
+        counted = [launch for launch in self.launches if launch.buffers is not None]
+        tables = [
+            Table(
+                (
+                    "kernel",
+                    "grid",
+                    "block",
+                    "shared bytes",
+                    "barriers",
+                    "tensor-core instructions",
+                    "shuffles",
+                    "atomics",
+                ),
+                [
+                    (x.kernel, _size(x.grid), _size(x.block), x.shared_bytes, x.barriers, x.mma, x.shuffles, x.atomics)
+                    for x in self.launches
+                ],
+            ),
+            Table(
+                ("kernel", "buffer", "bytes read", "bytes written"),
+                [
+                    (x.kernel, name, moved.read, moved.written)
+                    for x in counted
+                    for name, moved in (x.buffers or {}).items()
+                    if moved.read or moved.written
+                ],
+            ),
+            Table(
+                ("kernel", "shared accesses", "bank conflicts", "line"),
+                [(x.kernel, c.instructions, c.wavefronts, str(c.site)) for x in counted for c in x.conflicts],
+            ),
+        ]
+        return [table for table in tables if table.rows]
 
     def total(self, name: str) -> int:
         """Sum of a count over all launches, such as ``"bytes_read"``, ``"bank_conflicts"`` or ``"mma"``.

@@ -54,8 +54,8 @@ extern "C" {
 void emulator_cp_async(uint32_t shared_address, const void* source, int bytes, int source_bytes,
                        const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::check_copy(m, shared_address, source, bytes, source_bytes, {file, line});
-  const emulator::SiteId site = m.named_site(file, line);
+  emulator::check_copy(m, shared_address, source, bytes, source_bytes, EMULATOR_HERE);
+  const emulator::SiteId site = m.named_site(EMULATOR_HERE);
   const uint32_t size = static_cast<uint32_t>(bytes);
   ++m.counters.cp_async;
   ++m.copies_in_flight;

@@ -61,7 +61,7 @@ class BankConflicts {
     for (size_t w = 0; w < warps_.size(); ++w) flush(static_cast<int>(w));
   }
 
-  const std::vector<EmulatorConflict>& sites() const { return sites_; }  // site.line_or_offset: the SiteId
+  const std::vector<EmulatorConflict>& sites() const { return sites_; }  // site.offset: the SiteId
 
  private:
   static constexpr size_t kFarAhead = 4096;
@@ -91,7 +91,7 @@ class BankConflicts {
   }
   uint32_t find_site(SiteId site) {
     const auto [at, added] = index_.try_emplace(site, static_cast<uint32_t>(sites_.size()));
-    if (added) sites_.push_back({{nullptr, site}, 0, 0});
+    if (added) sites_.push_back({{nullptr, 0, site}, 0, 0});
     return at->second;
   }
 

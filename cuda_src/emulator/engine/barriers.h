@@ -14,8 +14,8 @@ inline void check_barrier(Machine& m, int id, int threads, const Barrier& barrie
                   threads, m.threads),
            at);
   if (!barrier.count() || (barrier.expected == threads && (id || barrier.first_site == at))) return;
-  const SiteId here = m.named_site(at.file, at.line);
-  const SiteId there = m.named_site(barrier.first_site.file, barrier.first_site.line);
+  const SiteId here = m.named_site(at);
+  const SiteId there = m.named_site(barrier.first_site);
   const int other = (barrier.syncing.empty() ? barrier.arrived : barrier.syncing).front()->thread;
   if (barrier.expected != threads)
     m.fail({"barrier",
@@ -72,12 +72,12 @@ extern "C" {
 
 void emulator_barrier_sync(int id, int threads, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::sync(m, emulator::join_barrier(m, id, threads, {file, line}), id, {file, line});
+  emulator::sync(m, emulator::join_barrier(m, id, threads, EMULATOR_HERE), id, EMULATOR_HERE);
 }
 
 void emulator_barrier_arrive(int id, int threads, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::Barrier& barrier = emulator::join_barrier(m, id, threads, {file, line});
+  emulator::Barrier& barrier = emulator::join_barrier(m, id, threads, EMULATOR_HERE);
   barrier.arrived.push_back(m.current);
   if (barrier.count() == threads) emulator::complete_barrier(m, barrier);
 }
@@ -86,7 +86,7 @@ void emulator_barrier_arrive(int id, int threads, const char* file, int line) {
 // barrier again.
 int emulator_barrier_reduce(int id, int threads, int reduce, int predicate, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::Barrier& barrier = emulator::join_barrier(m, id, threads, {file, line});
+  emulator::Barrier& barrier = emulator::join_barrier(m, id, threads, EMULATOR_HERE);
   barrier.reduce_or |= predicate != 0;
   barrier.reduce_and &= predicate != 0;
   barrier.reduce_count += predicate != 0;
@@ -94,7 +94,7 @@ int emulator_barrier_reduce(int id, int threads, int reduce, int predicate, cons
     barrier.result = reduce == kReduceOr    ? barrier.reduce_or
                      : reduce == kReduceAnd ? barrier.reduce_and
                                             : barrier.reduce_count;
-  emulator::sync(m, barrier, id, {file, line});
+  emulator::sync(m, barrier, id, EMULATOR_HERE);
   return barrier.result;
 }
 }

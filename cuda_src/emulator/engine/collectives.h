@@ -26,7 +26,7 @@ inline void collective(Machine& m, const char* operation, uint32_t variant, uint
                      "0x%08x) at {1}",
                      m.current->thread, operation, mask, other.arrived, other.operation, other.mask),
               {thread, m.current->thread},
-              {m.named_site(at.file, at.line), m.named_site(other.site.file, other.site.line)}});
+              {m.named_site(at), m.named_site(other.site)}});
     }
     meeting = &other;
   }
@@ -106,7 +106,7 @@ extern "C" {
 
 void emulator_syncwarp(uint32_t mask, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::collective(m, "__syncwarp", 0, mask, nullptr, {file, line}, [&](emulator::Meeting& meeting) {
+  emulator::collective(m, "__syncwarp", 0, mask, nullptr, EMULATOR_HERE, [&](emulator::Meeting& meeting) {
     ++m.counters.syncwarps;
     if (!m.checking) return;
     const int first = m.current->thread / emulator::kWarpSize * emulator::kWarpSize;
@@ -123,9 +123,9 @@ uint64_t emulator_shuffle(uint32_t mask, uint64_t value, int words, int mode, ui
   if (width < 1 || width > 32 || width & (width - 1))
     m.fail("divergence",
            emulator::format("%s at {0}: width %d is no power of two up to 32", kNames[mode], width),
-           {file, line});
+           EMULATOR_HERE);
   emulator::ShuffleSlot slot{value, 0, argument, false};
-  emulator::collective(m, kNames[mode], static_cast<uint32_t>(width), mask, &slot, {file, line},
+  emulator::collective(m, kNames[mode], static_cast<uint32_t>(width), mask, &slot, EMULATOR_HERE,
                        [&](emulator::Meeting& meeting) {
                          m.counters.shuffles += static_cast<uint64_t>(words);
                          emulator::execute_shuffle(m, meeting, mode, width);
@@ -138,7 +138,7 @@ uint32_t emulator_vote(uint32_t mask, int predicate, int mode, const char* file,
   emulator::Machine& m = *emulator::machine;
   emulator::VoteSlot slot{predicate != 0, 0};
   emulator::collective(
-      m, "vote", static_cast<uint32_t>(mode), mask, &slot, {file, line}, [&](emulator::Meeting& meeting) {
+      m, "vote", static_cast<uint32_t>(mode), mask, &slot, EMULATOR_HERE, [&](emulator::Meeting& meeting) {
         ++m.counters.votes;
         uint32_t ballot = 0;
         emulator::for_lanes(meeting.mask, [&](int lane) {

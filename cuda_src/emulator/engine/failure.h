@@ -5,22 +5,21 @@
 
 namespace emulator {
 
-inline SiteId Machine::named_site(const char* file, int line) {
-  NamedSite& cached =
-      site_cache[(reinterpret_cast<uintptr_t>(file) * 31 + static_cast<uint32_t>(line)) % 256];
-  if (cached.file == file && cached.line == line) return cached.id;
-  const Site wanted{file, line};
-  const auto at = std::find(named_sites.begin(), named_sites.end(), wanted);
+inline SiteId Machine::named_site(const Site& wanted) {
+  NamedSite& cached = site_cache[reinterpret_cast<uintptr_t>(wanted.call) % 256];
+  if (cached.id && cached.site.call == wanted.call && cached.site == wanted) return cached.id;
+  const auto same = [&](const Site& s) { return s.call == wanted.call && s == wanted; };
+  const auto at = std::find_if(named_sites.begin(), named_sites.end(), same);
   const auto index = static_cast<SiteId>(at - named_sites.begin());
   if (at == named_sites.end()) named_sites.push_back(wanted);
-  cached = {file, line, kNamedSite | index};
+  cached = {wanted, kNamedSite | index};
   return cached.id;
 }
 
 inline EmulatorSite Machine::site(SiteId id) const {
-  if (!(id & kNamedSite)) return {nullptr, id};
+  if (!(id & kNamedSite)) return {nullptr, 0, id};
   const Site& named = named_sites[id & ~kNamedSite];
-  return {named.file, static_cast<uint64_t>(named.line)};
+  return {named.file, static_cast<uint64_t>(named.line), instruction_before(named.call)};
 }
 
 __attribute__((noinline)) inline void Machine::fail(Finding finding) {
@@ -31,7 +30,7 @@ __attribute__((noinline)) inline void Machine::fail(Finding finding) {
 }
 
 inline void Machine::fail(const char* kind, std::string text, Site at) {
-  fail({kind, std::move(text), {current->thread}, {named_site(at.file, at.line)}});
+  fail({kind, std::move(text), {current->thread}, {named_site(at)}});
 }
 
 // "0-31, 64-127"
@@ -81,7 +80,7 @@ __attribute__((noinline)) inline void Machine::report_deadlock() {
     finding.text += format("\n  threads %s %s", ranges(g.threads).c_str(), g.what.c_str());
     if (!g.at.line) continue;
     finding.text += format(" at {%zu}", finding.sites.size());
-    finding.sites.push_back(named_site(g.at.file, g.at.line));
+    finding.sites.push_back(named_site(g.at));
   }
   fail(std::move(finding));
 }

@@ -8,8 +8,7 @@ namespace emulator {
 inline void hook(const void* p, uint32_t bytes, Access kind, void* return_address, bool aligned) {
   Machine& m = *machine;
   if (!m.current) return;
-  const uint64_t offset = reinterpret_cast<uintptr_t>(return_address) - 1 - m.module_base;
-  const SiteId site = static_cast<SiteId>(offset);
+  const SiteId site = static_cast<SiteId>(m.instruction_before(return_address));
   m.access(p, bytes, kind, site, aligned);
   m.spend(1, site);
   const uint32_t preempt = m.launch->preempt;
@@ -32,10 +31,10 @@ struct UbsanLocation {
   uint32_t line, column;
 };
 
-[[noreturn]] inline void undefined_behaviour(const char* what, const void* data) {
+[[noreturn]] inline void undefined_behaviour(const char* what, const void* data, const void* return_address) {
   const auto* at = static_cast<const UbsanLocation*>(data);
   machine->fail("undefined", format("undefined behaviour at {0}: %s", what),
-                {at->file, static_cast<int>(at->line)});
+                {at->file, static_cast<int>(at->line), return_address});
 }
 
 }  // namespace emulator
@@ -55,9 +54,11 @@ struct UbsanLocation {
   void name(void* p, uint64_t bytes) {                                                   \
     emulator::hook_range(p, bytes, emulator::Access::kind, __builtin_return_address(0)); \
   }
-#define EMULATOR_UBSAN(name, what)                                                              \
-  void __ubsan_handle_##name##_abort(void* data) { emulator::undefined_behaviour(what, data); } \
-  void __ubsan_handle_##name(void* data) { emulator::undefined_behaviour(what, data); }
+#define EMULATOR_UNDEFINED(what) \
+  emulator::undefined_behaviour(what, data, __builtin_return_address(0))
+#define EMULATOR_UBSAN(name, what)                                             \
+  void __ubsan_handle_##name##_abort(void* data) { EMULATOR_UNDEFINED(what); } \
+  void __ubsan_handle_##name(void* data) { EMULATOR_UNDEFINED(what); }
 
 extern "C" {
 EMULATOR_HOOKS(1)
@@ -102,13 +103,12 @@ EMULATOR_UBSAN(invalid_builtin, "clz or ctz of zero")
 EMULATOR_UBSAN(vla_bound_not_positive, "array bound is not positive")
 EMULATOR_UBSAN(nonnull_arg, "null argument")
 EMULATOR_UBSAN(alignment_assumption, "broken alignment assumption")
-void __ubsan_handle_builtin_unreachable(void* data) {
-  emulator::undefined_behaviour("unreachable code", data);
-}
-void __ubsan_handle_missing_return(void* data) { emulator::undefined_behaviour("no value returned", data); }
+void __ubsan_handle_builtin_unreachable(void* data) { EMULATOR_UNDEFINED("unreachable code"); }
+void __ubsan_handle_missing_return(void* data) { EMULATOR_UNDEFINED("no value returned"); }
 }
 
 #undef EMULATOR_HOOK
 #undef EMULATOR_HOOKS
 #undef EMULATOR_RANGE
 #undef EMULATOR_UBSAN
+#undef EMULATOR_UNDEFINED

@@ -69,13 +69,14 @@ struct Machine {
   [[noreturn]] void fail(Finding finding);
   [[noreturn]] void fail(const char* kind, std::string text, Site at);
   [[noreturn]] void report_deadlock();
-  SiteId named_site(const char* file, int line);
+  SiteId named_site(const Site& wanted);
   EmulatorSite site(SiteId id) const;
 
   // memory.h
   void access(const void* p, uint32_t bytes, Access kind, SiteId site, bool aligned = true);
   void shared_access(Fiber& fiber, size_t offset, uint32_t bytes, Access kind, SiteId site);
   bool in_module(uint64_t address, uint32_t bytes) const;
+  uint64_t instruction_before(const void* return_address) const;
   void synchronise(const std::vector<Fiber*>& sources, const std::vector<Fiber*>& targets);
   void map_module(const EmulatorLaunch& launch);
 
@@ -115,8 +116,7 @@ struct Machine {
   EmulatorResult counters{};
   std::vector<Site> named_sites;
   struct NamedSite {
-    const char* file;
-    int line;
+    Site site;
     SiteId id;
   } site_cache[256];
   std::vector<EmulatorConflict> conflicts;

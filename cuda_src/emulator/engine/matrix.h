@@ -85,7 +85,7 @@ inline void matrix_rows(Machine& m, const Meeting& meeting, int matrix, const ch
 }
 
 inline void execute_ldmatrix(Machine& m, const Meeting& meeting, int matrices, bool transposed) {
-  const SiteId site = m.named_site(meeting.site.file, meeting.site.line);
+  const SiteId site = m.named_site(meeting.site);
   for (int matrix = 0; matrix < matrices; ++matrix) {
     uint32_t rows[8];
     uint16_t elements[8][8];
@@ -101,7 +101,7 @@ inline void execute_ldmatrix(Machine& m, const Meeting& meeting, int matrices, b
 }
 
 inline void execute_stmatrix(Machine& m, const Meeting& meeting, int matrices, bool transposed) {
-  const SiteId site = m.named_site(meeting.site.file, meeting.site.line);
+  const SiteId site = m.named_site(meeting.site);
   for (int matrix = 0; matrix < matrices; ++matrix) {
     uint32_t rows[8];
     uint16_t elements[8][8];
@@ -123,21 +123,21 @@ extern "C" {
 
 void emulator_mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const float* c, int half,
                            const char* file, int line) {
-  emulator::mma<16>("mma.m16n8k16", d, a, b, c, half, {file, line});
+  emulator::mma<16>("mma.m16n8k16", d, a, b, c, half, EMULATOR_HERE);
 }
 
 void emulator_mma_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const float* c, int half,
                           const char* file, int line) {
-  emulator::mma<8>("mma.m16n8k8", d, a, b, c, half, {file, line});
+  emulator::mma<8>("mma.m16n8k8", d, a, b, c, half, EMULATOR_HERE);
 }
 
 void emulator_ldmatrix(uint32_t* r, int matrices, uint32_t shared_address, int transposed, const char* file,
                        int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::require_full_warp(m, "ldmatrix", {file, line});
+  emulator::require_full_warp(m, "ldmatrix", EMULATOR_HERE);
   emulator::MatrixSlot<uint32_t> arguments{r, shared_address};
   emulator::collective(m, "ldmatrix", static_cast<uint32_t>(matrices * 2 + transposed), 0xffffffffu,
-                       &arguments, {file, line}, [&](emulator::Meeting& meeting) {
+                       &arguments, EMULATOR_HERE, [&](emulator::Meeting& meeting) {
                          ++m.counters.ldmatrix;
                          emulator::execute_ldmatrix(m, meeting, matrices, transposed);
                        });
@@ -146,10 +146,10 @@ void emulator_ldmatrix(uint32_t* r, int matrices, uint32_t shared_address, int t
 void emulator_stmatrix(uint32_t shared_address, const uint32_t* r, int matrices, int transposed, const char* file,
                        int line) {
   emulator::Machine& m = *emulator::machine;
-  emulator::require_full_warp(m, "stmatrix", {file, line});
+  emulator::require_full_warp(m, "stmatrix", EMULATOR_HERE);
   emulator::MatrixSlot<const uint32_t> arguments{r, shared_address};
   emulator::collective(m, "stmatrix", static_cast<uint32_t>(matrices * 2 + transposed), 0xffffffffu,
-                       &arguments, {file, line}, [&](emulator::Meeting& meeting) {
+                       &arguments, EMULATOR_HERE, [&](emulator::Meeting& meeting) {
                          emulator::execute_stmatrix(m, meeting, matrices, transposed);
                        });
 }

@@ -38,6 +38,11 @@ inline bool Machine::in_module(uint64_t address, uint32_t bytes) const {
   return false;
 }
 
+// Of the call that returns there, as an offset in the kernel's library.
+inline uint64_t Machine::instruction_before(const void* return_address) const {
+  return reinterpret_cast<uintptr_t>(return_address) - 1 - module_base;
+}
+
 inline void Machine::access(const void* p, uint32_t bytes, Access kind, SiteId id, bool aligned) {
   const uint64_t address = reinterpret_cast<uintptr_t>(p);
   Fiber& fiber = *current;
@@ -92,10 +97,10 @@ inline void Machine::map_module(const EmulatorLaunch& l) {
 }
 
 template <class T, class Apply>
-inline T atomic(T* p, Apply apply, const char* file, int line) {
+inline T atomic(T* p, Apply apply, const Site& at) {
   Machine& m = *machine;
   ++m.counters.atomics;
-  const SiteId site = m.named_site(file, line);
+  const SiteId site = m.named_site(at);
   if (m.checking || m.counting) m.access(p, sizeof(T), Access::kAtomic, site);
   constexpr uint64_t kWork = 4096;  // atomics are what threads spin on
   m.spend(kWork, site);
@@ -151,13 +156,13 @@ uint32_t emulator_shared_address(const void* pointer, const char* file, int line
   if (offset > m.launch->shared_bytes)
     m.fail("out_of_bounds",
            "the pointer whose shared address is taken at {0} does not point into shared memory",
-           {file, line});
+           EMULATOR_HERE);
   return static_cast<uint32_t>(offset);
 }
 
 EmulatorVector emulator_load(const void* memory, uint32_t bytes, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  if (m.checking || m.counting) m.access(memory, bytes, emulator::Access::kRead, m.named_site(file, line));
+  if (m.checking || m.counting) m.access(memory, bytes, emulator::Access::kRead, m.named_site(EMULATOR_HERE));
   EmulatorVector value{};
   memcpy(&value, memory, bytes);
   return value;
@@ -165,20 +170,20 @@ EmulatorVector emulator_load(const void* memory, uint32_t bytes, const char* fil
 
 void emulator_store(void* memory, EmulatorVector value, uint32_t bytes, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
-  if (m.checking || m.counting) m.access(memory, bytes, emulator::Access::kWrite, m.named_site(file, line));
+  if (m.checking || m.counting) m.access(memory, bytes, emulator::Access::kWrite, m.named_site(EMULATOR_HERE));
   memcpy(memory, &value, bytes);
 }
 
 #define EMULATOR_FLOAT_ATOMIC(suffix, type)                                                       \
   type emulator_atomic_##suffix(int operation, type* p, type value, const char* file, int line) { \
     return emulator::atomic(                                                                      \
-        p, [&](type old) { return emulator::apply_float(operation, old, value); }, file, line);   \
+        p, [&](type old) { return emulator::apply_float(operation, old, value); }, EMULATOR_HERE);   \
   }
 #define EMULATOR_INTEGER_ATOMIC(suffix, type)                                                              \
   type emulator_atomic_##suffix(int operation, type* p, type value, type compare, const char* file,        \
                                 int line) {                                                                \
     return emulator::atomic(                                                                               \
-        p, [&](type old) { return emulator::apply_integer(operation, old, value, compare); }, file, line); \
+        p, [&](type old) { return emulator::apply_integer(operation, old, value, compare); }, EMULATOR_HERE); \
   }
 EMULATOR_FLOAT_ATOMIC(f32, float)
 EMULATOR_FLOAT_ATOMIC(f64, double)
@@ -192,12 +197,12 @@ EMULATOR_INTEGER_ATOMIC(s64, int64_t)
 void emulator_add_f32x2(float* p, float x, float y, const char* file, int line) {
   if (reinterpret_cast<uintptr_t>(p) % 8)
     emulator::machine->fail("misaligned", "addition to two floats at {0}: the address is no multiple of 8",
-                            {file, line});
-  emulator_atomic_f32(kAtomicAdd, p, x, file, line);
-  emulator_atomic_f32(kAtomicAdd, p + 1, y, file, line);
+                            EMULATOR_HERE);
+  emulator::atomic(p, [x](float old) { return old + x; }, EMULATOR_HERE);
+  emulator::atomic(p + 1, [y](float old) { return old + y; }, EMULATOR_HERE);
 }
 
 void emulator_trap(const char* message, const char* file, int line) {
-  emulator::machine->fail("trap", emulator::format("%s at {0}", message), {file, line});
+  emulator::machine->fail("trap", emulator::format("%s at {0}", message), EMULATOR_HERE);
 }
 }

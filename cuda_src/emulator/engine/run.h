@@ -29,7 +29,7 @@ inline void Machine::run(const EmulatorLaunch& l, EmulatorResult* result) {
   failure = {};
   global.reset(l.buffers, l.buffer_count);
   if (counting) bank_conflicts.reset(threads);
-  if (checking || counting) map_module(l);
+  map_module(l);
   while (static_cast<int>(fibers.size()) < threads) {
     fibers.emplace_back(new Fiber());
     fibers.back()->stack = map_guarded(kStackBytes);
@@ -48,7 +48,7 @@ inline void Machine::run(const EmulatorLaunch& l, EmulatorResult* result) {
   if (counting) {
     conflicts = bank_conflicts.sites();
     for (EmulatorConflict& c : conflicts) {
-      c.site = site(static_cast<SiteId>(c.site.line_or_offset));
+      c.site = site(static_cast<SiteId>(c.site.offset));
       result->bank_conflicts += c.wavefronts;
       result->shared_accesses += c.instructions;
     }

@@ -23,17 +23,23 @@ constexpr size_t kMaxShared = 256 * 1024;
 constexpr size_t kStackBytes = 256 * 1024;
 
 // A place in the source in 32 bits: the offset of an instrumented instruction in the kernel's library, or,
-// with the top bit set, an index into the table of (file, line) pairs that explicit calls have named.
+// with the top bit set, an index into the table of places that explicit calls have named.
 using SiteId = uint32_t;
 constexpr SiteId kNamedSite = 0x80000000u;
 
 struct Site {
   const char* file;
   int line;
+  const void* call = nullptr;  // the instruction after the call in the kernel's library, which tells its inlined callers
+  // The same line, whichever of its inlined copies.
   bool operator==(const Site& other) const {
     return line == other.line && (file == other.file || strcmp(file, other.file) == 0);
   }
 };
+
+// In a function that a kernel calls with its place in the source.
+#define EMULATOR_HERE \
+  ::emulator::Site { file, line, __builtin_return_address(0) }
 
 struct AsyncCopy {
   uint32_t destination;
