@@ -17,7 +17,7 @@ from cupy_flash import attention_reference, attention_reference_backward, backen
 from cupy_flash.__main__ import main
 from cupy_flash.cli import UserError, ahead, bench
 from cupy_flash.cli.bench import book as books
-from cupy_flash.cli.bench import machine, methods, readme, runner, table, timing
+from cupy_flash.cli.bench import listing, machine, methods, readme, runner, table, timing
 from cupy_flash.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
 from cupy_flash.cli.bench.plot import plot
 from cupy_flash.cli.bench.verify import Expected
@@ -236,7 +236,9 @@ def cupy(monkeypatch):
         deviceSynchronize=device_synchronize,
         CUDARuntimeError=CUDARuntimeError,
     )
-    device = types.SimpleNamespace(attributes={"L2CacheSize": 1024}, compute_capability="80", synchronize=lambda: None)
+    device = types.SimpleNamespace(
+        attributes={"L2CacheSize": 1024}, compute_capability="80", synchronize=lambda: None, pci_bus_id="0000:1B:00.0"
+    )
     fake = types.ModuleType("cupy")
     fake.__getattr__ = lambda name: getattr(np, name)
     fake.__version__, fake.done, fake.lost, fake.compiled = "14.0", done, False, set()
@@ -460,6 +462,34 @@ def test_bench_is_rehearsed_in_the_emulator(command, tmp_path, monkeypatch, caps
     assert "float16 matmul of 64 and copy" in capsys.readouterr().out
 
 
+def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
+    found = {"torch": "2.14", "flash-attn-4": None}
+
+    def version(name):
+        if found.get(name) is None:
+            raise listing.PackageNotFoundError
+        return found[name]
+
+    monkeypatch.setattr(listing, "version", version)
+    assert main(["bench", "--list", "--only", "decode", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    cases_there = [c for c in cases("float16", True) if c.direction == "decode"]
+    assert all(f"  {case}\n" in printed for case in cases_there) and f"{len(cases_there)} cases" in printed
+    for method in methods.all_methods("cuda"):
+        assert f"  {method.name}  " in printed
+    assert re.search(r"torch flash +installed, 2\.14\n", printed)
+    assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4\n", printed)
+    assert re.search(r"FlashInfer +left out: ", printed) and re.search(r"about \d+ minutes", printed)
+    assert main(["bench", "--list", "--backend", "emulator", "--only", "decode"]) == 0
+    assert f"  {cases_there[0].reduced()}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "text"), [("--only", "sideways"), ("--methods", "tortch")])
+def test_a_name_that_nothing_has_is_refused(option, text, capsys):
+    assert main(["bench", option, text]) == 1
+    assert f"{option} is {text!r}: no " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -580,6 +610,43 @@ def attend(q, k, v, causal):
 
 
 @pytest.fixture
+def nvml(monkeypatch):
+    """A stand-in for pynvml, whose GPU grows warmer with each look and tells no power; `seen` has the bus asked for."""
+
+    class NVMLError(Exception):
+        pass
+
+    def power(handle):
+        raise NVMLError
+
+    temperatures = iter(range(40, 1000))
+    fake = types.SimpleNamespace(
+        NVML_CLOCK_SM=1, NVML_TEMPERATURE_GPU=0, NVMLError=NVMLError, nvmlInit=lambda: None, seen=[],
+        nvmlDeviceGetHandleByPciBusId=lambda bus: fake.seen.append(bus) or "handle",
+        nvmlDeviceGetClockInfo=lambda handle, kind: {("handle", 1): 1980}[handle, kind],
+        nvmlDeviceGetPowerUsage=power,
+        nvmlDeviceGetTemperature=lambda handle, kind: {("handle", 0): next(temperatures)}[handle, kind],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
+
+
+def test_rows_tell_clock_and_temperature_before_and_after(command, nvml, tmp_path):
+    assert command() == 0
+    written = rows_of(tmp_path / "results.csv")
+    assert nvml.seen == [b"0000:1B:00.0"]
+    for number, row in enumerate(written):
+        assert (row["sm_mhz_before"], row["sm_mhz_after"], row["watts_before"]) == ("1980", "1980", "")
+        assert (row["celsius_before"], row["celsius_after"]) == (str(40 + 2 * number), str(41 + 2 * number))
+
+
+def test_without_nvml_the_columns_are_empty(command, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert command() == 0
+    assert {row["sm_mhz_after"] for row in rows_of(tmp_path / "results.csv")} == {""}
+
+
+@pytest.fixture
 def libraries(cupy, monkeypatch):
     """Modules torch, flash_attn.cute and jax on NumPy; `asked` lists how they were called."""
     asked = []
@@ -649,6 +716,7 @@ def libraries(cupy, monkeypatch):
         return attend(*(t.transpose(1, 2) for t in (q, k, v)), causal).transpose(1, 2), None
 
     module("flash_attn.cute", flash_attn_func=flash_attn_func)
+    module("flash_attn_interface", flash_attn_func=flash_attn_func)
 
     def dot_product_attention(q, k, v, is_causal, implementation):
         assert implementation == "cudnn"
@@ -699,7 +767,7 @@ def test_adapters_pass_the_same_problem_on(libraries, method, case):
         assert method.peak_bytes(None, bound.forward) == 2000
     if isinstance(method, methods.Sdpa):
         assert method.backend in libraries
-    if isinstance(method, methods.FlashAttention4):
+    if isinstance(method, methods.FlashAttentionFunc):
         assert ("splits", 0 if case.direction == "decode" else 1) in libraries
 
 

@@ -20,10 +20,10 @@ from typing import Any
 from cupy_flash import __version__, source
 from cupy_flash.cli import UserError
 from cupy_flash.cli.arguments import add_backend, check_measured, check_minutes, check_output
-from cupy_flash.cli.bench import readme, runner, table
+from cupy_flash.cli.bench import listing, readme, runner, table
 from cupy_flash.cli.bench.book import OK, Book, Row, case_of
 from cupy_flash.cli.bench.cases import Case, cases
-from cupy_flash.cli.bench.machine import Machine, machine_of
+from cupy_flash.cli.bench.machine import Machine, kind_of, machine_of
 from cupy_flash.cli.bench.methods import Method, all_methods
 from cupy_flash.cli.bench.plot import files, plot
 from cupy_flash.cli.progress import on_terminal, progress
@@ -40,11 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help=f"few cases, and {QUICK_MINUTES} minutes at most")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command later goes on")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
-    parser.add_argument("--methods", default="", metavar="TEXT", help="only methods whose name contains this, and ours")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name, as in --list, contains this")
+    parser.add_argument(
+        "--methods", default="", metavar="TEXT", help="only methods whose name, as in --list, contains this, and ours"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="CSV", help="default: benchmarks/results/<device>-<date>.csv in a checkout"
     )
+    parser.add_argument("--list", action="store_true", help="only print cases, methods and minutes; needs no GPU")
     parser.add_argument("--readme", action="store_true", help="only make the README's table, from the newest results")
 
 
@@ -60,8 +63,11 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.readme:
         return _write_readme()
+    if args.list:
+        return listing.show(*_chosen(args))
     if args.minutes is not None:
         check_minutes(args.minutes)
+    chosen, methods = _chosen(args)
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
     started = time.monotonic()
@@ -72,11 +78,20 @@ def run(args: argparse.Namespace) -> None:
     check_output(path)
     check_output(*files(path.with_suffix("")).values())
     book = Book(path, place)
-    fitted = dict.fromkeys(machine.fitted(case) for case in cases(args.dtype, args.quick))
-    chosen = [case for case in fitted if args.only in str(case)]
-    methods = _loaded([m for m in all_methods(args.backend) if args.methods in m.name or m.name == table.OURS])
-    measure(machine, book, chosen, methods, today, started + 60 * minutes)
+    measure(machine, book, chosen, _loaded(methods), today, started + 60 * minutes)
     return None
+
+
+def _chosen(args: argparse.Namespace) -> tuple[list[Case], list[Method]]:
+    """The cases and methods that the arguments name."""
+    every = dict.fromkeys(map(kind_of(args.backend).fitted, cases(args.dtype, args.quick)))
+    chosen = [case for case in every if args.only in str(case)]
+    methods = [m for m in all_methods(args.backend) if args.methods in m.name or m.name == table.OURS]
+    if not chosen:
+        raise UserError(f"--only is {args.only!r}: no case's name contains it; --list shows them")
+    if args.methods and not any(args.methods in m.name for m in methods):
+        raise UserError(f"--methods is {args.methods!r}: no method's name contains it; --list shows them")
+    return chosen, methods
 
 
 def measure(

@@ -12,6 +12,7 @@ from pathlib import Path
 from cupy_flash.cli import UserError
 from cupy_flash.cli.arguments import writing
 from cupy_flash.cli.bench.cases import Case
+from cupy_flash.cli.bench.telemetry import UNITS
 
 Row = dict[str, str]
 
@@ -19,7 +20,8 @@ CASE_FIELDS = tuple(field.name for field in fields(Case))
 PLACE_FIELDS = ("device", "arch", "driver", "cuda", "cupy", "cupy_flash", "commit")
 FIELDS = (
     *CASE_FIELDS, "method", "method_version", "status", "timer", "median_us", "p10_us", "p90_us", "repeats", "tflops",
-    "gbps", "peak_bytes", "error", "plan", *PLACE_FIELDS, "date",
+    "gbps", "peak_bytes", "error", *(f"{unit}_{when}" for when in ("before", "after") for unit in UNITS), "plan",
+    *PLACE_FIELDS, "date",
 )  # fmt: skip
 OK = "ok"
 

@@ -14,6 +14,7 @@ from cupy_flash.cli.ahead import compile_ahead
 from cupy_flash.cli.arguments import backend_of
 from cupy_flash.cli.bench.book import Row
 from cupy_flash.cli.bench.cases import Case, Numbers
+from cupy_flash.cli.bench.telemetry import Telemetry
 from cupy_flash.cli.bench.timing import EventTimer, OnceTimer, Timer
 from cupy_flash.device import Device
 from cupy_flash.specialization import Specialization
@@ -45,7 +46,8 @@ class Machine:
         """The columns of the results that say where they are from."""
         raise NotImplementedError
 
-    def fitted(self, case: Case) -> Case:
+    @staticmethod
+    def fitted(case: Case) -> Case:
         """The case as it is run here."""
         return case
 
@@ -68,6 +70,10 @@ class Machine:
         """Memory that a call takes beyond its inputs, its results included; None where that cannot be asked."""
         return None
 
+    def sensors(self, when: str) -> dict[str, object]:
+        """Columns that say how the device is, "before" or "after" a measurement."""
+        return {}
+
     def release(self) -> None:
         """Give cached memory back."""
 
@@ -82,6 +88,7 @@ class Gpu(Machine):
 
         timer = EventTimer()
         super().__init__(cupy, device, timer, timer.stream)
+        self._telemetry = Telemetry(cupy.cuda.Device().pci_bus_id)
 
     def place(self) -> Row:
         runtime = self.xp.cuda.runtime
@@ -119,6 +126,9 @@ class Gpu(Machine):
             del result
         return peak
 
+    def sensors(self, when: str) -> dict[str, object]:
+        return self._telemetry.read(when)
+
     def release(self) -> None:
         self.xp.get_default_memory_pool().free_all_blocks()
 
@@ -135,7 +145,8 @@ class Emulated(Machine):
         name = f"emulator:{self.device.arch}"
         return {"device": name, "arch": self.device.arch, "driver": "", "cuda": "", "cupy": ""}
 
-    def fitted(self, case: Case) -> Case:
+    @staticmethod
+    def fitted(case: Case) -> Case:
         return case.reduced()
 
     def copy(self) -> Callable[[], Any]:
@@ -143,9 +154,14 @@ class Emulated(Machine):
         return lambda: np.copyto(target, source)
 
 
+def kind_of(backend: str) -> type[Gpu] | type[Emulated]:
+    """The kind of machine that a --backend names."""
+    return Gpu if backend == "cuda" else Emulated
+
+
 def machine_of(backend: str) -> Machine:
     """The machine that a --backend names; errors as `backend_of`."""
-    return (Gpu if backend == "cuda" else Emulated)(backend_of(backend).device)
+    return kind_of(backend)(backend_of(backend).device)
 
 
 def _driver() -> str | None:

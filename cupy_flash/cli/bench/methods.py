@@ -20,6 +20,10 @@ from cupy_flash.cli.bench.machine import Machine
 from cupy_flash.cli.bench.timing import HostTimer, Timer
 from cupy_flash.problem import DTYPES
 
+FROM_SOURCE = "built from the folder hopper/ of github.com/Dao-AILab/flash-attention"
+LEFT_OUT = {
+    "FlashInfer": "it serves inference: no gradients, and for the forward the kernels of FlashAttention-2 and -3"
+}
 FAST, COMPILED, SLOW = range(3)  # turns: what compiles for each case waits for the others, what is slow for all
 
 
@@ -47,10 +51,24 @@ class Bound:
 
 
 class Method:
-    """Base: the machine's own memory and stream."""
+    """Base: the machine's own memory and stream.
+
+    Attributes
+    ----------
+    name : str
+        In the results.
+    module, distribution : str
+        What it imports, and what that is installed as; without the latter the module tells its version.
+    install : str
+        How to get it.
+    turn : int
+        When it is measured: `FAST`, `COMPILED` or `SLOW`.
+    """
 
     name = ""
+    module = ""
     distribution = ""
+    install = ""
     turn = FAST
 
     def load(self) -> None:
@@ -86,9 +104,10 @@ class Flash(Method):
     """This package."""
 
     name = "cupy_flash"
+    install = 'pip install "cupy-flash[cuda13]"'
 
     def __init__(self, backend: str | None = None) -> None:
-        self.backend = backend
+        self.backend, self.module = backend, "numpy" if backend else "cupy"
 
     @property
     def version(self) -> str:
@@ -113,6 +132,7 @@ class Standard(Method):
 
     def __init__(self, library: str = "CuPy") -> None:
         self.name, self.module = f"standard ({library})", library.lower()
+        self.install = 'pip install "cupy-flash[cuda13]"'
 
     def load(self) -> None:
         xp = import_module(self.module)
@@ -202,7 +222,7 @@ def autograd_bound(
 class Torch(Method):
     """What all PyTorch methods share: DLPack, the stream, autograd, the memory statistics."""
 
-    distribution = "torch"
+    module, distribution, install = "torch", "torch", "pip install torch"
 
     def load(self) -> None:
         torch = import_module("torch")
@@ -290,19 +310,19 @@ class Flex(Torch):
         return lambda q, k, v: compiled(q, k, v, **options)
 
 
-class FlashAttention4(Torch):
-    """flash-attn-4, the package flash_attn.cute: tensors (B, S, H, D), which is how the memory lies."""
+class FlashAttentionFunc(Torch):
+    """flash_attn_func of FlashAttention-3 or -4: tensors (B, S, H, D), which is how the memory lies."""
 
-    name = "flash-attn-4"
-    distribution = "flash-attn-4"
-    turn = COMPILED
+    def __init__(self, name: str, module: str, install: str, turn: int) -> None:
+        self.name = self.distribution = name
+        self.module, self.install, self.turn = module, install, turn
 
     def load(self) -> None:
         super().load()
-        import_module("flash_attn.cute")
+        import_module(self.module)
 
     def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
-        out = import_module("flash_attn.cute").flash_attn_func(
+        out = import_module(self.module).flash_attn_func(
             *(t.transpose(1, 2) for t in (q, k, v)),
             causal=case.causal,
             num_splits=0 if case.direction == "decode" else 1,  # 0: by its own rule
@@ -314,7 +334,7 @@ class Jax(Method):
     """jax.nn.dot_product_attention with cuDNN: arrays (B, S, H, D), which is how the memory lies."""
 
     name = "jax cudnn"
-    distribution = "jax"
+    module, distribution, install = "jax", "jax", "pip install 'jax[cuda13]'"
 
     def load(self) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it takes most of the GPU's memory otherwise
@@ -366,7 +386,8 @@ def all_methods(backend: str) -> list[Method]:
         Sdpa("efficient", "EFFICIENT_ATTENTION"),
         Sdpa("math", "MATH"),
         Jax(),
-        FlashAttention4(),
+        FlashAttentionFunc("flash-attn-3", "flash_attn_interface", FROM_SOURCE, FAST),
+        FlashAttentionFunc("flash-attn-4", "flash_attn.cute", "pip install flash-attn-4", COMPILED),
         Flex(),
         Standard(),
     ]

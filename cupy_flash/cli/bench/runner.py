@@ -54,6 +54,7 @@ def measure_limits(machine: Machine, book: Book, today: str) -> None:
     ):
         if book.find(case, "cupy"):
             continue
+        before = machine.sensors("before")
         try:
             timing = machine.timer.measure(make())
         except Exception as error:
@@ -61,8 +62,8 @@ def measure_limits(machine: Machine, book: Book, today: str) -> None:
             if machine.is_lost():
                 raise DeviceLost(_reason(error)) from error
             continue
-        speed = {column: amount / timing.median}
-        book.add(case, method="cupy", status=OK, timer=machine.timer.name, date=today, **_times(timing), **speed)
+        found = before | machine.sensors("after") | _times(timing) | {column: amount / timing.median}
+        book.add(case, method="cupy", status=OK, timer=machine.timer.name, date=today, **found)
 
 
 def pending(cases: Sequence[Case], methods: Sequence[Method], book: Book) -> list[tuple[Case, Method]]:
@@ -124,9 +125,13 @@ def _measure(
     bound = method.bind(case, x)
     error = expected.error(bound, x)
     call = _call(case, bound, x)
+    before = machine.sensors("before")
     timing = timer.measure(call)
+    after = machine.sensors("after")
     return {
         "status": OK,
+        **before,
+        **after,
         **_times(timing),
         "tflops": case.flops / timing.median / 1e12,
         "gbps": case.bytes_moved / timing.median / 1e9,
