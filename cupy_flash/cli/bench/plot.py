@@ -33,7 +33,7 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
             continue
         columns = min(2, len(panels))
         lines = -(-len(panels) // columns)
-        figure = Figure(figsize=(7.2 * columns, 3.6 * lines + 0.6), dpi=140, layout="constrained")
+        figure = Figure(figsize=(8 * columns, 4.2 * lines + 1), dpi=120, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flat
         most = limit(rows, "copy" if direction == "decode" else "matmul")
         for ax, (title, panel) in zip(axes, panels.items(), strict=False):
@@ -46,12 +46,24 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
                 if label not in labels:
                     handles.append(handle)
                     labels.append(label)
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-        device, date = rows[-1]["device"], rows[-1]["date"]
-        figure.suptitle(f"Attention {direction} on {device}, {date}", x=0.01, ha="left", fontsize=11)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+        figure.suptitle(f"Attention {direction} on {_where(rows[-1])}", x=0.01, ha="left", fontsize=12)
         figure.savefig(path)
         written.append(path)
     return written
+
+
+def _where(row: Row) -> str:
+    """Device, date and versions of a row, as far as they are known."""
+    names = (
+        ("driver", "driver "),
+        ("cuda", "CUDA "),
+        ("cupy", "CuPy "),
+        ("cupy_flash", "cupy_flash "),
+        ("commit", "commit "),
+    )
+    versions = ", ".join(name + row[column] for column, name in names if row[column])
+    return f"{row['device']}, {row['date']}\n{versions}; bars are medians, lines the 10th to 90th percentile"
 
 
 def files(stem: Path) -> dict[str, Path]:
@@ -66,31 +78,44 @@ def _title(case: Case) -> str:
 
 
 def _draw(ax: Any, title: str, panel: Panel, colors: dict[str, str], most: float | None) -> None:
-    names = [name for name in colors if any(_ok(methods, name) for methods in panel.values())]
+    names = [name for name in colors if any(name in methods for methods in panel.values())]
     width = 0.86 / max(1, len(names))
-    unit = "TFLOP/s"
-    for n, name in enumerate(names):
-        for s, (case, methods) in enumerate(panel.items()):
-            unit = "GB/s" if unit_of(case) == "gbps" else "TFLOP/s"
-            if _ok(methods, name):
-                speed, x = float(methods[name][unit_of(case)]), s + (n - (len(names) - 1) / 2) * width
-                label = name if s == min(i for i, m in enumerate(panel.values()) if _ok(m, name)) else None
-                ax.bar(x, speed, width, color=colors[name], label=label)
-                ax.annotate(f"{speed:.0f}", (x, speed), ha="center", va="bottom", fontsize=5.5, rotation=90)
+    size = max(7, min(9, 60 * width))  # of the figures above the bars, which stand side by side
+    unit = unit_of(next(iter(panel)))
+    labelled: set[str] = set()
+    for s, methods in enumerate(panel.values()):
+        for n, name in enumerate(names):
+            x = s + (n - (len(names) - 1) / 2) * width
+            row = methods.get(name)
+            if row is None:
+                continue
+            if row["status"] != OK:
+                text = "OOM" if "memory" in row["status"].lower() else "failed"
+                ax.annotate(text, (x, 0), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=size,
+                            rotation=90, color=colors[name])  # fmt: skip
+                continue
+            speed = float(row[unit])
+            low, high = (speed * float(row["median_us"]) / float(row[p]) for p in ("p90_us", "p10_us"))
+            version = row["method_version"]
+            label = None if name in labelled else f"{name} {version}" if version else name
+            labelled.add(name)
+            ax.bar(x, speed, width, color=colors[name], label=label)
+            ax.plot([x, x], [low, high], color="#222222", linewidth=1)
+            ax.annotate(f"{speed:.0f}", (x, max(speed, high)), (0, 2), textcoords="offset points", ha="center",
+                        va="bottom", fontsize=size, rotation=90)  # fmt: skip
     if most:
         ax.axhline(most, color=LIMIT_COLOR, linewidth=1, linestyle=(0, (4, 3)), label="measured matmul or copy")
-    ax.set_xticks(range(len(panel)), [_length(case.seqlen_k) for case in panel])
-    ax.set_ylabel(unit)
-    ax.set_title(title, loc="left", fontsize=9)
-    ax.margins(y=0.12)
+    ax.set_xticks(range(len(panel)), [_length(case) for case in panel], fontsize=9)
+    ax.set_xlabel("sequence length; batch x heads below", fontsize=9)
+    ax.set_ylabel("GB/s" if unit == "gbps" else "TFLOP/s")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.margins(y=0.15)
     ax.grid(True, axis="y", color="#e6e6e6", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _ok(methods: dict[str, Row], name: str) -> bool:
-    return name in methods and methods[name]["status"] == OK
-
-
-def _length(seqlen: int) -> str:
-    return f"{seqlen // 1024}k" if seqlen % 1024 == 0 else str(seqlen)
+def _length(case: Case) -> str:
+    seqlen = case.seqlen_k
+    heads = f"{case.heads_q}" if case.group == 1 else f"{case.heads_q}/{case.heads_k}"
+    return f"{f'{seqlen // 1024}k' if seqlen % 1024 == 0 else seqlen}\n{case.batch} x {heads}"
