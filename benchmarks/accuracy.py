@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_flash import attention_reference, flash_attention
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 
 class Row(NamedTuple):

@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 
-from cupy_flash import compile
-from cupy_flash.device import NAMED, named
-from cupy_flash.plan import all_specializations
+from cupy_flash._src import compile
+from cupy_flash._src.device import NAMED, named
+from cupy_flash._src.plan import all_specializations
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash import backends, flash_attention, flash_attention_backward, launch
-from cupy_flash.backends.emulator import EmulatorBackend
+from cupy_flash import flash_attention, flash_attention_backward
+from cupy_flash._src import backends, launch
+from cupy_flash._src.backends.emulator import EmulatorBackend
 
 
 class Stub(EmulatorBackend):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import flash_attention, flash_attention_backward
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-// Kernel parameters, passed by value. cupy_flash/params.py mirrors every struct field by field.
+// Kernel parameters, passed by value. cupy_flash/_src/params.py mirrors every struct field by field.
 #pragma once
 #include "platform.cuh"
 

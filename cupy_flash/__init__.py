@@ -1,8 +1,24 @@
-"""FlashAttention for CuPy and NumPy: raw CUDA C kernels, JIT-compiled, with a manually derived backward."""
+"""FlashAttention for CuPy and NumPy: raw CUDA C kernels, JIT-compiled, with a manually derived backward.
 
-from cupy_flash.api import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
-from cupy_flash.reference import attention_reference, attention_reference_backward
-from cupy_flash.startup import compile_core_kernels
+flash_attention             attention of arrays shaped (..., heads, sequence, head_dim)
+flash_attention_vjp         the same, and a function that gives its gradients
+flash_attention_backward    the gradients alone
+merge_attention             attention over two sets of keys from the attention over each
+attention_reference         the standard attention, with the whole score matrix, and attention_reference_backward
+emulator                    the module that runs the CUDA kernels on a CPU, checks them and counts what they do
+tuning                      the module that sets the kernels' tiles by hand
+
+On the command line: python -m cupy_flash --help. Environment variables: CUPY_FLASH_CACHE_DIR (where
+compiled code is kept), CUPY_FLASH_CACHE_LIMIT (how much of it), CUPY_FLASH_COMPILE=lazy (nothing at import),
+CUPY_FLASH_CPU_TIER (native or numpy), CUPY_FLASH_NUM_THREADS (of the CPU backend) and CXX (the C++ compiler).
+"""
+
+import importlib
+import types
+
+from cupy_flash._src.api import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
+from cupy_flash._src.reference import attention_reference, attention_reference_backward
+from cupy_flash._src.startup import compile_core_kernels
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,5 +29,18 @@ __all__ = [
     "flash_attention_vjp",
     "merge_attention",
 ]
+_MODULES = ["emulator", "tuning"]
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """The public modules, imported when first asked for."""
+    if name in _MODULES:
+        return importlib.import_module(f"cupy_flash.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])
+
 
 compile_core_kernels()

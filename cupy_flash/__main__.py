@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from cupy_flash import __version__
-from cupy_flash.cli import UserError, bench, check, compile, demo, explain, info, tune
-from cupy_flash.notice import say
+from cupy_flash._src.cli import UserError, bench, check, compile, demo, explain, info, tune
+from cupy_flash._src.notice import say
 
 COMMANDS = {
     "demo": demo,

@@ -6,14 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 from oracle import attention
 
-from cupy_flash import (
-    attention_reference,
-    attention_reference_backward,
-    flash_attention,
-    flash_attention_backward,
-)
-from cupy_flash.analysis.budget import magnitudes, spent
-from cupy_flash.problem import DTYPES
+from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
+from cupy_flash._src.analysis.budget import magnitudes, spent
+from cupy_flash._src.problem import DTYPES
 
 LAYOUTS = ("contiguous", "bshd", "padded", "reversed", "strided_cols", "offset")
 
@@ -144,6 +139,6 @@ def check(case, on, *, dlse=True, **backward_options):
 
 
 def within_budget(name, x, naive, exact, size=1.0):
-    """Assert the budget of `cupy_flash.analysis.budget`."""
+    """Assert the budget of `cupy_flash._src.analysis.budget`."""
     error, budget = spent(x, naive, exact, size)
     assert error <= budget, f"{name}: error {error:.3g}, the budget is {budget:.3g}"

@@ -12,9 +12,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-from cupy_flash import backends, launch, source, tuning
-from cupy_flash.backends import emulator as emulator_backend
-from cupy_flash.backends.emulator import _extent
+from cupy_flash._src import backends, launch, source, tuning
+from cupy_flash._src.backends import emulator as emulator_backend
+from cupy_flash._src.backends.emulator import _extent
 
 # With a variable CI in the environment Hypothesis has other defaults, and derandomizes: so each says what it draws by.
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}

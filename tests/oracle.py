@@ -1,6 +1,6 @@
 """Float64 attention and its gradients, one query at a time over exactly the keys it sees.
 
-Written from the definition and independently of `cupy_flash.reference`: no mask, no broadcasting of scores
+Written from the definition and independently of `cupy_flash._src.reference`: no mask, no broadcasting of scores
 and no online softmax, so a value that a row must not see cannot reach it even as 0 * nan.
 """
 

@@ -13,7 +13,7 @@ ROOT = TESTS.parent
 ATTEND = """
 import numpy as np
 from cupy_flash import flash_attention
-from cupy_flash.backends import get
+from cupy_flash._src.backends import get
 x = np.ones((2, 8, 16), np.float32)
 for _ in range(2):
     assert np.allclose(flash_attention(x, x, x), 1)

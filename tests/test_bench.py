@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import workload
 
-from cupy_flash import attention_reference, attention_reference_backward, backends
+from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash.__main__ import main
-from cupy_flash.cli import UserError, ahead, bench
-from cupy_flash.cli.bench import book as books
-from cupy_flash.cli.bench import listing, machine, methods, readme, runner, table, timing
-from cupy_flash.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
-from cupy_flash.cli.bench.plot import plot
-from cupy_flash.cli.bench.verify import Expected
-from cupy_flash.compile import text_to_cubin
-from cupy_flash.device import named
-from cupy_flash.problem import DTYPES
+from cupy_flash._src import backends
+from cupy_flash._src.cli import UserError, ahead, bench
+from cupy_flash._src.cli.bench import book as books
+from cupy_flash._src.cli.bench import listing, machine, methods, readme, runner, table, timing
+from cupy_flash._src.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
+from cupy_flash._src.cli.bench.plot import plot
+from cupy_flash._src.cli.bench.verify import Expected
+from cupy_flash._src.compile import text_to_cubin
+from cupy_flash._src.device import named
+from cupy_flash._src.problem import DTYPES
 
 ROOT = Path(__file__).parents[1]
 TODAY = "2026-01-02"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from processes import AS_A_USER, ATTEND, python, start
 
-from cupy_flash import cache, toolchain
-from cupy_flash.backends import native
-from cupy_flash.cache import files, places, room, trust
-from cupy_flash.toolchain import compile_shared
+from cupy_flash._src import cache, toolchain
+from cupy_flash._src.backends import native
+from cupy_flash._src.cache import files, places, room, trust
+from cupy_flash._src.toolchain import compile_shared
 
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 FLAGS = ("-O1", "-fPIC")
@@ -145,7 +145,7 @@ def test_what_a_cache_holds_is_used_though_it_cannot_be_written(filled, tmp_path
 
 def test_only_what_is_new_goes_elsewhere(filled, tmp_path):
     code = (
-        AS_A_USER + ATTEND + "from cupy_flash.toolchain import compile_shared\n"
+        AS_A_USER + ATTEND + "from cupy_flash._src.toolchain import compile_shared\n"
         f"for _ in range(2): print(compile_shared({ANSWER!r}, 'answer', flags={FLAGS!r}))"
     )
     for warnings in (1, 0):
@@ -196,7 +196,7 @@ def test_a_lock_that_is_never_released_does_not_stop_others(home, monkeypatch):
 
 FORK = f"""
 import os, signal, sys, threading, time
-from cupy_flash.toolchain import compile_shared
+from cupy_flash._src.toolchain import compile_shared
 
 def make():
     print(compile_shared({ANSWER!r}, "answer", flags={FLAGS!r}), flush=True)
@@ -273,7 +273,7 @@ def forks(setup, child, most, pause):
 
 def test_children_live_while_the_parent_starts_its_compiler(home):
     """They keep open whatever they have: pipes above all."""
-    setup = f"from cupy_flash.toolchain import compile_shared\nwork = lambda: compile_shared({ANSWER!r}, 'answer')"
+    setup = f"from cupy_flash._src.toolchain import compile_shared\nwork = lambda: compile_shared({ANSWER!r}, 'answer')"
     forks(setup, "time.sleep(3)", most=100, pause=0.002)
 
 
@@ -300,7 +300,7 @@ def test_a_child_that_ends_takes_nothing_of_its_parents_along(home, slow_compile
 
 HANDLER = """
 import os, signal, threading
-from cupy_flash import forks
+from cupy_flash._src import forks
 came, go = threading.Event(), threading.Event()
 
 def hold():
@@ -342,7 +342,7 @@ def test_children_compute_though_forked_during_the_first_call(home):
 def test_children_compile_kernels_though_forked_while_a_thread_does(home):
     pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
     setup = (
-        "from cupy_flash.compile import text_to_cubin\n"
+        "from cupy_flash._src.compile import text_to_cubin\n"
         "text = 'template <int N> struct S { static __device__ int f(int x) { return S<N - 1>::f(x * 3 + N); } };'\n"
         "text += 'template <> struct S<0> { static __device__ int f(int x) { return x; } };'\n"
         "text += 'extern \"C\" __global__ void k(int* p) { p[0] = S<150>::f(p[1]); }'\n"
@@ -469,7 +469,8 @@ def test_a_subfolder_that_others_may_write_gets_nothing_new(home, recwarn):
 def test_a_process_that_becomes_another_user_looks_again(tmp_path):
     """As servers do that begin as root; and what can no longer be written is no reason to fail."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom cupy_flash import cache\nprint(cache.store('cpu/a-0.so', b'0'))\n"
+        "import sys\nfrom pathlib import Path\nfrom cupy_flash._src import cache\n"
+        "print(cache.store('cpu/a-0.so', b'0'))\n"
         f"Path(sys.argv[1], 'cpu').chmod(0o555)\n{AS_A_USER}\nprint(cache.store('cpu/a-1.so', b'1'))\n"
         "print(cache.store('cpu/a-2.so', b'2'))"
     )
@@ -534,7 +535,7 @@ def test_nothing_in_use_is_removed(forget, monkeypatch):
     names = [f"emulator/fast-{n}.so" for n in range(4)]
     paths = [fill(name, 100, age=100) for name in names]
     forget()
-    use = "import os, sys\nfrom cupy_flash import cache\nassert cache.find(sys.argv[1], lambda p: p)\n"
+    use = "import os, sys\nfrom cupy_flash._src import cache\nassert cache.find(sys.argv[1], lambda p: p)\n"
     wait = "print(os.getpid(), flush=True)\nsys.stdin.read()"
     child = "import time\nif os.fork(): os._exit(0)\ntime.sleep(0.2)\n"
     codes = (use + wait, use + child + wait, use + "print(0)")
@@ -615,7 +616,7 @@ def test_reading_the_file_of_locks_lets_go_of_none(forget, monkeypatch):
     path = fill("cubin/sm_80/k-0.cubin", 10, age=5)
     (cache.folder() / "in-use").read_bytes()
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
-    code = "import pathlib, sys\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys\nfrom cupy_flash._src.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
     python(code, cache.folder())
     assert path.exists()
 
@@ -626,6 +627,6 @@ def test_a_cache_cleared_by_hand_goes_on(forget, monkeypatch):
     shutil.rmtree(cache.folder())
     path = fill("cubin/sm_80/k-1.cubin", 10, age=5)
     monkeypatch.setenv("CUPY_FLASH_CACHE_LIMIT", "1")
-    code = "import pathlib, sys\nfrom cupy_flash.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys\nfrom cupy_flash._src.cache import room\nroom.make_room(pathlib.Path(sys.argv[1]))"
     python(code, cache.folder())
     assert path.exists()

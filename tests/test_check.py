@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from cupy_flash.__main__ import main
-from cupy_flash.cli import UserError, ahead, check, worker
-from cupy_flash.cli.check import staged, suite
-from cupy_flash.cli.problems import LAYOUTS, SMOKE, problems
-from cupy_flash.cli.worker import Failed, Worker, attempt, stage
-from cupy_flash.compile import CompileError
-from cupy_flash.device import named
-from cupy_flash.plan import plan_backward, plan_forward
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.cli import UserError, ahead, check, worker
+from cupy_flash._src.cli.check import staged, suite
+from cupy_flash._src.cli.problems import LAYOUTS, SMOKE, problems
+from cupy_flash._src.cli.worker import Failed, Worker, attempt, stage
+from cupy_flash._src.compile import CompileError
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.problem import DTYPES
 
 ROOT = Path(__file__).parents[1]
 ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
@@ -75,7 +75,7 @@ def test_without_a_gpu_the_commands_say_so(name, monkeypatch, capsys):
     def none(name):
         raise RuntimeError('backend "cuda" needs a GPU: the driver shows none')
 
-    monkeypatch.setattr("cupy_flash.backends.get", none)
+    monkeypatch.setattr("cupy_flash._src.backends.get", none)
     assert main([name]) == 2
     printed = capsys.readouterr()
     assert (

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from conftest import require_gpu
 
-from cupy_flash import backends
 from cupy_flash.__main__ import COMMANDS, main
-from cupy_flash.backends import native
-from cupy_flash.cli import bench, check, demo, plot, tune
-from cupy_flash.cli import compile as compile_command
-from cupy_flash.cli.agreement import Agreement, largest_difference
-from cupy_flash.cli.measure import Case, measure_apart
-from cupy_flash.cli.text import embed, read_text
-from cupy_flash.compile import CompiledKernel
-from cupy_flash.device import named
-from cupy_flash.plan import core_specializations
-from cupy_flash.problem import DTYPES
-from cupy_flash.toolchain import NoCompilerError, ToolchainError
+from cupy_flash._src import backends
+from cupy_flash._src.backends import native
+from cupy_flash._src.cli import bench, check, demo, plot, tune
+from cupy_flash._src.cli import compile as compile_command
+from cupy_flash._src.cli.agreement import Agreement, largest_difference
+from cupy_flash._src.cli.measure import Case, measure_apart
+from cupy_flash._src.cli.text import embed, read_text
+from cupy_flash._src.compile import CompiledKernel
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import core_specializations
+from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.toolchain import NoCompilerError, ToolchainError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -173,7 +173,7 @@ def test_info_without_cupy_or_compiler_says_what_to_install(tmp_path):
 def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
     pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("cupy_flash.plan.core_specializations", lambda d: list(core_specializations(d))[:2])
+    monkeypatch.setattr("cupy_flash._src.plan.core_specializations", lambda d: list(core_specializations(d))[:2])
     assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a", "--for", "core"]) == 0
     printed = capsys.readouterr().out
     for arch in ("sm_75", "sm_90a"):
@@ -244,7 +244,7 @@ def test_compile_tells_what_the_compiler_does_not_know(monkeypatch, capsys):
 def test_what_compile_prepares_suffices_without_a_compiler(tmp_path):
     """On any CPU of this kind, in both arithmetics."""
     code = (
-        "import numpy as np\nfrom cupy_flash import flash_attention\nfrom cupy_flash.backends import native\n"
+        "import numpy as np\nfrom cupy_flash import flash_attention\nfrom cupy_flash._src.backends import native\n"
         "for dtype in (np.float32, np.float64):\n    x = np.ones((2, 8, 16), dtype)\n"
         "    assert np.allclose(flash_attention(x, x, x), 1)\n"
         "print(*[isa for isa in native.isas() if [native.compile_library(isa, x) for x in native.ARITHMETIC]])"

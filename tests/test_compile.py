@@ -8,10 +8,10 @@ import sys
 import pytest
 from sass import check_main_loop
 
-from cupy_flash import compile, device, kernels, source, startup
-from cupy_flash.device import named
-from cupy_flash.plan import all_specializations, core_specializations
-from cupy_flash.specialization import Specialization, Variant
+from cupy_flash._src import compile, device, kernels, source, startup
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import all_specializations, core_specializations
+from cupy_flash._src.specialization import Specialization, Variant
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRTC: pip install "cupy-flash[cuda13]"')
 
@@ -147,7 +147,8 @@ def test_an_edited_header_is_never_served_stale(cache, count, monkeypatch, tmp_p
 
 def test_concurrent_processes_do_not_clobber_each_other(cache):
     code = (
-        "from cupy_flash import compile; from cupy_flash.device import named; from cupy_flash.plan import *;"
+        "from cupy_flash._src import compile; from cupy_flash._src.device import named;"
+        "from cupy_flash._src.plan import core_specializations;"
         "k = next(core_specializations(named('sm_80'))); c = compile.to_cubin(k, 'sm_80');"
         "assert c.path.read_bytes()[:4] == b'\\x7fELF' and c.registers > 0"
     )
@@ -183,7 +184,7 @@ def test_an_error_names_file_and_line(cache, monkeypatch):
 
 
 def test_startup_is_silent_where_there_is_a_driver_but_no_gpu(monkeypatch, recwarn):
-    from cupy_flash.backends import cupy_
+    from cupy_flash._src.backends import cupy_
 
     def fail():
         raise RuntimeError("the driver shows none")
@@ -240,7 +241,7 @@ def test_startup_mode_is_checked(monkeypatch):
 
 @pytest.mark.parametrize(("mode", "loads"), [("", 1), ("import", 1), ("lazy", 0)])
 def test_startup_compiles_unless_lazy(monkeypatch, mode, loads):
-    from cupy_flash.backends import cupy_
+    from cupy_flash._src.backends import cupy_
 
     calls = []
     monkeypatch.setenv("CUPY_FLASH_COMPILE", mode)
@@ -252,7 +253,7 @@ def test_startup_compiles_unless_lazy(monkeypatch, mode, loads):
 
 
 def test_startup_failure_is_a_warning(monkeypatch):
-    from cupy_flash.backends import cupy_
+    from cupy_flash._src.backends import cupy_
 
     def fail():
         raise RuntimeError("no GPU")

@@ -18,7 +18,7 @@ from cupy_flash import (
     flash_attention_vjp,
     merge_attention,
 )
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 

@@ -14,8 +14,9 @@ import pytest
 import threadpoolctl
 from processes import interruptible
 
-from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp, workers
-from cupy_flash.backends import native, numpy_, threads
+from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_vjp
+from cupy_flash._src import workers
+from cupy_flash._src.backends import native, numpy_, threads
 
 
 def draw(*shapes, dtype=np.float32, seed=0):

@@ -1,6 +1,6 @@
 """bfloat16 of other libraries, on the CPU: a library of a few lines exports real capsules, as the DLPack header has it.
 
-Its structures are written out again here: what `cupy_flash.backends.dlpack` believes of them must not be its own proof.
+Its structures are written out again here: what the backends' `dlpack` believes of them must not be its own proof.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
-from cupy_flash.backends import select
+from cupy_flash._src.backends import select
 
 I64P = ctypes.POINTER(ctypes.c_int64)
 DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

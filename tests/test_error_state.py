@@ -13,8 +13,8 @@ from cupy_flash import (
     flash_attention_vjp,
     merge_attention,
 )
-from cupy_flash.analysis.budget import magnitudes, spent
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.analysis.budget import magnitudes, spent
+from cupy_flash._src.problem import DTYPES
 
 
 def arrays(dtype):

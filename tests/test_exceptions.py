@@ -8,8 +8,8 @@ import pkgutil
 import pytest
 
 import cupy_flash
+from cupy_flash._src.emulator.errors import Site
 from cupy_flash.emulator import EmulatorError
-from cupy_flash.emulator.errors import Site
 
 
 def exceptions():

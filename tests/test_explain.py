@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from cupy_flash import emulator, flash_attention, flash_attention_backward
 from cupy_flash.__main__ import main
-from cupy_flash.analysis.occupancy import occupancy
-from cupy_flash.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
-from cupy_flash.analysis.traffic import launch_bytes
-from cupy_flash.cli import explain
-from cupy_flash.device import NAMED, named
-from cupy_flash.plan import Launch, plan_backward, plan_forward
-from cupy_flash.problem import AttentionProblem
-from cupy_flash.specialization import Specialization
+from cupy_flash._src.analysis.occupancy import occupancy
+from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
+from cupy_flash._src.analysis.traffic import launch_bytes
+from cupy_flash._src.cli import explain
+from cupy_flash._src.device import NAMED, named
+from cupy_flash._src.plan import Launch, plan_backward, plan_forward
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.specialization import Specialization
 
 KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
 

@@ -6,7 +6,7 @@ import pytest
 from oracle import attention
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 BFLOAT16 = ml_dtypes.bfloat16
 LARGEST = {name: float(ml_dtypes.finfo(dtype).max) for name, dtype in DTYPES.items()}

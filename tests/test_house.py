@@ -1,17 +1,20 @@
 """Who may know whom, read from the imports and the includes themselves."""
 
 import ast
+import pkgutil
 import re
 from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 
+import processes
 import pytest
 
 import cupy_flash
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "cupy_flash"
+PUBLIC = ROOT / "cupy_flash"
+PACKAGE = PUBLIC / "_src"
 CUDA = ROOT / "cuda_src"
 
 # What the modules on the way from the call to the kernel may import from the package.
@@ -81,12 +84,12 @@ class Module:
 
 
 def parse_package():
-    """Modules by their name below the package, the package itself as "__init__"."""
+    """Inner modules by their name below `cupy_flash._src`, that package itself as "__init__"."""
     modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        package = ".".join(["cupy_flash", *parts[:-1]])
+        package = ".".join(["cupy_flash._src", *parts[:-1]])
         modules[name or "__init__"] = Module(ast.parse(path.read_text(encoding="utf-8")), package)
     return modules
 
@@ -112,11 +115,11 @@ def imported_names(module):
 
 
 def imported_modules(module):
-    """Modules of the package among the imports, named below the package."""
+    """Inner modules among the imports, named below `cupy_flash._src`."""
     found = set()
     for name in imported_names(module):
-        top, _, below = name.partition(".")
-        if top == "cupy_flash":
+        outer, prefix, below = name.partition("cupy_flash._src.")
+        if prefix and not outer:
             while below and below not in MODULES:
                 below = below.rpartition(".")[0]
             found.add(below or "__init__")
@@ -157,10 +160,10 @@ def test_the_readers_see_what_they_look_for():
     python = [
         "def f():",
         "    import cupy.cuda",
-        "    from cupy_flash.problem import DTYPES",
+        "    from cupy_flash._src.problem import DTYPES",
         "from . import api",
     ]
-    module = Module(ast.parse("\n".join(python)), "cupy_flash")
+    module = Module(ast.parse("\n".join(python)), "cupy_flash._src")
     assert imported_packages(module) == {"cupy", "cupy_flash"}
     assert imported_modules(module) == {"problem", "api"}
     text = '// asm\n#include "simt/x.cuh" /* #ifdef A\n */\n  # ifdef EMULATOR\nasm volatile("");\n'
@@ -176,8 +179,28 @@ def test_modules_import_only_what_they_may(name):
 
 
 def test_every_module_has_its_place():
-    core = {name for name in MODULES if "." not in name} - {"__init__", "__main__", "analysis", "cli", "emulator"}
+    core = {name for name in MODULES if "." not in name} - {"__init__", "analysis", "cli", "emulator"}
     assert core == set(MAY_IMPORT)
+
+
+def test_inner_modules_know_nothing_of_the_public_ones():
+    for name, module in MODULES.items():
+        if name.partition(".")[0] != "cli":  # commands call what users call
+            ours = {x for x in imported_names(module) if x.startswith("cupy_flash.")}
+            assert all(x.startswith("cupy_flash._src.") for x in ours), (name, ours)
+
+
+def test_the_public_modules_are_few_and_told():
+    listed = {module.name for module in pkgutil.iter_modules(cupy_flash.__path__)}
+    assert listed == {"__main__", "_src", "emulator", "tuning"}
+    fresh = "import cupy_flash, sys; assert 'cupy_flash.emulator' not in sys.modules; cupy_flash.emulator.settings"
+    processes.python(fresh)
+    told = cupy_flash.__doc__
+    assert set(cupy_flash.__all__) | {"emulator", "tuning"} <= set(re.findall(r"\w+", told)) & set(dir(cupy_flash))
+    variables = {x for path in PACKAGE.rglob("*.py") for x in re.findall(r"CUPY_FLASH_\w+", path.read_text("utf-8"))}
+    assert variables == set(re.findall(r"CUPY_FLASH_\w+", told))
+    with pytest.raises(AttributeError, match="no attribute 'flash_atention'"):
+        cupy_flash.flash_atention  # noqa: B018
 
 
 @pytest.mark.parametrize("name", PLANNED_ON_ANY_MACHINE)
@@ -187,7 +210,7 @@ def test_planning_never_imports_cupy(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_commands_and_their_packages_stay_at_the_edge(name):
-    if name.partition(".")[0] not in {"cli", "__main__"}:
+    if name.partition(".")[0] != "cli":
         assert not {module for module in imported_modules(MODULES[name]) if module.startswith("cli")}
         assert not imported_packages(MODULES[name]) & ONLY_FOR_COMMANDS
 

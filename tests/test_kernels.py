@@ -11,13 +11,14 @@ from conftest import On, slow_among
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp, source
-from cupy_flash.device import NAMED, named
+from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp
+from cupy_flash._src import source
+from cupy_flash._src.device import NAMED, named
+from cupy_flash._src.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SCHEDULE, SEAL_PARAMS, SHAPE, TENSOR
+from cupy_flash._src.plan import plan_forward
+from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
+from cupy_flash._src.tuning import tiles
 from cupy_flash.emulator import EmulatorError
-from cupy_flash.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SCHEDULE, SEAL_PARAMS, SHAPE, TENSOR
-from cupy_flash.plan import plan_forward
-from cupy_flash.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
-from cupy_flash.tuning import tiles
 
 ON = On("emulator")
 RAGGED = Case(heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)

@@ -18,7 +18,7 @@ from cupy_flash import (
     flash_attention_backward,
     merge_attention,
 )
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 HALF = np.zeros((2, 4, 8), np.float16)
 

@@ -12,13 +12,14 @@ from conftest import On, slow_among
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, flash_attention_vjp, launch, merge_attention
-from cupy_flash.device import named
+from cupy_flash import emulator, flash_attention, flash_attention_vjp, merge_attention
+from cupy_flash._src import launch
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.problem import DTYPES, AttentionProblem
+from cupy_flash._src.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
+from cupy_flash._src.tuning import tiles
 from cupy_flash.emulator import EmulatorError
-from cupy_flash.plan import plan_backward, plan_forward
-from cupy_flash.problem import DTYPES, AttentionProblem
-from cupy_flash.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
-from cupy_flash.tuning import tiles
 
 ON = On("emulator")
 HALF = st.sampled_from(["float16", "bfloat16"])

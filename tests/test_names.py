@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cupy_flash
-from cupy_flash import names
+from cupy_flash._src import names
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 X = np.ones((2, 4, 8), np.float32)

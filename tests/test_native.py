@@ -20,10 +20,11 @@ from cases import Case, check
 from conftest import slow_among
 from processes import ATTEND, interruptible, python
 
-from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, source, toolchain
-from cupy_flash.backends import get, native, threads
-from cupy_flash.problem import DTYPES
-from cupy_flash.toolchain import ToolchainError, find_compiler
+from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash._src import source, toolchain
+from cupy_flash._src.backends import get, native, threads
+from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.toolchain import ToolchainError, find_compiler
 
 TESTS = Path(__file__).parent
 
@@ -105,7 +106,7 @@ for name in ("fcntl", "grp", "pwd"):
     sys.modules[name] = None
 for name in ("getuid", "geteuid", "register_at_fork", "fork", "O_NOFOLLOW", "sched_getaffinity"):
     delattr(os, name)
-from cupy_flash import toolchain
+from cupy_flash._src import toolchain
 toolchain.os = type(sys)("os")
 vars(toolchain.os).update(vars(os), name="nt")
 """
@@ -521,7 +522,7 @@ def test_no_query_head_leaves_gradients_of_zero():
 SANITIZED = """
 import sys
 from cases import LAYOUTS, Case, check
-from cupy_flash.backends import native
+from cupy_flash._src.backends import native
 native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 def on(function, *arrays, **options):
@@ -544,7 +545,7 @@ print("clean")
 """
 
 OVERRUN = """
-from cupy_flash.backends import native
+from cupy_flash._src.backends import native
 native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 borrow = native._borrow
 native._borrow = lambda size: borrow(size - 256)
@@ -558,7 +559,7 @@ import os
 os.environ["CUPY_FLASH_NUM_THREADS"] = "4"
 from concurrent.futures import ThreadPoolExecutor
 from cases import Case, check
-from cupy_flash.backends import native
+from cupy_flash._src.backends import native
 native._FLAGS += ("-fsanitize=thread", "-g1")
 native.INLINE_WORK = 0
 text = native.source.flatten("cpu/attention.cpp")

@@ -16,7 +16,7 @@ from cupy_flash import (
     flash_attention_backward,
     flash_attention_vjp,
 )
-from cupy_flash.problem import DTYPES, AttentionProblem
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 X = np.random.default_rng(0).standard_normal((3, 2, 6, 8)).astype(np.float32)
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 FROM_THE_WHEEL = """
 import sys
 import numpy as np
-from cupy_flash import attention_reference, flash_attention, source
+from cupy_flash import attention_reference, flash_attention
+from cupy_flash._src import source
 
 environment = sys.argv[1]
 assert source.__file__.startswith(environment), source.__file__
@@ -120,7 +121,8 @@ FROM_A_ZIP_FILE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from cupy_flash import attention_reference, backends, flash_attention, source, tuning
+from cupy_flash import attention_reference, flash_attention
+from cupy_flash._src import backends, source, tuning
 assert source.__file__.startswith(sys.argv[1]), source.__file__
 x = np.random.default_rng(0).standard_normal((3, 2, 9, 16), dtype=np.float32)
 exact = attention_reference(*x, compute_dtype=np.float64)

@@ -10,10 +10,10 @@ from cases import Case, cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_flash.device import NAMED, Device, from_attributes, named
-from cupy_flash.plan import all_specializations, core_specializations, plan_backward, plan_forward, plan_merge
-from cupy_flash.problem import DTYPES, AttentionProblem
-from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
+from cupy_flash._src.device import NAMED, Device, from_attributes, named
+from cupy_flash._src.plan import all_specializations, core_specializations, plan_backward, plan_forward, plan_merge
+from cupy_flash._src.problem import DTYPES, AttentionProblem
+from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
 
 devices = st.sampled_from(list(NAMED.values()))
 every_kernel = {arch: set(all_specializations(device)) for arch, device in NAMED.items()}

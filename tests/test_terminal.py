@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from processes import AS_A_USER, python
 
-from cupy_flash import tuning
 from cupy_flash.__main__ import main
-from cupy_flash.cli import UserError, demo, measure, progress
-from cupy_flash.cli import explain as explain_command
-from cupy_flash.cli.arguments import check_output, writing
-from cupy_flash.cli.bench import book as books
-from cupy_flash.cli.bench.cases import Case
-from cupy_flash.cli.tune import search
-from cupy_flash.problem import AttentionProblem
+from cupy_flash._src import tuning
+from cupy_flash._src.cli import UserError, demo, measure, progress
+from cupy_flash._src.cli import explain as explain_command
+from cupy_flash._src.cli.arguments import check_output, writing
+from cupy_flash._src.cli.bench import book as books
+from cupy_flash._src.cli.bench.cases import Case
+from cupy_flash._src.cli.tune import search
+from cupy_flash._src.problem import AttentionProblem
 
 ROOT = Path(__file__).parents[1]
 COLOUR, ESCAPE = re.compile(rb"\x1b\[[\d;]*m"), b"\x1b"
@@ -175,8 +175,8 @@ def test_permissions_are_found_by_trying(tmp_path):
     (tmp_path / "file").touch(mode=0o400)
     tmp_path.chmod(0o500)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom cupy_flash.cli import UserError\n"
-        "from cupy_flash.cli.arguments import check_output\nfor name in ('file', 'new'):\n"
+        "import sys\nfrom pathlib import Path\nfrom cupy_flash._src.cli import UserError\n"
+        "from cupy_flash._src.cli.arguments import check_output\nfor name in ('file', 'new'):\n"
         "    try: check_output(Path(sys.argv[1], name))\n    except UserError as error: print(error)"
     )
     out, _ = python(AS_A_USER + code, tmp_path)
@@ -191,7 +191,7 @@ def test_permissions_are_found_by_trying(tmp_path):
 def test_outputs_are_checked_before_the_work(name, arguments, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(tuning, "own_table", lambda arch: tmp_path / "own.json")
-    monkeypatch.setattr("cupy_flash.cli.tune.check_measured", lambda backend, out: None)  # to its default table
+    monkeypatch.setattr("cupy_flash._src.cli.tune.check_measured", lambda backend, out: None)  # to its default table
     blocked = tmp_path / name
     blocked.mkdir()
     if name != "own.json":
@@ -221,7 +221,7 @@ def test_a_plot_on_a_full_disk_comes_after_the_figures(tmp_path, monkeypatch, ca
 def test_bench_on_a_full_disk_prints_what_it_measured(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.csv"
     case = Case("decode", "float16", 1, 1, 1, 1, 32, 64, False)
-    monkeypatch.setattr("cupy_flash.cli.bench.cases", lambda dtype, quick: [case])
+    monkeypatch.setattr("cupy_flash._src.cli.bench.cases", lambda dtype, quick: [case])
     monkeypatch.setattr(books.os, "fsync", lambda file: refuse() if len(path.read_text().splitlines()) > 3 else None)
     assert main(["bench", "--backend", "emulator:sm_80", "--methods", "none", "--out", str(path)]) == 1
     printed = capsys.readouterr()

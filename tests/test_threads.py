@@ -16,9 +16,10 @@ import pytest
 import threadpoolctl
 from processes import interruptible
 
-from cupy_flash import compile, flash_attention, flash_attention_vjp, merge_attention, source, workers
-from cupy_flash.backends import native, threads
-from cupy_flash.toolchain import compile_shared
+from cupy_flash import flash_attention, flash_attention_vjp, merge_attention
+from cupy_flash._src import compile, source, workers
+from cupy_flash._src.backends import native, threads
+from cupy_flash._src.toolchain import compile_shared
 
 
 def compute():
@@ -289,9 +290,9 @@ def test_tiles_of_another_call_are_no_limit():
 
 
 NUMBER = """
-from cupy_flash import workers
+from cupy_flash._src import workers
 workers.cpus = lambda: 2
-from cupy_flash.backends.threads import num_threads
+from cupy_flash._src.backends.threads import num_threads
 print(num_threads())
 """
 ENVIRONMENTS = {

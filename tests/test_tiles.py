@@ -14,14 +14,15 @@ from conftest import On, slow_among
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_flash import compile, emulator, kernels, source
-from cupy_flash.backends.emulator import _text
-from cupy_flash.device import NAMED, named
-from cupy_flash.emulator import engine
-from cupy_flash.specialization import Variant
-from cupy_flash.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, SimtTile
-from cupy_flash.toolchain import find_compiler
-from cupy_flash.tuning import tiles
+from cupy_flash import emulator
+from cupy_flash._src import compile, kernels, source
+from cupy_flash._src.backends.emulator import _text
+from cupy_flash._src.device import NAMED, named
+from cupy_flash._src.emulator import engine
+from cupy_flash._src.specialization import Variant
+from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, SimtTile
+from cupy_flash._src.toolchain import find_compiler
+from cupy_flash._src.tuning import tiles
 
 DEVICE = named("sm_90a")
 CONSTANTS = {

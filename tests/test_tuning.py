@@ -12,16 +12,17 @@ from conftest import On
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, tuning
+from cupy_flash import emulator, flash_attention
 from cupy_flash.__main__ import main
-from cupy_flash.cli import tune
-from cupy_flash.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
-from cupy_flash.cli.tune.space import candidates, specialization
-from cupy_flash.device import named
-from cupy_flash.plan import plan_backward, plan_forward
-from cupy_flash.problem import AttentionProblem
-from cupy_flash.tiles import MmaKeyTile, MmaTile, SimtTile, Tiles, parse_tile
-from cupy_flash.tuning import Entry, tiles
+from cupy_flash._src import tuning
+from cupy_flash._src.cli import tune
+from cupy_flash._src.cli.tune.search import Group, Searcher, Trial, planned_tile, winner
+from cupy_flash._src.cli.tune.space import candidates, specialization
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.tiles import MmaKeyTile, MmaTile, SimtTile, Tiles, parse_tile
+from cupy_flash._src.tuning import Entry, tiles
 
 OWN_TABLES = tuning.own_tables  # before conftest.py leaves them aside
 HALF = Case(dtype="float16", heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)

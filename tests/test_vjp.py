@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from cases import LAYOUTS, Case
 
-from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp, launch
-from cupy_flash.backends.device_seal import DeviceSeal
-from cupy_flash.backends.emulator import EmulatorBackend
-from cupy_flash.backends.seal import NAMES
-from cupy_flash.problem import DTYPES
+from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp
+from cupy_flash._src import launch
+from cupy_flash._src.backends.device_seal import DeviceSeal
+from cupy_flash._src.backends.emulator import EmulatorBackend
+from cupy_flash._src.backends.seal import NAMES
+from cupy_flash._src.problem import DTYPES
 
 
 @pytest.fixture(params=["cpu", "cpu-numpy", "emulator"])

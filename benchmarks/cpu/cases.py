@@ -9,9 +9,9 @@ from itertools import product
 
 import numpy as np
 
-from cupy_flash import problem
-from cupy_flash.backends import native
-from cupy_flash.cli.bench.cases import Inputs
+from cupy_flash._src import problem
+from cupy_flash._src.backends import native
+from cupy_flash._src.cli.bench.cases import Inputs
 
 SECTIONS = ("speed", "small", "decode", "memory", "growth", "compile")
 DTYPES = ("float32", "bfloat16", "float16")

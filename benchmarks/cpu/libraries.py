@@ -9,11 +9,11 @@ import numpy as np
 
 from cpu.cases import FORWARD, Case
 from cupy_flash import flash_attention, flash_attention_vjp
-from cupy_flash.cli.bench.cases import Case as BenchCase
-from cupy_flash.cli.bench.cases import Inputs
-from cupy_flash.cli.bench.methods import Bound, autograd_bound
-from cupy_flash.cli.bench.verify import Expected
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.cli.bench.cases import Case as BenchCase
+from cupy_flash._src.cli.bench.cases import Inputs
+from cupy_flash._src.cli.bench.methods import Bound, autograd_bound
+from cupy_flash._src.cli.bench.verify import Expected
+from cupy_flash._src.problem import DTYPES
 
 
 def bind_ours(case: Case, x: Inputs) -> Bound:

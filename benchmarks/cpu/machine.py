@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cupy_flash.backends import native, threads
-from cupy_flash.backends.cpu import CpuBackend
-from cupy_flash.toolchain import compile_shared, feature_flags, find_compiler
+from cupy_flash._src.backends import native, threads
+from cupy_flash._src.backends.cpu import CpuBackend
+from cupy_flash._src.toolchain import compile_shared, feature_flags, find_compiler
 
 _FMA_SOURCE = """
 typedef float Vector __attribute__((vector_size({vector_bytes})));

@@ -17,7 +17,7 @@ from unittest import mock
 from cpu.cases import Case, make_inputs
 from cpu.libraries import LIBRARIES, call_of, verify
 from cpu.results import LEFT_OUT, OK, Row
-from cupy_flash.backends import native
+from cupy_flash._src.backends import native
 
 PAUSE = 0.05  # seconds: PyTorch's OpenMP threads spin for a while after their last work
 TURN = 0.02  # seconds of calls in a row: a call of 50 us alone would be one of threads that just woke

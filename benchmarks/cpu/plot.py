@@ -9,7 +9,7 @@ from typing import Any
 from cpu.cases import BOTH, FORWARD
 from cpu.machine import Machine
 from cpu.results import OK, Row
-from cupy_flash.cli.bench.plot import LIMIT_COLOR, OUR_COLOR, PEER_COLORS
+from cupy_flash._src.cli.bench.plot import LIMIT_COLOR, OUR_COLOR, PEER_COLORS
 
 CURVES = (("ours", "cupy_flash", OUR_COLOR), ("torch", "PyTorch", PEER_COLORS[0]))
 PASSES = {FORWARD: "forward", BOTH: "forward + backward"}

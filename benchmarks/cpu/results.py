@@ -11,7 +11,7 @@ from typing import Any
 
 from cpu.cases import Case
 from cpu.machine import Machine
-from cupy_flash.cli.bench.book import cell_text
+from cupy_flash._src.cli.bench.book import cell_text
 
 UNITS = {"memory": "MB", "compile": "s"}  # others are in ms
 OK, LEFT_OUT = "ok", "left out"

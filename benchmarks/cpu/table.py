@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cpu.cases import Case
 from cpu.machine import Machine
 from cpu.results import OK, Row
-from cupy_flash.problem import DTYPES
+from cupy_flash._src.problem import DTYPES
 
 TITLES = {
     "speed": "Speed, H = 8; GFLOP/s and their part of the FMA peak. Bar: ours at least 70% from S = 2048",

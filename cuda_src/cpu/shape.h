@@ -1,4 +1,4 @@
-// What the caller passes; cupy_flash/backends/native.py has the same structures.
+// What the caller passes; cupy_flash/_src/backends/native.py has the same structures.
 #pragma once
 #include <stdint.h>
 

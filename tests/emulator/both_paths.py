@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cupy_flash import emulator, source
-from cupy_flash.compile import text_to_ptx
-from cupy_flash.emulator.ptx import translate
+from cupy_flash import emulator
+from cupy_flash._src import source
+from cupy_flash._src.compile import text_to_ptx
+from cupy_flash._src.emulator.ptx import translate
 
 Arrays = dict[str, np.ndarray]
 

@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 
 from cupy_flash import emulator
-from cupy_flash.source import flatten, root
+from cupy_flash._src.source import flatten, root
 
 
 def host_source(kernel, name="kernel.cu"):

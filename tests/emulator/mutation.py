@@ -2,8 +2,8 @@
 
 import pytest
 
+from cupy_flash._src.emulator.module import load
 from cupy_flash.emulator import EmulatorError, current
-from cupy_flash.emulator.module import load
 
 
 def mutate(source, old, new):

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from cupy_flash import programs
-from cupy_flash.emulator import ToolchainError
-from cupy_flash.emulator.lines import find_site
-from cupy_flash.toolchain import (
+from cupy_flash._src import programs
+from cupy_flash._src.emulator.lines import find_site
+from cupy_flash._src.toolchain import (
     InterruptedCompilerError,
     NoCompilerError,
     compile_shared,
     cpu_flags,
     find_compiler,
 )
+from cupy_flash.emulator import ToolchainError
 
 ANSWER = 'extern "C" int answer() { return 42; }\n'
 
@@ -63,7 +63,7 @@ def test_a_damaged_library_is_compiled_again(cache, damage):
 
 def test_processes_compile_the_same_library_at_the_same_time(cache, tmp_path):
     source = (
-        "from cupy_flash.toolchain import compile_shared\n"
+        "from cupy_flash._src.toolchain import compile_shared\n"
         f"print(compile_shared({ANSWER!r}, 'answer', flags=('-O1', '-fPIC')))"
     )
     starts = [

@@ -21,8 +21,8 @@ from golden.primitives import PRIMITIVES
 from golden.record import ALL, FILE, SUMMARY, Device, available, judge, parameters, record, run_on_emulator
 from golden.wgmma import WGMMA
 
-from cupy_flash import source
-from cupy_flash.cli.worker import stage
+from cupy_flash._src import source
+from cupy_flash._src.cli.worker import stage
 
 # ex2, lg2 and their like are approximate on a GPU: 2 ulp, and the float64 library's 1 to 2 ulp.
 APPROXIMATE = 4.0

@@ -6,7 +6,7 @@ from emulator.both_paths import assert_same_bits, run_both, run_path
 from golden.primitive import Primitive, check
 from golden.primitives import PRIMITIVES
 
-from cupy_flash import source
+from cupy_flash._src import source
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a")
 CASES = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cupy_flash import emulator
-from cupy_flash.emulator.ptx import translate
+from cupy_flash._src.emulator.ptx import translate
 
 N = 512
 NUMPY = {

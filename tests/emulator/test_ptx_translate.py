@@ -7,8 +7,8 @@ import pytest
 from emulator.both_paths import run_both, run_path
 
 from cupy_flash import emulator
-from cupy_flash.emulator.ptx import translate
-from cupy_flash.emulator.ptx.parser import Instruction, Label, parse
+from cupy_flash._src.emulator.ptx import translate
+from cupy_flash._src.emulator.ptx.parser import Instruction, Label, parse
 
 
 def module(body: str, *, target: int = 80, before: str = "", name: str = "k") -> str:

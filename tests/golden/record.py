@@ -25,11 +25,11 @@ from golden.hopper import HOPPER
 from golden.primitive import Arrays, Primitive, check
 from golden.primitives import PRIMITIVES
 
-from cupy_flash import source
-from cupy_flash.cli.worker import Worker, stage
-from cupy_flash.compile import CompiledKernel, CompileError, nvrtc_version, target_of, text_to_cubin
+from cupy_flash._src import source
+from cupy_flash._src.cli.worker import Worker, stage
+from cupy_flash._src.compile import CompiledKernel, CompileError, nvrtc_version, target_of, text_to_cubin
+from cupy_flash._src.emulator.module import load
 from cupy_flash.emulator import current
-from cupy_flash.emulator.module import load
 
 FILE = Path(__file__).with_name("primitives.npz")
 ALL = {primitive.name: primitive for primitive in (*PRIMITIVES, *HOPPER)}

@@ -30,7 +30,7 @@ constexpr SiteId kNamedSite = 0x80000000u;
 struct Site {
   const char* file;
   int line;
-  const void* call = nullptr;  // the instruction after the call in the kernel's library, which tells its inlined callers
+  const void* call = nullptr;  // the instruction after the call in the kernel's library: it tells the inlined callers
   // The same line, whichever of its inlined copies.
   bool operator==(const Site& other) const {
     return line == other.line && (file == other.file || strcmp(file, other.file) == 0);

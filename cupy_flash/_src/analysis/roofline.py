@@ -1,0 +1,134 @@
+"""The bound that a GPU's arithmetic and memory set: S. Williams, A. Waterman, D. Patterson, "Roofline", 2009.
+
+Rates are the vendor's datasheets', for the card that `device.NAMED` has of each architecture; no card was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from cupy_flash._src.problem import AttentionProblem
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Dense rates in TFLOP/s, of the half types with float32 sums, and memory bandwidth in GB/s."""
+
+    card: str
+    half: float
+    single: float
+    double: float
+    bandwidth: float
+
+    def peak(self, dtype: str, tensor_cores: bool) -> float:
+        """TFLOP/s of the units that compute: CUDA cores take the half types as float32."""
+        if dtype == "float64":
+            return self.double
+        return self.half if tensor_cores else self.single
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time that a problem takes on a card: seconds of its arithmetic, and of its compulsory bytes."""
+
+    arithmetic: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.arithmetic, self.memory)
+
+    @property
+    def by(self) -> str:
+        return "arithmetic" if self.arithmetic >= self.memory else "memory"
+
+
+DATASHEET = {
+    "sm_70": Rates("V100 SXM2", 125, 15.7, 7.8, 900),
+    "sm_75": Rates("T4", 65, 8.1, 0.25, 320),
+    "sm_80": Rates("A100 SXM 40 GB", 312, 19.5, 9.7, 1555),
+    "sm_86": Rates("RTX A6000", 154.8, 38.7, 0.6, 768),
+    "sm_89": Rates("RTX 4090", 165.2, 82.6, 1.3, 1008),
+    "sm_90a": Rates("H100 SXM", 989.4, 66.9, 33.5, 3350),
+    "sm_100": Rates("B200", 2250, 80, 40, 8000),
+    "sm_120": Rates("RTX 5090", 209.5, 104.8, 1.6, 1792),
+}
+
+
+def visible_pairs(problem: AttentionProblem) -> int:
+    """Pairs of a query and a key that it sees, over all heads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.zeros((2, 4, 8))
+    >>> visible_pairs(AttentionProblem.from_arrays(x, x, x, causal=True))
+    20
+    """
+    sq, sk, heads = problem.seqlen_q, problem.seqlen_k, problem.num_heads_q * prod(problem.batch)
+    if not problem.causal:
+        return heads * sq * sk
+    # Query i sees min(max(i + offset + 1, 0), Sk) keys: none, then one more each, then all.
+    first, last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset))
+    rising = max(0, last - first)
+    start = first + problem.q_offset + 1
+    return heads * (rising * start + rising * (rising - 1) // 2 + (sq - max(first, last)) * sk)
+
+
+def flops(problem: AttentionProblem, *, backward: bool) -> int:
+    """Floating-point operations that the visible pairs need: two matrix products forward, five backward."""
+    d, dv = problem.head_dim, problem.head_dim_v
+    return 2 * visible_pairs(problem) * (3 * d + 2 * dv if backward else d + dv)
+
+
+def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
+    """Bytes of the arrays that no kernel comes without: what is seen of each input read once, each result written once.
+
+    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. A kernel that reads an array again
+    finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads, bounds the time that
+    memory takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.zeros((2, 4, 8), np.float16)
+    >>> problem = AttentionProblem.from_arrays(x, x, x)
+    >>> compulsory_bytes(problem, backward=False) == 4 * x.nbytes + 2 * 4 * 4  # lse is float32
+    True
+    """
+    batch, d, dv, itemsize = prod(problem.batch), problem.head_dim, problem.head_dim_v, problem.storage.itemsize
+    rows, keys = batch * problem.num_heads_q * problem.seqlen_q, batch * problem.num_heads_k * problem.seqlen_k
+    all_rows, all_keys, lse = rows * itemsize, keys * itemsize, rows * problem.accumulator.itemsize
+    if problem.causal:  # keys behind the last query, and queries before the first key, are not read
+        seen = min(max(problem.q_offset + problem.seqlen_q, 0), problem.seqlen_k)
+        seeing = problem.seqlen_q - min(max(-problem.q_offset, 0), problem.seqlen_q)
+        rows, keys = rows // max(problem.seqlen_q, 1) * seeing, keys // max(problem.seqlen_k, 1) * seen
+    read = (rows * d + keys * (d + dv)) * itemsize
+    if not backward:
+        return read + all_rows * dv + lse
+    out = problem.out_storage.itemsize
+    return read + rows * dv * (itemsize + out) + lse + all_rows // itemsize * d * out + all_keys * (d + dv)
+
+
+def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:
+    """Global traffic of standard attention, which writes its score matrices out in the storage type.
+
+    Forward: S written and read by the softmax, P written and read by the second product, beside q, k, v and out.
+    Backward: P read for dV, dP written, both read and dS written, and dS read for dQ and for dK: seven times the
+    size of S, beside q, k, v, dout and the gradients.
+    """
+    batch = prod(problem.batch)
+    scores = batch * problem.num_heads_q * problem.seqlen_q * problem.seqlen_k
+    q = batch * problem.num_heads_q * problem.seqlen_q * problem.head_dim
+    out = batch * problem.num_heads_q * problem.seqlen_q * problem.head_dim_v
+    kv = batch * problem.num_heads_k * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
+    elements = 7 * scores + 2 * q + out + 2 * kv if backward else 4 * scores + q + out + kv
+    return elements * problem.storage.itemsize
+
+
+def bound(problem: AttentionProblem, rates: Rates, *, tensor_cores: bool, backward: bool) -> Bound:
+    """The bound that a card's arithmetic and memory set on a problem, whatever the kernel."""
+    peak = rates.peak(problem.dtype, tensor_cores)
+    memory = compulsory_bytes(problem, backward=backward) / (rates.bandwidth * 1e9)
+    return Bound(flops(problem, backward=backward) / (peak * 1e12), memory)

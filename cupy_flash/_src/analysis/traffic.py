@@ -1,0 +1,109 @@
+"""Bytes that the kernels of a plan move to and from global memory, exactly as the emulator counts them.
+
+Only what the tensor-core kernels and the row-wise kernels do is written down here; for the kernels on CUDA cores,
+which may pass over the head dimension in slices, the emulator's count on a smaller problem has to serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch
+from cupy_flash._src.problem import AttentionProblem
+
+_LANES, _QUAD, _FLOAT = 32, 4, 4
+
+
+def launch_bytes(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> int | None:
+    """Bytes read and written by one launch of the plan, or None where no formula is known.
+
+    Atomic additions count as bytes written, and every lane's load counts, whatever caches would save.
+    """
+    count = _COUNTS.get((launch.kernel.family, launch.kernel.entry))
+    return None if count is None else prod(problem.batch) * count(problem, plan, launch)
+
+
+def _key_ends(problem: AttentionProblem, rows: np.ndarray) -> np.ndarray:
+    """Queries up to each of these rows see only keys before this one."""
+    if not problem.causal:
+        return np.full(rows.shape, problem.seqlen_k)
+    return np.clip(rows + problem.q_offset + 1, 0, problem.seqlen_k)
+
+
+def _blocks(size: int, block: int) -> np.ndarray:
+    return np.arange(0, size, block)
+
+
+def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
+    """Q once a split, K and V once a block of queries that sees them, the results once a split."""
+    block, packed, itemsize = launch.kernel.constant("kBlockM"), plan.packed_heads, problem.storage.itemsize
+    rows = problem.seqlen_q * packed
+    last = (np.minimum(_blocks(rows, block) + block, rows) - 1) // packed
+    keys = int(_key_ends(problem, last).sum()) * (problem.num_heads_q // packed)
+    query_rows = problem.num_heads_q * problem.seqlen_q
+    out_size = itemsize if plan.num_splits == 1 else _FLOAT
+    row_size = _FLOAT if plan.num_splits == 1 else 2 * _FLOAT  # lse, or maximum and sum
+    split = query_rows * (problem.head_dim * itemsize + problem.head_dim_v * out_size + row_size)
+    return keys * (problem.head_dim + problem.head_dim_v) * itemsize + plan.num_splits * split
+
+
+def _combine(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
+    """Every lane reads what makes every weight, two numbers, again for each of its columns."""
+    splits, cols = plan.num_splits, problem.head_dim_v
+    reads = splits * _FLOAT * (1 + 2 * _LANES + 3 * cols)
+    return problem.num_heads_q * problem.seqlen_q * (reads + cols * problem.storage.itemsize + _FLOAT)
+
+
+def _delta(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
+    columns = problem.head_dim_v * (problem.storage.itemsize + problem.out_storage.itemsize)
+    row = columns + problem.accumulator.itemsize
+    return problem.num_heads_q * problem.seqlen_q * row
+
+
+def _dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
+    """K and V once a split; Q, dO and their row statistics once a block of keys that they see; the gradients."""
+    block_m, block_n = launch.kernel.constant("kBlockM"), launch.kernel.constant("kBlockN")
+    d, dv, itemsize, sq, sk = (
+        problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.seqlen_q, problem.seqlen_k
+    )  # fmt: skip
+    n0 = _blocks(sk, block_n)
+    begin = np.clip(n0 - problem.q_offset, 0, sq) if problem.causal else np.zeros_like(n0)
+    queries = int((sq - begin).sum()) * problem.num_heads_q
+    added = int((sq - begin // block_m * block_m)[begin < sq].sum()) * problem.num_heads_q if plan.atomic_dq else 0
+    seen = int(_key_ends(problem, np.array([sq - 1]))[0])
+    gradient = itemsize if plan.num_splits == 1 else _FLOAT
+    keys = plan.num_splits * problem.num_heads_k * (d + dv) * (seen * itemsize + sk * gradient)
+    return queries * ((d + dv) * itemsize + 2 * _FLOAT) + added * d * _FLOAT + keys
+
+
+def _dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
+    """Q, dO and dQ once, row statistics by each lane of a quad, K and V once a block of queries that sees them."""
+    block, itemsize = launch.kernel.constant("kBlockM"), problem.storage.itemsize
+    last = np.minimum(_blocks(problem.seqlen_q, block) + block, problem.seqlen_q) - 1
+    keys = int(_key_ends(problem, last).sum()) * (problem.head_dim + problem.head_dim_v)
+    dq = problem.head_dim * problem.out_storage.itemsize
+    row = (problem.head_dim + problem.head_dim_v) * itemsize + dq + _QUAD * 2 * _FLOAT
+    return problem.num_heads_q * (keys * itemsize + problem.seqlen_q * row)
+
+
+def _convert_dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
+    return problem.num_heads_q * problem.seqlen_q * problem.head_dim * (_FLOAT + problem.storage.itemsize)
+
+
+def _convert_dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
+    cols = problem.head_dim + problem.head_dim_v
+    return problem.num_heads_k * problem.seqlen_k * cols * (_FLOAT + problem.storage.itemsize)
+
+
+_COUNTS: dict[tuple[str, str], Callable[..., int]] = {
+    ("mma", "attention_forward"): _forward,
+    ("mma", "attention_dkdv"): _dkdv,
+    ("mma", "attention_dq"): _dq,
+    ("attention", "attention_combine"): _combine,
+    ("attention", "attention_delta"): _delta,
+    ("attention", "attention_convert_dq"): _convert_dq,
+    ("attention", "attention_convert_dkdv"): _convert_dkdv,
+}

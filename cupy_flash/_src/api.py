@@ -1,0 +1,489 @@
+"""The public calls. Validation is in `problem`, computation in `backends`; this file only connects them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cupy_flash._src import backends
+from cupy_flash._src.broadcast import sum_to_shape
+from cupy_flash._src.names import answered
+from cupy_flash._src.options import boolean
+from cupy_flash._src.problem import AttentionProblem, check_like, check_plain
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+@answered
+def flash_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    return_lse: bool = False,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Any:
+    r"""Exact attention ``softmax(scale * q @ k.T) @ v`` in memory linear in the sequence length.
+
+    Parameters
+    ----------
+    q : array, shape (..., Hq, Sq, D)
+        Queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, D)`` means one head. Of arrays (..., S, H, D), as
+        flash-attn and JAX have them, pass ``x.swapaxes(-3, -2)``, a view: else positions are taken for heads.
+    k : array, shape (..., Hk, Sk, D)
+        Keys. ``Hq % Hk == 0``: query head h reads key head ``h // (Hq // Hk)`` (MQA, GQA).
+    v : array, shape (..., Hk, Sk, Dv)
+        Values. D and Dv may differ, each from 1 to 512. Leading dimensions broadcast as in `numpy.matmul`;
+        any strides are taken as they are, without copies.
+    causal : bool
+        If true, query i sees key j only when ``j <= i + q_offset``.
+    scale : float, optional
+        Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
+        times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
+    q_offset : int, optional
+        Position of the first query among the keys, only with `causal`. By default ``Sk - Sq``: the last query
+        sees the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
+    return_lse : bool
+        Also return the log-sum-exp of the scaled scores of each row.
+    out : array, shape (..., Hq, Sq, Dv), optional
+        Where to write the result: the dtype of q, any strides, no memory shared with the inputs.
+    backend : str, optional
+        None chooses by array type: CuPy arrays run on their GPU, NumPy arrays on the CPU. ``"cpu"``, ``"emulator"``,
+        ``"emulator:sm_80"`` and other architectures take NumPy arrays; ``"cuda"`` takes CuPy arrays.
+
+    Returns
+    -------
+    out : array, shape (..., Hq, Sq, Dv)
+        In the dtype of q; sums are taken in float32 (float64 for float64). A row that sees no key is 0. A NumPy or
+        CuPy array, whatever q is: of a tensor that DLPack brought, ``torch.from_dlpack(out)`` makes one again.
+    lse : array, shape (..., Hq, Sq)
+        Only with ``return_lse=True``. Natural logarithm, float32 (float64 for float64), -inf for a row that
+        sees no key.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
+    ValueError
+        If shapes do not fit, an option is out of range, `q_offset` is given without `causal`, or `out` overlaps an
+        input.
+    RuntimeError
+        If the backend asked for is not available on this machine; the message says what to install.
+
+    Notes
+    -----
+    The schedule is FlashAttention-2's [1]_: query blocks outside, key blocks inside, an online softmax with
+    one rescale per block and a single division at the end.
+
+    Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum
+    of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
+    largest number.
+
+    Memory on a GPU, beyond the results and for B batch elements: where few queries meet many keys, whose blocks are
+    then spread over the device, ``4 * B * Hq * Sq * (Dv + 2)`` bytes for each part of the keys; the same once with more
+    than 32768 keys, whose parts follow one another, in kernels on CUDA cores that add up in float32 (float32, half
+    types with D or Dv above 256 or without tensor cores for them). Otherwise none.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023,
+       Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((2, 8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
+    >>> out.shape, lse.shape
+    ((2, 8, 128, 64), (2, 8, 128))
+    """
+    return_lse = boolean("return_lse", return_lse)
+    module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    result, lse = _forward(module, problem, q, k, v, out)
+    return (result, lse) if return_lse else result
+
+
+@answered
+def flash_attention_backward(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    *,
+    dlse: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    deterministic: bool = False,
+    backend: str | None = None,
+) -> tuple[Array, Array, Array]:
+    r"""Gradients of `flash_attention` by recomputation, in memory linear in the sequence length.
+
+    Parameters
+    ----------
+    dout : array, shape (..., Hq, Sq, Dv)
+        Gradient of the loss with respect to `out`, in the dtype of q or of `out`; it is rounded to the dtype of q.
+    q, k, v : array
+        The inputs of the forward pass.
+    out, lse : array, shape (..., Hq, Sq, Dv) and (..., Hq, Sq)
+        What ``flash_attention(q, k, v, ..., return_lse=True)`` returned, or `merge_attention` of several chunks of
+        keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
+    dlse : array, shape (..., Hq, Sq), optional
+        Gradient of the loss with respect to `lse`, in the dtype of `lse`.
+    causal, scale, q_offset, backend
+        As in the forward pass.
+    deterministic : bool
+        If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
+        seven matrix products rather than five, instead of by atomic additions.
+
+    Returns
+    -------
+    dq, dk, dv : array
+        In the shapes of q, k and v: summed over query heads that share a key head and over broadcast leading
+        dimensions. dk and dv are in the dtype of k; dq is in the dtype of `out`, so that the parts of several chunks
+        of keys add up in float32. Rows that see no key have gradient 0.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `flash_attention`; also if `dout`, `out`, `lse` or `dlse` do not have the shape or dtype above.
+
+    Notes
+    -----
+    With ``P = exp(S - lse)`` and ``delta = rowsum(dout * out) - dlse``, the gradient of the scores is
+    ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2); then ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``,
+    ``dv = P.T @ dout``.
+
+    P is as accurate as the difference of a score and `lse`, two rounded numbers: its relative error is about 1e-7 times
+    the largest ``|score|`` (2e-16 in float64), 1e-4 at 1000. Beyond 1e6 that is an error of its whole size, which P,
+    held to 1, does not exceed.
+
+    Memory on a GPU, beyond the results and for B batch elements: ``4 * B * Hq * Sq`` bytes for delta (8 in float64).
+    The half types take ``4 * B * Hq * Sq * D`` more for a float32 accumulator of dq, unless dq is itself float32 or has
+    a pass of its own: when `deterministic`, or where few keys meet many queries. Where a group's query heads are spread
+    over the GPU because key heads are few, ``4 * B * Hk * Sk * (D + Dv)`` more for float32 accumulators of dk and dv.
+    Grouped heads never expand keys or values. A float32 `dout` of a half type's problem is copied, rounded.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention, flash_attention_backward
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> out, lse = flash_attention(q, k, v, return_lse=True)
+    >>> dq, dk, dv = flash_attention_backward(np.ones_like(out), q, k, v, out, lse)
+    >>> dq.shape, dk.shape, dv.shape
+    ((8, 128, 64), (8, 128, 64), (8, 128, 64))
+    """
+    deterministic = boolean("deterministic", deterministic)
+    cotangents = {"dout": dout, "out": out, "lse": lse} | ({} if dlse is None else {"dlse": dlse})
+    module, (q, k, v, *rest) = backends.select(backend, q=q, k=k, v=v, **cotangents)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    dout, out, lse, dlse = (*rest, None)[:4]
+    return _backward(module, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+
+@answered
+def flash_attention_vjp(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> tuple[Any, Vjp]:
+    """Attention and the function that maps a gradient of its output to gradients of its inputs.
+
+    Parameters
+    ----------
+    q, k, v, causal, scale, q_offset, return_lse, backend
+        As in `flash_attention`.
+    deterministic : bool
+        As in `flash_attention_backward`.
+
+    Returns
+    -------
+    out : array, or (out, lse) with ``return_lse=True``
+        As `flash_attention` returns.
+    vjp : Vjp
+        ``vjp(dout, dlse=None) -> (dq, dk, dv)``, as often as wanted; keeps q, k, v, out and lse, without copies.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `flash_attention` and `flash_attention_backward`.
+
+    Notes
+    -----
+    Until `vjp` has been called for the last time q, k, v, `out` and `lse` must hold what they do: ``x = out +
+    residual`` is right, ``out += residual`` is not, and neither is a buffer of q that serves the next layer. A change
+    does not pass in silence: `vjp` raises a ValueError that names the arrays. On a GPU that would mean to wait for it;
+    there the gradients are NaN, and ``vjp.changed()``, which waits, returns the names.
+
+    The price: each of these arrays is read once more in each of the two calls (of the time of both, on a Zen 3 in
+    float32 with d 64, 2% at 1024 positions and 7% at 256), once for each element of a batch that it broadcasts over. A
+    GPU keeps 12 bytes for each row of queries and 8 for each row of keys, a CPU at most 40 for each head.
+    `flash_attention` and `flash_attention_backward`, whose caller keeps the arrays, do not pay it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention_vjp
+    >>> x = np.random.default_rng(0).standard_normal((8, 128, 64), dtype=np.float32)
+    >>> out, vjp = flash_attention_vjp(x, x, x, causal=True)
+    >>> dq, dk, dv = vjp(2 * out)  # gradient of sum(out ** 2)
+    >>> dq.shape
+    (8, 128, 64)
+    """
+    deterministic, return_lse = boolean("deterministic", deterministic), boolean("return_lse", return_lse)
+    module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    out, lse = _forward(module, problem, q, k, v, None)
+    return ((out, lse) if return_lse else out), Vjp(backend, module, problem, (q, k, v, out, lse), deterministic)
+
+
+class Vjp:
+    """What `flash_attention_vjp` returns: the map from a gradient of its output to gradients of its inputs."""
+
+    def __init__(
+        self,
+        backend: str | None,
+        module: backends.Backend,
+        problem: AttentionProblem,
+        kept: tuple[Array, Array, Array, Array, Array],
+        deterministic: bool,
+    ) -> None:
+        self._backend, self._module, self._problem = backend, module, problem
+        self._kept, self._deterministic = kept, deterministic
+        q, k, v, out, lse = kept
+        with module.placed(q=q):
+            q, k, v = _canonical(module.namespace, problem, q, k, v)
+            self._seal = module.seal(problem, q, k, v, _with_head(out), _with_head(lse, out.shape))
+
+    def __call__(self, dout: Array, dlse: Array | None = None) -> tuple[Array, Array, Array]:
+        """Return (dq, dk, dv) for the gradient of the loss with respect to out, and to lse; see the notes above."""
+        cotangents = {"dout": dout} | ({} if dlse is None else {"dlse": dlse})
+        _, rest = backends.select(self._backend, q=self._kept[0], **cotangents)
+        dout, dlse = (*rest[1:], None)[:2]
+        return _backward(self._module, self._problem, dout, *self._kept, dlse, self._deterministic, self._seal)
+
+    def changed(self) -> tuple[str, ...]:
+        """Names of the arrays among q, k, v, out and lse that no longer hold what they did; on a GPU this waits."""
+        with self._module.placed(q=self._kept[0]):
+            return self._seal.changed()
+
+
+@answered
+def merge_attention(
+    out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, *, backend: str | None = None
+) -> tuple[Array, Array]:
+    r"""Attention over two disjoint sets of keys, from the attention over each.
+
+    What attention in chunks of keys is made of, on one device or, as ring attention, on several: run each chunk with
+    ``return_lse=True`` and merge the results, in any order.
+
+    Parameters
+    ----------
+    out_a, out_b : array, shape (..., H, Sq, Dv)
+        Outputs of `flash_attention`, or of earlier merges, for the same queries: float16, bfloat16, float32 or
+        float64, of one dtype or one float32 and the other of a half type. 2-D ``(Sq, Dv)`` means one head.
+    lse_a, lse_b : array, shape (..., H, Sq)
+        Their log-sum-exps, float32 (float64 for float64); -inf for a row that saw no key.
+    backend : str, optional
+        As in `flash_attention`.
+
+    Returns
+    -------
+    out : array, shape (..., H, Sq, Dv)
+        In the dtype of `lse`: float32 for half types too, since a result that is still to be merged must not be
+        rounded each time. `flash_attention_backward` takes it so; ``out.astype(q.dtype)`` finishes it. A row that saw
+        no key in either set is 0.
+    lse : array, shape (..., H, Sq)
+        Natural logarithm, float32 (float64 for float64).
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, has an unsupported dtype, or the dtypes do not fit together.
+    ValueError
+        If the shapes do not fit together.
+    RuntimeError
+        If the backend asked for is not available on this machine.
+
+    Notes
+    -----
+    ``lse = log(exp(lse_a) + exp(lse_b))`` and ``out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b``, as
+    Flash-Decoding merges its splits [1]_. For gradients no rule of its own is needed: `flash_attention_backward` of
+    each chunk, given the merged `out` and `lse`, returns that chunk's dk and dv and its share of dq [2]_.
+
+    References
+    ----------
+    .. [1] T. Dao, D. Haziza, F. Massa and G. Sizov, "Flash-Decoding for long-context inference", 2023.
+    .. [2] H. Liu, M. Zaharia and P. Abbeel, "Ring Attention with Blockwise Transformers for Near-Infinite Context",
+       2023, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import flash_attention, merge_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 128, 64), dtype=np.float32) for _ in range(3))
+    >>> first = flash_attention(q, k[:, :50], v[:, :50], return_lse=True)
+    >>> second = flash_attention(q, k[:, 50:], v[:, 50:], return_lse=True)
+    >>> out, lse = merge_attention(*first, *second)
+    >>> np.allclose(out, flash_attention(q, k, v), atol=1e-5)
+    True
+    """
+    arrays = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b}
+    module, (out_a, lse_a, out_b, lse_b) = backends.select(backend, **arrays)
+    xp, problem, shape = module.namespace, AttentionProblem.of_outputs(out_a, out_b), tuple(out_a.shape)
+    check_like("lse_a", lse_a, shape[:-1], problem.accumulator)
+    check_like("lse_b", lse_b, shape[:-1], problem.accumulator)
+    with module.placed(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b):
+        out, lse = xp.empty(shape, problem.accumulator), xp.empty(shape[:-1], problem.accumulator)
+        if out_b.dtype != problem.storage:  # backends take the wider first
+            out_a, lse_a, out_b, lse_b = out_b, lse_b, out_a, lse_a
+        module.merge(problem, *(_with_head(x, shape) for x in (out_a, lse_a, out_b, lse_b, out, lse)))
+    return out, lse
+
+
+def _forward(
+    module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
+) -> tuple[Array, Array]:
+    xp = module.namespace
+    shape = _out_shape(problem, q)
+    if out is not None:
+        _check_out(xp, out, shape, problem, q=q, k=k, v=v)
+    with module.placed(q=q, k=k, v=v, **({} if out is None else {"out": out})):
+        if out is None:
+            out = xp.empty(shape, problem.storage)
+        lse = xp.empty(shape[:-1], problem.accumulator)
+        q, k, v = _canonical(xp, problem, q, k, v)
+        module.forward(problem, q, k, v, _with_head(out), _with_head(lse, shape))
+    return out, lse
+
+
+def _backward(
+    module: backends.Backend,
+    problem: AttentionProblem,
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    dlse: Array | None,
+    deterministic: bool,
+    seal: backends.Seal | None = None,
+) -> tuple[Array, Array, Array]:
+    xp = module.namespace
+    shape = _out_shape(problem, q)
+    check_like("out", out, shape, problem.storage, problem.accumulator)
+    if out.dtype != problem.storage:
+        problem = problem.with_wide_out
+    check_like("dout", dout, shape, problem.storage, problem.out_storage)
+    check_like("lse", lse, shape[:-1], problem.accumulator)
+    rest = {} if dlse is None else {"dlse": dlse}
+    for name, x in rest.items():
+        check_like(name, x, shape[:-1], problem.accumulator)
+    shapes = q.shape, k.shape, v.shape
+    with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest):
+        q, k, v = _canonical(xp, problem, q, k, v)
+        dout, out, lse = _with_head(dout.astype(problem.storage, copy=False)), _with_head(out), _with_head(lse, shape)
+        dlse = None if dlse is None else _with_head(dlse, shape)
+        found = seal.check() if seal else None
+        grads = module.backward(problem, dout, q, k, v, out, lse, dlse, deterministic)
+        if seal:
+            seal.spoil(found, *grads)
+        dq, dk, dv = (
+            grad if grad.shape == s else sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s)
+            for grad, s in zip(grads, shapes, strict=True)
+        )
+    return dq, dk, dv
+
+
+def _out_shape(problem: AttentionProblem, q: Array) -> tuple[int, ...]:
+    """Shape of the output: without a head axis where q is 2-D and nothing broadcasts over it."""
+    return problem.out_shape[1:] if q.ndim == 2 and not problem.batch else problem.out_shape
+
+
+def _with_head(x: Array, out_shape: tuple[int, ...] | None = None) -> Array:
+    """A view with a head axis: of an output, or of what belongs to an output of `out_shape`."""
+    return x[None] if len(out_shape or x.shape) == 2 else x
+
+
+def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array) -> list[Array]:
+    """Views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0."""
+    shapes = problem.q_shape, problem.k_shape, problem.v_shape
+    return [
+        x if x.shape == shape else xp.broadcast_to(_with_head(x), shape)
+        for x, shape in zip((q, k, v), shapes, strict=True)
+    ]
+
+
+def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:
+    if not isinstance(out, xp.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}: expected a {xp.__name__}.ndarray")
+    if isinstance(out, np.ndarray):
+        check_plain("out", out)
+    check_like("out", out, shape, problem.storage)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only: expected a writable array")
+    if _may_self_overlap(out):
+        raise ValueError(f"out has strides {out.strides} for shape {shape}: its elements overlap in memory")
+    for name, x in inputs.items():
+        if _overlap(out, x):
+            raise ValueError(f"out overlaps {name} in memory: expected memory of its own")
+
+
+def _may_self_overlap(x: Array) -> bool:
+    """Whether two elements may share memory: some axis steps by less than the extent of all finer axes."""
+    extent = x.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += (n - 1) * stride
+    return False
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays share an element, wherever they lie: only addresses and strides are looked at."""
+    try:
+        return np.shares_memory(_shadow(a), _shadow(b), max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # as hard as integer programming, for exotic strides
+        return True
+
+
+def _shadow(x: Array) -> np.ndarray:
+    """A NumPy array with the addresses of x, which must never be read: x may be on a GPU."""
+    if isinstance(x, np.ndarray):
+        return x
+
+    class Addresses:
+        __array_interface__ = {  # noqa: RUF012
+            "version": 3,
+            "shape": x.shape,
+            "strides": x.strides,
+            "typestr": f"|V{x.itemsize}",
+            "data": (x.data.ptr, True),
+        }
+
+    return np.asarray(Addresses())

@@ -1,0 +1,120 @@
+"""The backend "cpu" and the choice of its tier: compiled C++ where a compiler is found, else NumPy."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from cupy_flash._src.backends import Seal, native, numpy_, threads
+from cupy_flash._src.backends.seal import HostSeal
+from cupy_flash._src.notice import warn
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.source import SourcesMissingError
+from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
+
+TIERS = ("auto", "native", "numpy")
+_COMMON = "float32"  # the arithmetic of all dtypes but float64
+_MOST_TRIES = 8  # of a compiler that is kept from its end
+
+_settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
+_interrupted: dict[str, int] = {}  # by arithmetic: tries so far
+
+Array = np.ndarray
+
+
+class CpuBackend:
+    """The backend "cpu"; see `cupy_flash._src.backends.Backend`."""
+
+    namespace: Any = np
+
+    def placed(self, **arrays: Array) -> AbstractContextManager[None]:
+        return np.errstate(all="ignore")
+
+    def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
+        _tier(problem.arithmetic).forward(problem, q, k, v, out, lse)
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        lse: Array,
+        dlse: Array | None,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array]:
+        # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
+        return _tier(problem.arithmetic).backward(problem, dout, q, k, v, out, lse, dlse)
+
+    def seal(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Seal:
+        return HostSeal(_tier(problem.arithmetic).digest, problem, q, k, v, out, lse)
+
+    def merge(
+        self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
+    ) -> None:
+        numpy_.merge(problem, out_a, lse_a, out_b, lse_b, out, lse)
+
+    def status(self) -> str:
+        cpus = f"{threads.num_threads()} threads"
+        if _tier(_COMMON) is native:
+            return f"compiled C++ for {native.isa(_COMMON)}, {cpus}"
+        if tier_wanted() == "numpy":
+            return f"NumPy {np.__version__}, {cpus}: CUPY_FLASH_CPU_TIER=numpy"
+        why = " ".join(str(_failure(_COMMON)).split())
+        return f"NumPy {np.__version__}, {cpus}; the faster compiled tier is missing: {why}"
+
+
+def tier_wanted() -> str:
+    """Return CUPY_FLASH_CPU_TIER, by default "auto".
+
+    Raises
+    ------
+    ValueError
+        If it is none of `TIERS`.
+    """
+    wanted = os.environ.get("CUPY_FLASH_CPU_TIER") or "auto"
+    if wanted not in TIERS:
+        raise ValueError(f"CUPY_FLASH_CPU_TIER is {wanted!r}: expected one of {', '.join(TIERS)}")
+    return wanted
+
+
+def _tier(arithmetic: str) -> Any:
+    """The module that computes in this dtype: `native` or `numpy_`."""
+    wanted = tier_wanted()
+    if wanted == "numpy":
+        return numpy_
+    failure = _failure(arithmetic)
+    if failure is None:
+        return native
+    if wanted == "native":
+        raise RuntimeError(f"CUPY_FLASH_CPU_TIER is 'native', but the compiled tier is missing: {failure}")
+    return numpy_
+
+
+def _failure(arithmetic: str) -> str | None:
+    """Why the compiled tier cannot run, None if it can.
+
+    Anything but the lack of a compiler or of the sources is warned of, once. After a compiler that was kept from its
+    end the next call tries again, a few times.
+    """
+    if arithmetic in _settled:
+        return _settled[arithmetic]
+    failure = None
+    try:
+        native.library(native.isa(arithmetic), arithmetic)
+    except (NoCompilerError, SourcesMissingError) as error:
+        failure = str(error)
+    except (ToolchainError, OSError) as error:
+        failure, tries = str(error), _interrupted.get(arithmetic, 0) + 1
+        if isinstance(error, InterruptedCompilerError) and tries < _MOST_TRIES:
+            _interrupted[arithmetic] = tries
+            warn(f"the CPU backend runs this call in NumPy, the next may be faster: {failure}")
+            return failure
+        warn(f"the CPU backend runs in NumPy, its compiled tier failed: {failure}")
+    _settled[arithmetic] = failure
+    return failure

@@ -1,0 +1,125 @@
+"""CUDA kernels on CuPy arrays."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from cupy_flash._src import compile, forks, launch
+from cupy_flash._src.backends import Seal
+from cupy_flash._src.backends.device_seal import DeviceSeal
+from cupy_flash._src.device import Device, from_attributes
+from cupy_flash._src.plan import Launch, core_specializations
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.specialization import Specialization
+
+
+class CupyBackend:
+    """Runs on the GPU that holds the arrays, on CuPy's current stream, without synchronising."""
+
+    def __init__(self) -> None:
+        self.namespace = import_cupy()
+
+    @property
+    def device(self) -> Device:
+        """The current GPU."""
+        return _device(self.namespace.cuda.runtime.getDevice())
+
+    def address(self, array: Any) -> int:
+        return array.data.ptr
+
+    def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
+        kernel = _kernel(step.kernel, self.namespace.cuda.runtime.getDevice())
+        kernel((step.grid,), (step.block,), (params,), shared_mem=step.shared_bytes)
+
+    def placed(self, **arrays: Any) -> Any:
+        """A context in which the GPU of the arrays is current."""
+        (name, first), *rest = arrays.items()
+        for other, x in rest:
+            if x.device.id != first.device.id:
+                raise ValueError(f"{other} is on GPU {x.device.id}, {name} on GPU {first.device.id}: expected one GPU")
+        return self.namespace.cuda.Device(first.device.id)
+
+    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+        launch.forward(self, problem, q, k, v, out, lse)
+
+    def backward(
+        self,
+        problem: AttentionProblem,
+        dout: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        lse: Any,
+        dlse: Any | None,
+        deterministic: bool,
+    ) -> tuple[Any, Any, Any]:
+        return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+
+    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+        return DeviceSeal(self, problem, q, k, v, out, lse)
+
+    def merge(
+        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+    ) -> None:
+        launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
+
+    def status(self) -> str:
+        properties = self.namespace.cuda.runtime.getDeviceProperties(self.namespace.cuda.runtime.getDevice())
+        return f"{properties['name'].decode()}, {self.device.arch}"
+
+
+def import_cupy() -> Any:
+    """Return the module cupy, on a machine where it can run kernels.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is not installed, or there is no usable driver or GPU.
+    """
+    try:
+        with forks.whole():
+            import cupy
+    except ImportError:
+        raise RuntimeError(
+            'backend "cuda" needs CuPy: pip install "cupy-flash[cuda13]" (or [cuda12] for CUDA 12 drivers)'
+        ) from None
+    if not cupy.cuda.runtime.driverGetVersion():
+        raise RuntimeError('backend "cuda" needs an NVIDIA GPU and its driver: there is no driver here')
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f'backend "cuda" needs a GPU and its driver: {error}') from None
+    if count == 0:
+        raise RuntimeError('backend "cuda" needs a GPU: the driver shows none')
+    return cupy
+
+
+def prepare_core() -> None:
+    """Compile, where the cache lacks them, the kernels that most calls on the current GPU need.
+
+    They are loaded at their first call: loading here would make a CUDA context in every process that only imports
+    the package, and a context does not survive a fork.
+    """
+    device = _device(import_cupy().cuda.runtime.getDevice())
+    compile.prepare(core_specializations(device), device.arch)
+
+
+@functools.cache
+def _device(index: int) -> Device:
+    device = import_cupy().cuda.Device(index)
+    return from_attributes(compile.target_of(int(device.compute_capability)), device.attributes)
+
+
+@functools.cache
+def _kernel(kernel: Specialization, device_index: int) -> Any:
+    """The loaded entry point, allowed the shared memory it was planned with."""
+    import cupy
+
+    cubin = compile.to_cubin(kernel, _device(device_index).arch)
+    function = cupy.RawModule(path=str(cubin.path)).get_function(kernel.entry)
+    function.max_dynamic_shared_size_bytes = dict(kernel.constants).get("kSharedBytes", 0)
+    return function

@@ -1,0 +1,349 @@
+"""The CPU backend's tier in NumPy: tiled online softmax, and a backward by recomputation, in O(S) memory.
+
+Forward, one work item per (head, block of queries): for each tile of keys
+
+    S = (scale * Q) K^T;  P = exp(S - m);  l += P 1;  O += P V
+
+and at the end O / l and lse = m + log l. The reference m of a row is any number near its scores, not their
+maximum: it is 0 until a row sum of P leaves [SMALL, LARGE], so that most inputs need no pass over S for
+maxima and none to subtract them. Where O overflows, the block is computed again with P = exp(S - m - HEADROOM).
+Backward, one work item per (key head, block of keys): for each block of
+queries, with delta = rowsum(dO * O) - dlse,
+
+    P  = exp(min([scale * Q, -lse] [K, 1]^T, 0))
+    dS = P * ([dO, -delta] [V, 1]^T)
+    dV += P^T dO;  dK += dS^T (scale * Q);  dQ += dS K
+
+and at the end scale * dQ: the augmented products subtract the row statistics without a pass over S. Of a scale above
+1 a power of 2 is left out of all this, and multiplies S and dK instead.
+
+Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from cupy_flash._src.backends import threads
+from cupy_flash._src.backends.blocks import blocks, end_key, first_query
+from cupy_flash._src.problem import AttentionProblem
+
+# A float32 score tile of 256 x 512 takes 512 KiB, the size of an L2; other sizes change the time under 5%.
+QUERY_BLOCK = 256
+KEY_BLOCK = 512
+SMALL, LARGE = 2.0**-20, 2.0**20
+HEADROOM = 21.0  # exp(-21) times as many values as a row has keys at most, 2^29, is less than the largest of them
+
+Array = np.ndarray
+Index = tuple[int, ...]  # of a head: (*batch, head)
+Item = tuple[Index, int, int]  # a head and a range of rows
+
+_scratch = threads.Scratch()
+
+
+def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
+    """Write attention of `q`, `k`, `v` into `out` and `lse`; shapes are those of `problem`."""
+    first = first_query(problem)
+    out[..., :first, :] = 0
+    lse[..., :first] = -np.inf
+
+    def query_block(item: Item) -> None:
+        head, i0, i1 = item
+        key_head = (*head[:-1], head[-1] // problem.group_size)
+        rows = slice(i0, i1)
+        _forward_block(problem, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
+
+    # The last queries first: when causal they see the most keys.
+    query_blocks = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
+    threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
+
+
+def _forward_block(
+    problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array, headroom: float = 0
+) -> None:
+    """A block of queries, the first of which is `i0`, against all keys of its head that it sees."""
+    n, dtype = len(q), problem.accumulator
+    on_q, on_scores = _factors(problem)
+    q_scaled = np.multiply(_operand("q", q, dtype), on_q, out=_scratch("q", q.shape, dtype))
+    o, o_tile = (_scratch(name, out.shape, dtype) for name in ("o", "o_tile"))
+    m, m_old, total, tile_total = (_scratch(name, (n,), dtype) for name in ("m", "m_old", "total", "tile_total"))
+    m[:] = total[:] = o[:] = 0
+    shifted = False  # whether any m is not 0
+
+    for j0, j1 in blocks(0, end_key(problem, i0 + n - 1), KEY_BLOCK):
+        tile = _Tile(problem, i0, j0, on_scores)
+        k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
+        p = tile.scores(q_scaled, k_tile)
+        follow = headroom > 0
+        if not follow:
+            _exp_less(p, m if shifted else None, 0, tile_total)
+            # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
+            follow = not (np.fmax.reduce(tile_total) <= LARGE and np.fmin.reduce(total + tile_total) >= SMALL)
+            if follow:
+                p = tile.scores(q_scaled, k_tile)
+        if follow:
+            m_old[:] = m
+            p.max(axis=1, out=m)
+            # A row that has nothing yet takes any reference, one that sees nothing here keeps its own.
+            np.maximum(m, m_old, out=m, where=total != 0)
+            m[m == -np.inf] = 0
+            m_old -= m
+            np.exp(m_old, out=m_old)
+            m_old[total == 0] = 1
+            total *= m_old
+            o *= m_old[:, None]
+            shifted = True
+            _exp_less(p, m, headroom, tile_total)
+        total += tile_total
+        o += tile.matmul(p, v_tile, out=o_tile)
+
+    if not headroom and not np.isfinite(o.sum()):  # p v may have overflowed before its division
+        _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
+        return
+    np.log(total, out=tile_total)
+    tile_total += headroom
+    np.add(m, tile_total, out=lse)
+    total[total == 0] = 1  # all scores -inf
+    o /= total[:, None]
+    out[...] = o
+
+
+def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
+    """Replace `s` by ``exp(s - m - headroom)`` (None: m is 0) and write its row sums into `sums`."""
+    if m is not None:
+        s -= m[:, None]
+    if headroom:  # on its own: beside a large m it would be lost to rounding
+        s -= headroom
+    np.exp(s, out=s)
+    np.dot(s, _ONES[s.dtype][: s.shape[1]], out=sums)
+
+
+def backward(
+    problem: AttentionProblem,
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    dlse: Array | None,
+) -> tuple[Array, Array, Array]:
+    """Return dq, dk, dv; shapes are those of `problem`."""
+    grads = _Backward(problem, dout, q, k, v, out, lse, dlse)
+    heads, key_heads = list(np.ndindex(lse.shape[:-1])), list(np.ndindex(k.shape[:-2]))
+    threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
+    # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
+    # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
+    key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
+    threads.run(grads.turns.guard(grads.key_block), [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
+    grads.dq *= problem.accumulator.type(problem.scale)
+    return grads.dq.astype(problem.out_storage, copy=False), grads.dk, grads.dv
+
+
+class _Backward:
+    """The arrays of one backward pass, and its two kinds of work item."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        dout: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        lse: Array,
+        dlse: Array | None,
+    ) -> None:
+        self.problem, self.dout, self.q, self.k, self.v = problem, dout, q, k, v
+        self.out, self.lse, self.dlse = out, lse, dlse
+        self.delta = np.empty(problem.lse_shape, problem.accumulator)
+        self.dq = np.zeros(problem.q_shape, problem.accumulator)
+        self.dk = np.zeros(problem.k_shape, problem.storage)
+        self.dv = np.zeros(problem.v_shape, problem.storage)
+        self.query_blocks = blocks(first_query(problem), problem.seqlen_q, QUERY_BLOCK)
+        self.turns = threads.Turns()
+
+    def delta_block(self, item: Item) -> None:
+        """delta = rowsum(dout * out) - dlse for one block of queries."""
+        head, i0, i1 = item
+        dtype = self.problem.accumulator
+        o = _operand("o", self.out[head][i0:i1], dtype)
+        do = _operand("do", self.dout[head][i0:i1], dtype)
+        delta = self.delta[head][i0:i1]
+        np.einsum("nd,nd->n", do, o, out=delta)
+        if self.dlse is not None:
+            delta -= self.dlse[head][i0:i1]
+
+    def key_block(self, item: Item) -> None:
+        """dk and dv of one block of keys, and its part of dq."""
+        key_head, j0, j1 = item
+        problem, dtype = self.problem, self.problem.accumulator
+        ka = _augmented("ka", self.k[key_head][j0:j1], dtype)
+        va = _augmented("va", self.v[key_head][j0:j1], dtype)
+        ka[:, -1] = va[:, -1] = 1
+        dk, dk_tile = (_scratch(name, (j1 - j0, problem.head_dim), dtype) for name in ("dk", "dk_tile"))
+        dv, dv_tile = (_scratch(name, (j1 - j0, problem.head_dim_v), dtype) for name in ("dv", "dv_tile"))
+        dk[:] = dv[:] = 0
+        on_q, on_scores = _factors(problem)
+
+        group = problem.group_size
+        for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
+            head = (*key_head[:-1], h)
+            for i0, i1 in self.query_blocks:
+                w = min(j1, end_key(problem, i1 - 1)) - j0
+                if w <= 0:
+                    continue
+                tile = _Tile(problem, i0, j0, on_scores)
+                qa = _augmented("qa", self.q[head][i0:i1], dtype)
+                qa *= on_q
+                np.negative(self.lse[head][i0:i1], out=qa[:, -1])
+                if on_scores != 1:
+                    qa[:, -1] /= on_scores
+                qa[qa[:, -1] == np.inf, -1] = -np.inf  # a row without finite score: exp(-inf) = 0
+                doa = _augmented("doa", self.dout[head][i0:i1], dtype)
+                np.negative(self.delta[head][i0:i1], out=doa[:, -1])
+
+                p = tile.scores(qa, ka[:w])
+                np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
+                np.exp(p, out=p)
+                dv[:w] += tile.matmul(p, doa[:, :-1], out=dv_tile[:w], transpose=True)
+                ds = np.matmul(doa, va[:w].T, out=_scratch("ds", p.shape, dtype))
+                ds *= p
+                dk[:w] += tile.matmul(ds, qa[:, :-1], out=dk_tile[:w], transpose=True)
+                dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
+                tile.matmul(ds, ka[:w, :-1], out=dq_tile)
+                self.turns.wait((head, i0), j0 // KEY_BLOCK)
+                self.dq[head][i0:i1] += dq_tile
+                self.turns.done((head, i0))
+        if on_scores != 1:
+            dk *= on_scores
+        self.dk[key_head][j0:j1] = dk
+        self.dv[key_head][j0:j1] = dv
+
+
+class _Tile(NamedTuple):
+    """A block of queries from `i0` on against a block of keys from `j0` on."""
+
+    problem: AttentionProblem
+    i0: int
+    j0: int
+    on_scores: np.floating
+
+    def scores(self, q: Array, k: Array) -> Array:
+        """``on_scores * q @ k.T``, -inf where a query does not see a key: the step that both directions share."""
+        s = np.matmul(q, k.T, out=_scratch("s", (len(q), len(k)), q.dtype))
+        if self.on_scores != 1:
+            s *= self.on_scores
+        if self._is_cut(len(k)):
+            # Row r sees column c when c - r <= diagonal. fmin leaves nan only where both are.
+            diagonal = self.problem.q_offset + self.i0 - self.j0
+            c = max(diagonal + 1, 0)
+            window = QUERY_BLOCK + KEY_BLOCK - 1 + c - diagonal
+            mask = _MASKS[s.dtype][window - len(q) + 1 : window + 1][::-1, : len(k) - c]
+            np.fmin(s[:, c:], mask, out=s[:, c:])
+        return s
+
+    def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
+        """``a @ b`` or ``a.T @ b``, in which an inf or nan of `b` reaches only rows that see it.
+
+        `a` has the shape of the scores and is 0 (or, like dS, nan) where they are hidden. The plain product
+        is right if it is finite.
+        """
+        np.matmul(a.T if transpose else a, b, out=out)
+        if self._is_cut(a.shape[1]) and not np.isfinite(out.sum()):
+            i, j = self.i0 + np.arange(a.shape[0])[:, None], self.j0 + np.arange(a.shape[1])
+            seen = j <= i + self.problem.q_offset
+            a = np.where(seen, a, 0)
+            if transpose:
+                a, seen = a.T, seen.T
+            np.matmul(a, b, out=out)
+            finite = np.isfinite(b).all(axis=1)
+            untouched = ~seen[:, ~finite].any(axis=1)
+            out[untouched] = a[untouched][:, finite] @ b[finite]
+        return out
+
+    def _is_cut(self, width: int) -> bool:
+        """Whether the mask hides some of the first `width` keys."""
+        return self.j0 + width > end_key(self.problem, self.i0)
+
+
+def merge(
+    problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
+) -> None:
+    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
+
+    def query_block(item: Item) -> None:
+        head, i0, i1 = item
+        rows = slice(i0, i1)
+        a, b = (x[head][rows].astype(problem.accumulator) for x in (out_a, out_b))
+        log_a, log_b = lse_a[head][rows], lse_b[head][rows]
+        high = np.maximum(log_a, log_b)
+        base = np.where(np.isneginf(high), 0, high)  # a row without keys has -inf in both
+        weight_a, weight_b = np.exp(log_a - base), np.exp(log_b - base)
+        total = weight_a + weight_b
+        lse[head][rows] = base + np.log(total)
+        total[total == 0] = 1
+        out[head][rows] = (weight_a / total)[:, None] * a + (weight_b / total)[:, None] * b
+
+    query_blocks = blocks(0, problem.seqlen_q, QUERY_BLOCK)
+    threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
+
+
+def digest(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Array:
+    """What the arrays hold, in 32 bits for each head of q (rows) and array (columns)."""
+    heads = list(np.ndindex(lse.shape[:-1]))
+    digests = np.zeros((len(heads), 5), np.uint32)
+
+    def of_head(n: int) -> None:
+        *batch, head = heads[n]
+        key_head = (*batch, head // problem.group_size)
+        places = (heads[n], key_head, key_head, heads[n], heads[n])
+        for i, (x, place) in enumerate(zip((q, k, v, out, lse), places, strict=True)):
+            digests[n, i] = zlib.crc32(np.ascontiguousarray(x[place]).view(np.uint8).data)
+
+    threads.run(of_head, range(len(heads)))
+    return digests
+
+
+def _factors(problem: AttentionProblem) -> tuple[np.floating, np.floating]:
+    """Two factors that make the scale: one for q, the other for the scores, 1 unless the scale is larger.
+
+    A scale above 1 might overflow q where k makes up for it. The second factor is a power of 2, so that
+    what is divided by it to be multiplied again, -lse in the augmented product, loses nothing.
+    """
+    number = problem.accumulator.type
+    exponent = min(math.frexp(problem.scale)[1], np.finfo(number).maxexp - 1) if abs(problem.scale) > 1 else 0
+    return number(math.ldexp(problem.scale, -exponent)), number(math.ldexp(1.0, exponent))
+
+
+def _masks(dtype: np.dtype) -> Array:
+    """Windows over nan, ..., nan, -inf, ..., -inf: a run of them backwards is a triangular mask for fmin."""
+    steps = np.repeat(np.array([np.nan, -np.inf], dtype), QUERY_BLOCK + KEY_BLOCK)
+    return sliding_window_view(steps, KEY_BLOCK)
+
+
+_ACCUMULATORS = (np.dtype(np.float32), np.dtype(np.float64))
+_MASKS = {dtype: _masks(dtype) for dtype in _ACCUMULATORS}
+_ONES = {dtype: np.ones(KEY_BLOCK, dtype) for dtype in _ACCUMULATORS}
+
+
+def _augmented(name: str, x: Array, dtype: np.dtype) -> Array:
+    """A copy of `x` in scratch with one more column, uninitialised."""
+    xa = _scratch(name, (len(x), x.shape[1] + 1), dtype)
+    xa[:, :-1] = x
+    return xa
+
+
+def _operand(name: str, x: Array, dtype: np.dtype) -> Array:
+    """`x` itself where BLAS takes it as it is, else a copy in scratch."""
+    row, column = x.strides
+    if x.dtype == dtype and column == dtype.itemsize and row % column == 0 and row >= x.shape[1] * column:
+        return x
+    copy = _scratch(name, x.shape, dtype)
+    copy[:] = x
+    return copy

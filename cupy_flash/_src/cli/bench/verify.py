@@ -1,0 +1,80 @@
+"""A method's result on some rows against float64 on the host: at full size, before it is timed.
+
+The rows are the first and the last of the last batch element and key head. For the backward the gradient of the
+output is zero in all others, so that dk and dv, too, are sums over these rows alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cupy_flash import attention_reference, attention_reference_backward
+from cupy_flash._src.cli.bench.cases import Case, Inputs, row_blocks
+from cupy_flash._src.cli.bench.methods import Bound
+from cupy_flash._src.problem import DTYPES
+
+# Peers round where they like: twice what `check` grants our kernels, and a few roundings of the result.
+NAIVE_ERRORS, ROUNDINGS = 4.0, 4.0
+
+
+class Expected:
+    """What one case must give; made once, for all methods."""
+
+    def __init__(self, case: Case, x: Inputs) -> None:
+        self.case, self.blocks, self.backward = case, list(row_blocks(case)), case.direction == "backward"
+        self.heads = slice(case.heads_q - case.group, case.heads_q)
+        q, dout = (_host(a[-1, self.heads]) for a in (x.q, x.dout))
+        k, v = (_host(a[-1, -1:]) for a in (x.k, x.v))
+        self.exact, self.naive = (self._results(dtype, q, k, v, dout) for dtype in (np.float64, None))
+
+    def _results(self, dtype: Any, q: Any, k: Any, v: Any, dout: Any) -> tuple[np.ndarray, ...]:
+        """The output's rows, or dq's rows and all of dk and dv."""
+        parts: list[tuple[np.ndarray, ...]] = []
+        for rows in self.blocks:
+            options: dict[str, Any] = {"causal": self.case.causal, "compute_dtype": dtype}
+            if self.case.causal:
+                options["q_offset"] = rows.start + self.case.seqlen_k - self.case.seqlen_q
+            if self.backward:
+                parts.append(attention_reference_backward(dout[:, rows], q[:, rows], k, v, **options))
+            else:
+                parts.append((attention_reference(q[:, rows], k, v, **options),))
+        first, *sums = ([x.astype(np.float64) for x in part] for part in zip(*parts, strict=True))
+        return np.concatenate(first, axis=-2), *(sum(x, np.zeros(())) for x in sums)
+
+    def error(self, bound: Bound, x: Inputs) -> float:
+        """The largest error of a method.
+
+        Raises
+        ------
+        ArithmeticError
+            If it is more than rounding explains.
+        """
+        results: tuple[np.ndarray, ...]
+        if self.backward:
+            dout = x.dout.copy(order="K")  # laid out as it is
+            dout[...] = 0
+            for rows in self.blocks:
+                dout[-1, self.heads, rows] = x.dout[-1, self.heads, rows]
+            dq, dk, dv = (bound.give(g) for g in bound.backward(bound.saved(), bound.take(dout)))
+            results = (self._rows(dq), _host(dk[-1, -1:]), _host(dv[-1, -1:]))
+        else:
+            results = (self._rows(bound.give(bound.forward())),)
+        names = ("dq", "dk", "dv") if self.backward else ("out",)
+        eps, largest = float(ml_dtypes.finfo(DTYPES[self.case.dtype]).eps), 0.0
+        for name, result, naive, exact in zip(names, results, self.naive, self.exact, strict=True):
+            error = float(np.abs(result.astype(np.float64) - exact).max())
+            allowed = NAIVE_ERRORS * np.abs(naive - exact).max() + ROUNDINGS * eps * np.abs(exact).max()
+            if not error <= allowed:
+                raise ArithmeticError(f"wrong: {name} is off by {error:.3g}, rounding explains {allowed:.3g}")
+            largest = max(largest, error)
+        return largest
+
+    def _rows(self, x: Any) -> np.ndarray:
+        return np.concatenate([_host(x[-1, self.heads, rows]) for rows in self.blocks], axis=-2)
+
+
+def _host(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.get()

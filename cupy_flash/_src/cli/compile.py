@@ -1,0 +1,123 @@
+"""compile ahead of time: CUDA kernels for any architecture, with or without a GPU, and the CPU backend
+
+The results go to the cache, where every later process finds them, one that cannot write there or has no compiler too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+
+from cupy_flash._src import cache, device, plan
+from cupy_flash._src.backends import native
+from cupy_flash._src.backends.cupy_ import CupyBackend
+from cupy_flash._src.cli import UserError, bench, check, tune
+from cupy_flash._src.cli.arguments import architecture
+from cupy_flash._src.cli.progress import progress
+from cupy_flash._src.cli.units import format_seconds
+from cupy_flash._src.compile import CompiledKernel, compile_all, nvrtc_version
+from cupy_flash._src.specialization import Specialization
+from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
+
+CPU = "cpu"
+KERNELS: dict[str, tuple[str, Callable[[device.Device], Iterable[Specialization]]]] = {
+    "core": ("what importing compiles", lambda target: plan.core_specializations(target)),
+    "check": ("the checks' kernels", check.kernels),
+    "bench": ("the benchmark's", bench.kernels),
+    "tune": ("every tile that is tried", tune.kernels),
+    "all": ("every kernel that the planner can choose", lambda target: plan.all_specializations(target)),
+}
+PURPOSES = {name: what for name, (what, _) in KERNELS.items()} | {CPU: "the CPU backend, for every CPU of this kind"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch", action="append", type=architecture, metavar="ARCH",
+        help=f"{', '.join(device.NAMED)}; may be given several times; by default this machine's GPU, if it has one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--for", nargs="+", choices=tuple(PURPOSES), metavar="PURPOSE", dest="purposes",
+        help="; ".join(f"{name}: {what}" for name, what in PURPOSES.items()) + " (default: core cpu)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile, and print what the assembler reported for each architecture, with a line for each kernel that spills.
+
+    Raises
+    ------
+    UserError
+        If a compiler is missing or refuses a kernel, or there is neither a GPU nor an architecture for kernels that
+        were asked for.
+    """
+    purposes = list(dict.fromkeys(args.purposes or ("core", CPU)))
+    kernels = [name for name in purposes if name != CPU]
+    try:
+        if CPU in purposes:
+            _compile_cpu()
+        if kernels:
+            _compile_kernels(args.arch, kernels, asked=bool(args.arch or args.purposes))
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+
+
+def _compile_cpu() -> None:
+    """One library for each instruction set and arithmetic; what a compiler does not know is told and left out."""
+    start = time.perf_counter()
+    *wide, narrowest = native.isas()
+    made = []
+    for isa in (*wide, narrowest):
+        try:
+            for arithmetic in native.ARITHMETIC:
+                native.compile_library(isa, arithmetic)
+        except (NoCompilerError, InterruptedCompilerError):
+            raise
+        except ToolchainError as error:
+            if isa == narrowest:
+                raise
+            print(f"CPU backend: not for {isa}, {' '.join(str(error).split())[-150:]}")
+        else:
+            made.append(isa)
+    seconds = format_seconds(time.perf_counter() - start)
+    print(f"CPU backend: {', '.join(made)}, {seconds}, in {cache.folder('cpu')}", flush=True)
+
+
+def _compile_kernels(arches: list[str] | None, purposes: list[str], *, asked: bool) -> None:
+    targets = [device.named(arch) for arch in dict.fromkeys(arches or ())]
+    if not targets:
+        try:
+            targets = [CupyBackend().device]
+        except RuntimeError as error:
+            if asked:
+                raise
+            print(f"CUDA kernels: none without --arch, for {error}")
+            return
+    print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
+    for target in targets:
+        _compile(target, purposes)
+
+
+def _compile(target: device.Device, purposes: list[str]) -> None:
+    kernels = list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target)))
+    compiled: dict[Specialization, CompiledKernel] = {}
+    start = time.perf_counter()
+    with progress(target.arch, len(kernels)) as bar:
+
+        def done(kernel: Specialization, result: CompiledKernel) -> None:
+            compiled[kernel] = result
+            bar.update()
+
+        compile_all(kernels, target.arch, done)
+    seconds = format_seconds(time.perf_counter() - start)
+    for kernel, result in compiled.items():
+        if result.spill_bytes:
+            print(f"spills {result.spill_bytes} bytes, {result.registers} registers: {kernel}")
+    print(f"{target.arch}: {_summary(list(compiled.values()))}, {seconds}", flush=True)
+
+
+def _summary(compiled: list[CompiledKernel]) -> str:
+    spilled = [kernel.spill_bytes for kernel in compiled if kernel.spill_bytes]
+    spills = f"{len(spilled)} spill (at most {max(spilled)} bytes)" if spilled else "no spills"
+    registers = max(kernel.registers or 0 for kernel in compiled)
+    return f"{len(compiled)} kernels, at most {registers} registers, {spills}"

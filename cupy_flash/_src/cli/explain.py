@@ -1,0 +1,229 @@
+"""print what a call would run on a GPU: plan, occupancy, traffic, and the bound that the GPU sets
+
+Needs no GPU. Registers come from NVRTC, counts from the emulator on a problem small enough to emulate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from cupy_flash._src import device, emulator
+from cupy_flash._src.analysis.occupancy import occupancy
+from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes
+from cupy_flash._src.analysis.traffic import launch_bytes
+from cupy_flash._src.api import flash_attention, flash_attention_backward
+from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
+from cupy_flash._src.cli.arguments import architecture, positive_int, writing
+from cupy_flash._src.cli.plot import check_path
+from cupy_flash._src.cli.units import format_bytes, format_seconds
+from cupy_flash._src.compile import to_cubin
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
+from cupy_flash._src.problem import DTYPES, AttentionProblem
+from cupy_flash._src.toolchain import ToolchainError
+from cupy_flash._src.tuning import tiles, tiles_by_hand
+
+EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
+EMULATED_HEADS = 256  # as many tiles at least, however few their pairs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape", required=True, metavar="B,H,SQ,SK,D", help="sizes of the problem, such as 2,16,4096,4096,128"
+    )
+    parser.add_argument(
+        "--heads-k", type=positive_int, metavar="N", help="key heads, by default as many as query heads"
+    )
+    parser.add_argument("--head-dim-v", type=positive_int, metavar="N", help="head dimension of v, by default D")
+    parser.add_argument("--dtype", default="float16", choices=tuple(DTYPES))
+    parser.add_argument("--causal", action="store_true")
+    parser.add_argument("--arch", default="sm_80", type=architecture, metavar="ARCH", help=", ".join(device.NAMED))
+    parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
+    parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
+    for kernel, what in (("forward", "the forward"), ("dkdv", "dK and dV"), ("dq", "dQ in a pass of its own")):
+        parser.add_argument(
+            f"--tile{'' if kernel == 'forward' else '-' + kernel}", dest=kernel, metavar="TILE",
+            help=f"instead of the planner's tile of {what}, such as 128x64,num_warps=4,stages=3",
+        )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="PATH", help="draw the roofline into a file whose suffix chooses the format"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the explanation.
+
+    Raises
+    ------
+    Unavailable
+        If there is no C++ compiler to count with; the plan is printed before.
+    UserError
+        If the shape is malformed or no attention problem, a tile cannot serve it, or the plot cannot be drawn.
+    """
+    if args.plot:
+        check_path(args.plot)
+    target = device.named(args.arch)
+    try:
+        problem = _problem(args)
+        with tiles(forward=args.forward, dkdv=args.dkdv, dq=args.dq):
+            _explain(problem, target, args)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
+    plan = _plan(problem, target, args)
+    print(f"{'Backward' if args.backward else 'Forward'} on {args.arch}, {_described(problem)}")
+    if isinstance(plan, ForwardPlan):
+        spans = f", taken in {plan.num_spans} launches" if plan.num_spans > 1 else ""
+        print(
+            f"keys split over {plan.num_splits} blocks{spans}, {plan.packed_heads} heads packed into a tile, "
+            f"sections of {plan.section_heads} key heads"
+        )
+    else:
+        passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
+        print(f"{passes}, a group's heads spread over {plan.num_splits} blocks")
+    _print_launches(plan, target)
+    _print_traffic(problem, plan, target, args)
+
+
+def _problem(args: argparse.Namespace) -> AttentionProblem:
+    try:
+        b, h, sq, sk, d = (int(n) for n in args.shape.split(","))
+    except ValueError:
+        raise ValueError(f"--shape is {args.shape!r}: expected five integers B,H,SQ,SK,D") from None
+    if min(b, h, sq, sk, d) < 1:
+        raise ValueError(f"--shape is {args.shape!r}: expected positive sizes")
+    heads_k, dv = args.heads_k or h, args.head_dim_v or d
+    zero = np.zeros((), DTYPES[args.dtype])
+    shapes = (b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)
+    try:
+        q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
+    except ValueError:
+        raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
+    return AttentionProblem.from_arrays(q, k, v, causal=args.causal)
+
+
+def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
+    chosen = tiles_by_hand()
+    if args.backward:
+        return plan_backward(problem, target, args.deterministic, chosen)
+    return plan_forward(problem, target, chosen)
+
+
+def _described(problem: AttentionProblem) -> str:
+    heads = f"{problem.num_heads_q} heads"
+    if problem.group_size > 1:
+        heads += f" ({problem.num_heads_k} of keys)"
+    dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
+    mask = ", causal" if problem.causal else ""
+    return (
+        f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
+        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{mask}"
+    )
+
+
+def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> None:
+    row = "{:<30}{:>9}{:>7}{:>9}{:>6}{:>11}{:>7}  {:<14}{:>7}"
+    print("\n" + row.format("kernel", "grid", "block", "shared", "regs", "blocks/SM", "warps", "limited by", "waves"))
+    launches = [launch for launch in plan.launches if launch.span == 0]  # the others are like it
+    unknown = None
+    for launch in launches:
+        kernel = launch.kernel
+        resident: tuple[str | int, ...] = ("-",) * 5
+        try:
+            registers = to_cubin(kernel, target.arch).registers
+        except RuntimeError as error:  # NVRTC is not installed, or does not know the architecture
+            unknown = str(error).partition("\n")[0]
+        else:
+            if registers is not None:
+                o = occupancy(launch, target, registers)
+                resident = registers, o.blocks, o.warps, o.limited_by, f"{o.waves:.2f}"
+        name, shared = f"{kernel.family}/{kernel.entry}", format_bytes(launch.shared_bytes)
+        print(row.format(name, launch.grid, launch.block, shared, *resident))
+    if unknown:
+        print(f"A dash: registers, and what follows from them, are not known without a compiler. {unknown}")
+    for launch in launches:
+        if launch.kernel.family != "attention":
+            print(f"  {launch.kernel}")
+
+
+def _print_traffic(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, target: device.Device, args: argparse.Namespace
+) -> None:
+    small = _reduced(problem)
+    small_plan = _plan(small, target, args)
+    try:
+        counted = _count(small, target, args)
+    except ToolchainError as error:
+        raise Unavailable(f"counting needs a C++ compiler: {error}") from None
+    print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
+    for launch, count in zip(small_plan.launches, counted, strict=True):
+        formula = launch_bytes(small, small_plan, launch)
+        agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
+        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
+
+    totals = [launch_bytes(problem, plan, launch) for launch in plan.launches]
+    total = None if None in totals else sum(x for x in totals if x is not None)
+    standard = format_bytes(standard_bytes(problem, backward=args.backward))
+    print("\nat full size:")
+    print(f"  arithmetic              {flops(problem, backward=args.backward) / 1e12:.3g} TFLOP")
+    print(f"  memory, each array once {format_bytes(compulsory_bytes(problem, backward=args.backward))}")
+    moved = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
+    print(f"  L2 cache, every access  {moved}; the standard attention {standard}")
+    if target.arch in DATASHEET:
+        _print_roofline(problem, plan, total, args)
+
+
+def _print_roofline(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, moved: int | None, args: argparse.Namespace
+) -> None:
+    rates, tensor_cores = DATASHEET[args.arch], any(x.kernel.family == "mma" for x in plan.launches)
+    least = bound(problem, rates, tensor_cores=tensor_cores, backward=args.backward)
+    work, peak = flops(problem, backward=args.backward), rates.peak(problem.dtype, tensor_cores)
+    rate = work / least.seconds / 1e12
+    print(
+        f"roofline of the card, {rates.card}, by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s:\n"
+        f"  {least.by} bound, {format_seconds(least.seconds)} at least, {rate:.3g} TFLOP/s at most "
+        f"(arithmetic {format_seconds(least.arithmetic)}, memory {format_seconds(least.memory)})"
+    )
+    if args.plot:
+        points = {
+            "each array once": compulsory_bytes(problem, backward=args.backward),
+            "if no access met a cache": moved,
+            "standard attention, likewise": standard_bytes(problem, backward=args.backward),
+        }
+        title = f"{'Backward' if args.backward else 'Forward'}, {_described(problem)}"
+        with writing(args.plot):
+            roofline_plot.plot(args.plot, title, rates, problem.dtype, tensor_cores, work, points)
+        print(f"Plot: {args.plot}")
+
+
+def _reduced(problem: AttentionProblem) -> AttentionProblem:
+    """One key head and as much of its group and of both sequences as can be emulated in seconds."""
+    small = replace(problem, batch=(1,), num_heads_q=min(problem.group_size, EMULATED_HEADS), num_heads_k=1)
+    while small.num_heads_q * small.seqlen_q * small.seqlen_k > EMULATED_PAIRS:
+        if small.seqlen_k >= small.seqlen_q:
+            small = replace(small, seqlen_k=small.seqlen_k // 2)
+        else:
+            small = replace(small, seqlen_q=small.seqlen_q // 2)
+    return replace(small, q_offset=small.seqlen_k - small.seqlen_q if problem.causal else 0)
+
+
+def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[int]:
+    """Bytes that each launch of the problem moves."""
+    rng = np.random.default_rng(0)
+    shapes = problem.q_shape, problem.k_shape, problem.v_shape, problem.out_shape
+    q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
+    backend = f"emulator:{target.arch}"
+    with emulator.settings(mode="counted"):
+        out, lse = flash_attention(q, k, v, causal=problem.causal, return_lse=True, backend=backend)
+        if args.backward:
+            flash_attention_backward(
+                dout, q, k, v, out, lse, causal=problem.causal, deterministic=args.deterministic, backend=backend
+            )
+    return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]

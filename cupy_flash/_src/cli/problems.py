@@ -1,0 +1,130 @@
+"""The problems that `python -m cupy_flash check` solves, and their arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cupy_flash._src.problem import DTYPES, AttentionProblem
+
+REDUCTION = 3  # of the sequence lengths where the emulator computes
+
+# How the memory of an array (..., H, S, D) is shaped, and the view into it; what the view leaves out is NaN.
+Layout = tuple[Callable[..., tuple[int, ...]], Callable[[Any], Any]]
+LAYOUTS: dict[str, Layout] = {
+    "contiguous": (lambda *shape: shape, lambda x: x),
+    "bshd": (lambda *shape: (*shape[:-3], shape[-2], shape[-3], shape[-1]), lambda x: x.swapaxes(-2, -3)),
+    "padded": (lambda *shape: (*shape[:-2], shape[-2] + 3, shape[-1] + 24), lambda x: x[..., 2:-1, 8:-16]),
+    "reversed": (lambda *shape: shape, lambda x: x[..., ::-1, ::-1, :]),
+    "odd strides": (lambda *shape: (*shape[:-1], 2 * shape[-1] + 1), lambda x: x[..., 1::2]),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One forward and backward."""
+
+    dtype: str = "float16"
+    batch: tuple[int, ...] = (2,)
+    heads_k: int = 2
+    group: int = 1
+    sq: int = 200
+    sk: int = 260
+    d: int = 64
+    dv: int | None = None
+    causal: bool = False
+    q_offset: int | None = None
+    scale: float | None = None
+    layout: str = "contiguous"
+    deterministic: bool = False
+
+    def __str__(self) -> str:
+        heads = f"{self.heads_k * self.group}" + (f"/{self.heads_k}" if self.group > 1 else "")
+        dims = f"{self.d}" if self.dv is None else f"{self.d},{self.dv}"
+        words = [self.dtype, f"D {dims}", f"H {heads}", f"S {self.sq}x{self.sk}"]
+        if self.causal:
+            words.append("causal" if self.q_offset is None else f"causal {self.q_offset:+}")
+        if self.scale is not None:
+            words.append(f"scale {self.scale}")
+        if self.layout != "contiguous":
+            words.append(self.layout)
+        if self.deterministic:
+            words.append("deterministic")
+        return ", ".join(words)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"causal": self.causal, "q_offset": self.q_offset, "scale": self.scale}
+
+    def reduced(self) -> Problem:
+        """The same with shorter sequences, at least one key where there was one."""
+        return replace(self, sq=-(-self.sq // REDUCTION), sk=-(-self.sk // REDUCTION))
+
+    def arrays(self, xp: Any = np) -> list[Any]:
+        """q, k, v, dout and dlse, the same numbers in NumPy and CuPy; dlse is contiguous."""
+        rng, dtype = np.random.default_rng(0), DTYPES[self.dtype]
+        heads, dv = self.heads_k * self.group, self.d if self.dv is None else self.dv
+        shapes = (
+            (*self.batch, heads, self.sq, self.d),
+            (*self.batch, self.heads_k, self.sk, self.d),
+            (*self.batch, self.heads_k, self.sk, dv),
+            (*self.batch, heads, self.sq, dv),
+        )
+        lse_dtype = np.float64 if self.dtype == "float64" else np.float32
+        laid_out = [self._lay_out(xp, rng.standard_normal(shape).astype(dtype)) for shape in shapes]
+        return [*laid_out, xp.asarray(rng.standard_normal(shapes[3][:-1]).astype(lse_dtype))]
+
+    def _lay_out(self, xp: Any, x: np.ndarray) -> Any:
+        memory_shape, view = LAYOUTS[self.layout]
+        memory = np.full(memory_shape(*x.shape), np.nan, x.dtype)
+        view(memory)[...] = x
+        return view(xp.asarray(memory))  # moved whole, so the view and its holes are the same on a GPU
+
+    def problem(self) -> AttentionProblem:
+        q, k, v, *_ = self.arrays()
+        return AttentionProblem.from_arrays(q, k, v, **self.options)
+
+
+# One of each family and dtype, named by both.
+SMOKE = {
+    "mma float16": Problem("float16", sq=300, sk=300, causal=True),
+    "mma bfloat16": Problem("bfloat16", sq=300, sk=300, causal=True),
+    "simt float16": Problem("float16", sq=300, sk=300, d=512, causal=True),  # more columns than mma takes
+    "simt bfloat16": Problem("bfloat16", sq=300, sk=300, d=512, causal=True),
+    "simt float32": Problem("float32", sq=300, sk=300, causal=True),
+    "simt float64": Problem("float64", sq=300, sk=300, causal=True),
+}
+
+
+def problems() -> Iterator[Problem]:
+    """What the kernels differ in, each value at least once with each half type or with the types it concerns."""
+    for dtype in ("float16", "bfloat16"):
+        for i, d in enumerate((32, 64, 96, 128, 192, 256, 512)):
+            yield Problem(dtype, d=d, causal=i % 2 == 0)
+            yield Problem(dtype, d=d, causal=i % 2 == 1, group=2, heads_k=1, deterministic=i % 2 == 0)
+        for d, dv in ((80, None), (33, None), (192, 128), (64, 256)):
+            yield Problem(dtype, d=d, dv=dv, causal=True)
+        for group in (7, 8):
+            yield Problem(dtype, batch=(1,), heads_k=1, group=group, d=128, causal=True)
+        for heads_k, group, d in ((4, 1, 128), (2, 8, 128), (1, 16, 64), (2, 4, 256)):
+            yield Problem(dtype, batch=(1,), heads_k=heads_k, group=group, sq=1, sk=2003, d=d, causal=True)
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=1024, sk=1024, d=128, causal=True)
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=1500, sk=24, d=64)  # two passes: few keys meet many queries
+    for dtype in ("float32", "float64"):
+        for d in (40, 128, 512):
+            yield Problem(dtype, d=d, causal=True, group=2, heads_k=1)
+        yield Problem(dtype, d=64, deterministic=True)
+    for dtype, d in (("float32", 64), ("float16", 512)):  # keys in spans
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=5, sk=2**15 + 100, d=d, causal=True)
+    for offset in (0, 7, -64, 10**12, -(10**12)):
+        yield Problem(d=128, causal=True, q_offset=offset)
+    for scale in (0.3, -0.2, 0.0):
+        yield Problem(scale=scale)
+    for sq, sk in ((1, 1), (1, 129), (129, 1), (577, 1023), (0, 5), (5, 0)):
+        yield Problem(batch=(1,), sq=sq, sk=sk)
+    for layout in (name for name in LAYOUTS if name != "contiguous"):
+        for dtype in ("float16", "float32"):
+            yield Problem(dtype, layout=layout, causal=True)

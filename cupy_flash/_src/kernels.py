@@ -1,0 +1,213 @@
+"""Which kernel family and which tile serve a variant on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cupy_flash._src.device import Device
+from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.specialization import ELEMENT, Specialization, Variant
+from cupy_flash._src.tiles import (
+    HEAD_DIM_BUCKETS,
+    MMA_HEAD_DIM_BUCKETS,
+    MmaKeyTile,
+    MmaTile,
+    SimtTile,
+    Tile,
+    bucket,
+    mma_dkdv_candidates,
+    mma_dq_candidates,
+    mma_forward_candidates,
+    simt_candidates,
+)
+from cupy_flash._src.tuning import measured
+
+_T = TypeVar("_T", SimtTile, MmaTile, MmaKeyTile)
+_HALF = ("float16", "bfloat16")
+# Why a kernel cannot take a tile, and the shared memory that it needs.
+_SIMT_RULES = {
+    "forward": (SimtTile.forward_fault, SimtTile.forward_shared_bytes),
+    "dkdv": (SimtTile.dkdv_fault, SimtTile.backward_shared_bytes),
+    "dq": (SimtTile.dq_fault, SimtTile.backward_shared_bytes),
+}
+ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
+
+
+def head_dim_buckets(dtype: str, device: Device) -> list[tuple[str, int]]:
+    """(family, compiled head dimension) of every kernel that `device` may need for `dtype`."""
+    if not _has_mma(dtype, device):
+        return [("simt", n) for n in HEAD_DIM_BUCKETS]
+    largest = MMA_HEAD_DIM_BUCKETS[-1]
+    return [("mma", n) for n in MMA_HEAD_DIM_BUCKETS] + [("simt", n) for n in HEAD_DIM_BUCKETS if n > largest]
+
+
+def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Tile | None = None) -> Specialization:
+    """The forward kernel; `packed` puts the rows of a group's heads in one tile, where rows are few.
+
+    Raises
+    ------
+    ValueError
+        If the kernel cannot take `tile` for the variant, or the device cannot run it.
+    """
+    if _uses_mma(variant, device, tile):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        wide, kernel = max(head_dim, head_dim_v), "packed" if packed else "forward"
+        known = measured(device.arch, kernel, wide, variant.causal)
+        candidates = [*known, *mma_forward_candidates(wide, packed=packed)]
+        rules = MmaTile.forward_fault, MmaTile.forward_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
+        constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
+        return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
+    constants = _simt_constants(variant, device, tile, "forward")
+    return Specialization("simt/forward.cu", "attention_forward", variant.types(), constants)
+
+
+def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
+    """The kernel of dK and dV, with `atomic_dq` of dQ too; errors as `forward`."""
+    atomic = ("kAtomicDq", int(atomic_dq))
+    if _uses_mma_backward(variant, device, tile):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        wide = max(head_dim, head_dim_v)
+        candidates = [*measured(device.arch, "dkdv", wide, variant.causal), *mma_dkdv_candidates(wide)]
+        wanted = [tile] if isinstance(tile, MmaKeyTile) else candidates
+        if any(t.dkdv_fault(head_dim, head_dim_v) for t in wanted):
+            head_dim = head_dim_v = wide  # warps share the columns of both evenly
+        rules = MmaKeyTile.dkdv_fault, MmaKeyTile.dkdv_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
+        constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+        pairs = ("kAddsPairs", int(device.compute_capability >= 90))
+        constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), pairs, atomic)
+        return Specialization("mma/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
+    constants = (*_simt_constants(variant, device, tile, "dkdv"), atomic)
+    return Specialization("simt/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
+
+
+def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Specialization:
+    """The kernel of dQ in a pass of its own; errors as `forward`."""
+    if _uses_mma_backward(variant, device, tile):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        wide = max(head_dim, head_dim_v)
+        candidates = [*measured(device.arch, "dq", wide, variant.causal), *mma_dq_candidates(wide)]
+        rules = MmaTile.dq_fault, MmaTile.dq_shared_bytes
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
+        constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+        constants = (*constants, ("kWarpsM", chosen.num_warps))
+        return Specialization("mma/backward_dq.cu", "attention_dq", variant.types(), constants)
+    constants = _simt_constants(variant, device, tile, "dq")
+    return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
+
+
+def row_wise(source: str, entry: str, dtype: str, *, out: str | None = None) -> Specialization:
+    """A kernel that gives each row of the output a warp; `out` is the dtype of an output that it reads."""
+    types = (*Variant(dtype, False, 0, 0).types(), ("Out", ELEMENT[out or dtype]))
+    return Specialization(f"attention/{source}", entry, types, (("kNWarps", ROWS_PER_BLOCK),))
+
+
+def _has_mma(dtype: str, device: Device) -> bool:
+    """Tensor cores take float16 from Turing on, bfloat16 from Ampere on."""
+    return device.compute_capability >= {"float16": 75, "bfloat16": 80}.get(dtype, 1000)
+
+
+def _uses_mma(variant: Variant, device: Device, tile: Tile | None) -> bool:
+    fits = _has_mma(variant.dtype, device) and max(variant.head_dim, variant.head_dim_v) <= MMA_HEAD_DIM_BUCKETS[-1]
+    if isinstance(tile, MmaTile) and not fits:
+        raise ValueError(f"{tile} needs float16 or bfloat16 on tensor cores and head dimensions up to 256: {variant}")
+    return fits and not isinstance(tile, SimtTile)
+
+
+def _uses_mma_backward(variant: Variant, device: Device, tile: Tile | None) -> bool:
+    """Whether a tile of the tensor-core backward is given or fits: on Turing, none does for more than 128 columns."""
+    if not _uses_mma(variant, device, tile):
+        return False
+    wide = max(_mma_head_dims(variant))
+    smallest = min(t.dkdv_shared_bytes(wide, wide) for t in mma_dkdv_candidates(wide))
+    return tile is not None or smallest <= device.shared_per_block
+
+
+def _mma_head_dims(variant: Variant) -> tuple[int, int]:
+    return bucket(variant.head_dim, MMA_HEAD_DIM_BUCKETS), bucket(variant.head_dim_v, MMA_HEAD_DIM_BUCKETS)
+
+
+def _mma_constants(
+    tile: MmaTile, shared_bytes: int, head_dim: int, head_dim_v: int, device: Device
+) -> tuple[tuple[str, int], ...]:
+    ampere = device.compute_capability >= 80
+    return (
+        ("kHeadDim", head_dim),
+        ("kHeadDimV", head_dim_v),
+        ("kBlockM", tile.block_m),
+        ("kBlockN", tile.block_n),
+        ("kNWarps", tile.num_warps),
+        ("kStages", tile.stages),
+        ("kMinBlocks", tile.min_blocks),
+        ("kMmaDepth", 16 if ampere else 8),
+        ("kAsyncCopy", int(ampere)),
+        ("kSharedBytes", shared_bytes),
+    )
+
+
+def _simt_constants(variant: Variant, device: Device, tile: Tile | None, kernel: str) -> tuple[tuple[str, int], ...]:
+    itemsize = max(4, DTYPES[variant.dtype].itemsize)
+    head_dim = bucket(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_BUCKETS)
+    backward = kernel != "forward"
+    rules = _SIMT_RULES[kernel]
+    candidates = simt_candidates(head_dim, itemsize, backward=backward)
+    chosen, size = _choose(tile, candidates, rules, (head_dim, itemsize), device)
+    constants = {
+        "kHeadDim": head_dim,
+        "kBlockM": chosen.block_m,
+        "kBlockN": chosen.block_n,
+        "kSliceD": chosen.slice_d,
+        "kNWarps": chosen.num_warps,
+        "kLanes": chosen.lanes,
+        "kMinBlocks": chosen.min_blocks,
+        "kSharedBytes": size,
+    }
+    if not backward:
+        constants["kQueryResident"] = int(chosen.query_resident)
+    return tuple(constants.items())
+
+
+def _choose(
+    tile: Tile | None,
+    candidates: Sequence[_T],
+    rules: tuple[Callable[..., str | None], Callable[..., int]],
+    sizes: tuple[int, int],
+    device: Device,
+) -> tuple[_T, int]:
+    """The tile asked for, or the first of which `min_blocks` blocks fit a multiprocessor; with its shared memory.
+
+    `rules` tell of a tile and `sizes` why the kernel cannot take it, and its shared memory.
+    """
+    fault, shared_bytes = rules
+
+    def refusal(tile: _T) -> str | None:
+        if problem := fault(tile, *sizes):
+            return f"breaks the kernel's rule: {problem}"
+        size, resident = shared_bytes(tile, *sizes), _resident(tile, device)
+        if size > device.shared_per_block:
+            return f"needs {size} bytes of shared memory: {device.arch} gives a block at most {device.shared_per_block}"
+        if tile.min_blocks > resident:
+            return f"wants {tile.min_blocks} blocks on a multiprocessor: {device.arch} has room for {resident}"
+        return None
+
+    def fits(tile: _T) -> bool:
+        if refusal(tile):
+            return False
+        return tile.min_blocks * device.shared_of_block(shared_bytes(tile, *sizes)) <= device.shared_per_sm
+
+    if tile is None:
+        chosen = next((t for t in candidates if fits(t)), candidates[-1])
+    elif isinstance(tile, type(candidates[0])):
+        chosen = tile
+    else:
+        raise ValueError(f"{tile} is of another kernel family: expected a {type(candidates[0]).__name__}")
+    if reason := refusal(chosen):
+        raise ValueError(f"{chosen} {reason}")
+    return chosen, shared_bytes(chosen, *sizes)
+
+
+def _resident(tile: Tile, device: Device) -> int:
+    """Blocks that a multiprocessor takes at a time by their threads, whatever their registers and shared memory."""
+    return min(device.blocks_per_sm, device.threads_per_sm // (32 * tile.num_warps))

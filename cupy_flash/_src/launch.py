@@ -1,0 +1,358 @@
+"""Allocate, pack parameters, launch: carries out a plan and decides nothing.
+
+The CUDA backend and the emulator share this file; a `Runtime` is what differs between them. Everything but addresses
+is worked out once for each problem and layout of its arrays, so that a repeated call only fills them in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from cupy_flash._src.device import Device
+from cupy_flash._src.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS, SEAL_PARAMS
+from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.tiles import VECTOR_BYTES, Tiles
+from cupy_flash._src.tuning import tiles_by_hand
+
+Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols), or without cols, by their name in params.cuh
+
+
+class Runtime(Protocol):
+    """Where arrays are allocated and kernels run."""
+
+    @property
+    def namespace(self) -> Any:
+        """numpy or cupy."""
+
+    @property
+    def device(self) -> Device:
+        """What plans are made for."""
+
+    def address(self, array: Any) -> int:
+        """Address of the first element."""
+
+    def run(self, launch: Launch, params: np.ndarray, tensors: Tensors) -> None:
+        """Start one kernel; `tensors` are the arrays that `params` points into."""
+
+
+class Layout(NamedTuple):
+    """What a kernel has to know of an array apart from its address."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    aligned: bool
+
+
+class Scratch(NamedTuple):
+    """Memory that a part needs for itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    zeroed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of the batch, ready to launch but for addresses: what repeated calls share.
+
+    Attributes
+    ----------
+    launches : list of Launch
+        In order.
+    params : numpy.ndarray
+        The parameters without addresses, as 64-bit words: NumPy takes 40 microseconds to copy the structure.
+    dtype : numpy.dtype
+        Their structure.
+    slots : tuple of (str, int, int)
+        A tensor, the 64-bit word that takes its address, and the offset of the part within it in bytes.
+    scratch : tuple of Scratch
+        What to allocate first.
+    same : dict of str to str
+        Tensors that are another one too.
+    """
+
+    launches: list[Launch]
+    params: np.ndarray
+    dtype: np.dtype
+    slots: tuple[tuple[str, int, int], ...]
+    scratch: tuple[Scratch, ...]
+    same: dict[str, str]
+
+    def run(self, runtime: Runtime, tensors: Tensors, addresses: dict[str, int]) -> None:
+        if self.scratch:
+            xp = runtime.namespace
+            made = {s.name: (xp.zeros if s.zeroed else xp.empty)(s.shape, s.dtype) for s in self.scratch}
+            tensors = tensors | made
+            addresses = addresses | {name: runtime.address(x) for name, x in made.items()}
+        if self.same:
+            tensors = tensors | {name: tensors[other] for name, other in self.same.items()}
+        words = self.params.copy()
+        for name, word, offset in self.slots:
+            words[word] = addresses[name] + offset
+        params: np.ndarray = np.ndarray((), self.dtype, words)
+        for launch in self.launches:
+            if launch.span:  # spans count up from 0, which the parameters say already
+                params["schedule"]["span"] = launch.span
+            runtime.run(launch, params, tensors)
+
+
+def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    """Write attention into `out` and `lse`.
+
+    Where the plan splits the keys this allocates one float32 result, output and two statistics of each row, for each
+    split, and one where it takes them in spans.
+    """
+    if out.size:
+        _run(runtime, problem, _forward_parts, {"q": q, "k": k, "v": v, "out": out, "lse": lse})
+
+
+def backward(
+    runtime: Runtime,
+    problem: AttentionProblem,
+    dout: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    dlse: Any | None,
+    deterministic: bool,
+) -> tuple[Any, Any, Any]:
+    """Return dq, dk, dv of shapes q_shape, k_shape, v_shape.
+
+    What this allocates beyond the results is in the notes of `cupy_flash.flash_attention_backward`.
+    """
+    xp = runtime.namespace
+    empty = q.size == 0 or k.size == 0
+    adds = not deterministic and problem.out_storage == problem.accumulator  # atomics add to dq itself
+    dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.out_storage)
+    dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
+    if not empty:
+        tensors = {"q": q, "k": k, "v": v, "out": out, "dout": dout, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+        if dlse is not None:
+            tensors["dlse"] = dlse
+        _run(runtime, problem, _deterministic_parts if deterministic else _backward_parts, tensors)
+    return dq, dk, dv
+
+
+def merge(
+    runtime: Runtime, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
+) -> None:
+    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
+    if out.size:
+        tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
+        _run(runtime, problem, _merge_parts, tensors)
+
+
+def seal(runtime: Runtime, problem: AttentionProblem, kept: Tensors) -> Tensors:
+    """Note what q, k, v, out and lse hold: these arrays and, in 32 bits for each of their rows, digests."""
+    empty = runtime.namespace.empty
+    digests = {
+        "query_digests": empty((*problem.lse_shape, 3), np.int32),
+        "key_digests": empty((*problem.k_shape[:-1], 2), np.int32),
+    }
+    return _run_seal(runtime, problem, "attention_seal", kept | digests)
+
+
+def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -> Any:
+    """Which of q, k, v, out and lse no longer hold what `seal` noted: five integers, 0 or 1."""
+    changed = runtime.namespace.zeros(5, np.int32)
+    _run_seal(runtime, problem, "attention_find_changed", sealed | {"changed": changed})
+    return changed
+
+
+def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """Fill the gradients with NaN if anything changed."""
+    _run_seal(runtime, problem, "attention_spoil", {"changed": changed, "dq": dq, "dk": dk, "dv": dv})
+
+
+def _run_seal(runtime: Runtime, problem: AttentionProblem, entry: str, tensors: Tensors) -> Tensors:
+    if not any(x.size == 0 for x in tensors.values()):  # a gradient of no queries, or of no keys, needs nothing kept
+        if "changed" in tensors:
+            everywhere = runtime.namespace.broadcast_to(tensors["changed"], (*problem.batch, 1, 1, 5))
+            tensors = tensors | {"changed": everywhere}
+        _run(runtime, problem, _SEAL_PARTS[entry], tensors)
+    return tensors
+
+
+_Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, bool]  # of a Layout; a plain tuple is made sooner
+Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple[Part, ...]]
+
+
+def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors: Tensors) -> None:
+    addresses = {name: runtime.address(x) for name, x in tensors.items()}
+    layouts = [
+        (name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES == 0) for name, x in tensors.items()
+    ]
+    for part in prepare(problem, runtime.device, tuple(layouts), tiles_by_hand()):
+        part.run(runtime, tensors, addresses)
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
+    def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
+        plan = plan_forward(part, device, tiles)
+        scratch: tuple[Scratch, ...] = ()
+        if plan.num_splits > 1 or plan.num_spans > 1:
+            splits, accumulator = (plan.num_splits,), problem.accumulator
+            scratch = (
+                Scratch("partial_out", splits + part.out_shape, accumulator, False),
+                Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
+            )
+        schedule = plan.num_splits, plan.packed_heads, plan.section_heads, plan.num_spans, 0, 0
+        return _part(FORWARD_PARAMS, part, schedule, plan.launches, parts, scratch, {})
+
+    return tuple(part_of(*x) for x in _parts(problem, layouts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _backward_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, deterministic: bool = False
+) -> tuple[Part, ...]:
+    def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
+        plan, accumulator = plan_backward(part, device, deterministic, tiles), problem.accumulator
+        scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
+        if problem.out_storage == accumulator:
+            same["dq_acc"] = "dq"
+        elif plan.atomic_dq:
+            scratch.append(Scratch("dq_acc", part.q_shape, accumulator, True))
+        if plan.num_splits > 1:
+            scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
+            scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
+        schedule = plan.num_splits, 1, 1, 1, 0, 0
+        return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
+
+    return tuple(part_of(*x) for x in _parts(problem, layouts))
+
+
+_deterministic_parts = functools.partial(_backward_parts, deterministic=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _merge_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
+    parts = _parts(problem, layouts)
+    return tuple(_part(MERGE_PARAMS, part, None, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _seal_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, entry: str
+) -> tuple[Part, ...]:
+    parts = _parts(problem, layouts)
+    return tuple(_part(SEAL_PARAMS, part, None, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
+
+
+_SEAL_PARTS = {
+    entry: functools.partial(_seal_parts, entry=entry)
+    for entry in ("attention_seal", "attention_find_changed", "attention_spoil")
+}
+
+
+_Offsets = dict[str, tuple[Layout, int]]  # a tensor's part of the batch, and where in the tensor it begins
+
+
+def _parts(problem: AttentionProblem, fields: tuple[_Fields, ...]) -> Iterator[tuple[AttentionProblem, _Offsets]]:
+    """Split the batch so that each part has at most BATCH_DIMS dimensions: one part in all but exotic views."""
+    batch = problem.batch
+    layouts = tuple(_with_cols(Layout(*x), len(batch)) for x in fields)
+    groups = _merged_dims(batch, layouts)
+    merged = [prod(batch[i] for i in group) for group in groups]
+    outer = max(0, len(groups) - BATCH_DIMS)
+    part = replace(problem, batch=tuple(merged[outer:]))
+    for index in product(*map(range, merged[:outer])):
+        views = {}
+        for x in layouts:
+            strides = [x.strides[group[-1]] for group in groups]  # of a merged dimension: its innermost one's
+            offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
+            shape, kept = (*merged[outer:], *x.shape[-3:]), (*strides[outer:], *x.strides[-3:])
+            views[x.name] = x._replace(shape=shape, strides=kept), offset
+        yield part, views
+
+
+def _with_cols(x: Layout, batch_dims: int) -> Layout:
+    """A row statistic as a tensor of one column."""
+    if len(x.shape) == batch_dims + 3:
+        return x
+    return x._replace(shape=(*x.shape, 1), strides=(*x.strides, x.itemsize))
+
+
+def _merged_dims(batch: tuple[int, ...], layouts: tuple[Layout, ...]) -> list[list[int]]:
+    """Neighbouring batch dimensions that every tensor strides through as one; those of size 1 are left out."""
+    groups: list[list[int]] = []
+    for i in (i for i, n in enumerate(batch) if n != 1):
+        if groups and all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _part(
+    dtype: np.dtype,
+    problem: AttentionProblem,
+    schedule: tuple[int, ...] | None,
+    launches: list[Launch],
+    views: _Offsets,
+    scratch: tuple[Scratch, ...],
+    same: dict[str, str],
+) -> Part:
+    """Parameters of one part. `same` names tensors that take another's place."""
+    params = np.zeros((), dtype)
+    params["shape"] = (
+        (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch,
+        problem.num_heads_q,
+        problem.num_heads_k,
+        problem.seqlen_q,
+        problem.seqlen_k,
+        problem.head_dim,
+        problem.head_dim_v,
+        problem.q_offset,
+        0,
+        problem.scale,
+    )
+    if schedule is not None:
+        params["schedule"] = schedule
+    slots = []
+    sources = {name: (name, *view) for name, view in views.items()}
+    sources |= {name: (other, *views[other]) for name, other in same.items()}
+    sources |= {s.name: (s.name, _with_cols(_contiguous(problem, s), len(problem.batch)), 0) for s in scratch}
+    for name, (source, x, offset) in sources.items():
+        params[name] = _pack(x, offset)
+        slots.append((source, dtype.fields[name][1] // 8, offset))  # type: ignore[index]
+    return Part(launches, params.reshape(1).view(np.uint64), dtype, tuple(slots), scratch, same)
+
+
+def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:
+    """Layout of a new array; of one result for each split, the first's."""
+    first = scratch.shape[1:] if scratch.name.startswith("partial") else scratch.shape
+    itemsize = scratch.dtype.itemsize
+    strides = tuple(itemsize * prod(first[i + 1 :]) for i in range(len(first)))
+    return Layout(scratch.name, first, strides, itemsize, True)
+
+
+def _pack(x: Layout, offset: int) -> tuple[Any, ...]:
+    """The fields of Tensor in params.cuh, without the address."""
+    *batch, head, row, col = x.strides
+    vectorized = (
+        col == x.itemsize
+        and x.shape[-1] * x.itemsize % VECTOR_BYTES == 0
+        and x.aligned
+        and all(stride % VECTOR_BYTES == 0 for stride in (*batch, head, row, offset))
+    )
+    batch = [0] * (BATCH_DIMS - len(batch)) + [stride // x.itemsize for stride in batch]
+    return 0, batch, head // x.itemsize, row // x.itemsize, col // x.itemsize, vectorized

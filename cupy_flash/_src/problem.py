@@ -1,0 +1,303 @@
+"""The validated problem: with `options`, the only place that raises for bad input."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cupy_flash._src.options import boolean, integer, real
+
+DTYPES: dict[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+# Results that `merge_attention` takes together: of one type, or of a half type and of merged ones before.
+_MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
+    "float16": (DTYPES["float16"], DTYPES["float32"]),
+    "bfloat16": (DTYPES["bfloat16"], DTYPES["float32"]),
+    "float32": (DTYPES["float32"], DTYPES["float16"], DTYPES["bfloat16"]),
+    "float64": (DTYPES["float64"],),
+}
+_AXES = "axes are (..., heads, sequence, head_dim), and x.swapaxes(-3, -2) views (..., sequence, heads, head_dim) so"
+MAX_HEAD_DIM = 512
+MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
+LOG2_E = 1.0 / math.log(2.0)
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """Shapes and options of one attention call, checked and normalised.
+
+    Attributes
+    ----------
+    dtype : str
+        ``"float16"``, ``"bfloat16"``, ``"float32"`` or ``"float64"``.
+    batch : tuple of int
+        The broadcast leading dimensions of q, k and v.
+    num_heads_q, num_heads_k : int
+        Query heads and key/value heads; the first is a multiple of the second.
+    seqlen_q, seqlen_k : int
+        Sequence lengths.
+    head_dim, head_dim_v : int
+        Size of the last axis of q and k, and of v; 1 to 512.
+    causal : bool
+        Whether query ``i`` sees only keys ``j <= i + q_offset``.
+    q_offset : int
+        Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
+    scale : float
+        Factor on ``q @ k.T``; times log2(e) it is finite in the accumulator's dtype.
+    wide_out : bool
+        Whether the output is in the accumulator's dtype and `dtype` a half type: the output of merged chunks of keys.
+    """
+
+    dtype: str
+    batch: tuple[int, ...]
+    num_heads_q: int
+    num_heads_k: int
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    head_dim_v: int
+    causal: bool
+    q_offset: int
+    scale: float
+    wide_out: bool = False
+
+    @classmethod
+    def from_arrays(
+        cls,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        causal: bool = False,
+        scale: float | None = None,
+        q_offset: int | None = None,
+    ) -> AttentionProblem:
+        """Check q, k, v and the options; see `flash_attention` for their meaning.
+
+        Raises
+        ------
+        TypeError
+            If a dtype is unsupported, the dtypes differ, or an option has the wrong type.
+        ValueError
+            If the shapes do not fit together or an option is out of range.
+        """
+        # What was found right once is right again: a repeated call costs a look-up.
+        problem = _problem(
+            _describe(q), _describe(k), _describe(v),
+            boolean("causal", causal),
+            None if scale is None else real("scale", scale),
+            None if q_offset is None else integer("q_offset", q_offset),
+        )  # fmt: skip
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            _check_aligned(name, x)
+        return problem
+
+    @classmethod
+    def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
+        """The problem as far as two of its outputs tell: what merging them needs; the keys are left out.
+
+        Its dtype is the narrower of theirs.
+
+        Raises
+        ------
+        TypeError
+            If a dtype is unsupported, or they do not fit together.
+        ValueError
+            If the shape is not that of an output, or not the same.
+        """
+        dtype = _check_dtypes(out_a=_describe(out_a))
+        _check_aligned("out_a", out_a)
+        batch, heads, rows, cols = _split("out_a", out_a)
+        if not 1 <= cols <= MAX_HEAD_DIM:
+            raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
+        check_like("out_b", out_b, tuple(out_a.shape), *_MERGED_WITH[dtype])
+        narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
+        wide_out = out_a.dtype != out_b.dtype
+        return cls(narrow.name, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0, wide_out)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @functools.cached_property
+    def group_size(self) -> int:
+        """Query heads that share one key head."""
+        return self.num_heads_q // self.num_heads_k
+
+    @functools.cached_property
+    def with_wide_out(self) -> AttentionProblem:
+        """The same problem with an output in the accumulator's dtype."""
+        return replace(self, wide_out=True)
+
+    @functools.cached_property
+    def storage(self) -> np.dtype:
+        """dtype of q, k, v and their gradients, and of the output; but see `out_storage`."""
+        return DTYPES[self.dtype]
+
+    @functools.cached_property
+    def out_storage(self) -> np.dtype:
+        """dtype of the output and of dq, both of which are unfinished where the keys are only a chunk of all."""
+        return self.accumulator if self.wide_out else self.storage
+
+    @functools.cached_property
+    def accumulator(self) -> np.dtype:
+        """dtype of sums and of the log-sum-exp: float64 for float64, else float32."""
+        return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
+
+    @functools.cached_property
+    def arithmetic(self) -> str:
+        """Name of the accumulator's dtype; NumPy takes 4 us to make one up."""
+        return self.accumulator.name
+
+    @functools.cached_property
+    def q_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim)
+
+    @functools.cached_property
+    def k_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim)
+
+    @functools.cached_property
+    def v_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_k, self.seqlen_k, self.head_dim_v)
+
+    @functools.cached_property
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim_v)
+
+    @functools.cached_property
+    def lse_shape(self) -> tuple[int, ...]:
+        return (*self.batch, self.num_heads_q, self.seqlen_q)
+
+
+class _Described(NamedTuple):
+    """An array without its elements."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _describe(array: Any) -> _Described:
+    return _Described(array.dtype, array.shape, array.strides)
+
+
+@functools.lru_cache(maxsize=1024)
+def _problem(
+    q: _Described, k: _Described, v: _Described, causal: bool, scale: float | None, q_offset: int | None
+) -> AttentionProblem:
+    """The checks of `AttentionProblem.from_arrays` that addresses do not matter for."""
+    dtype = _check_dtypes(q=q, k=k, v=v)
+    shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
+    (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
+    if dk != d:
+        raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
+    if sv != sk:
+        raise ValueError(f"v has sequence length {sv}, k has {sk}: they must be equal")
+    if hv != hk:
+        raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal; {_AXES}")
+    if hk == 0 or hq % hk:
+        raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k; {_AXES}")
+    for name, size in (("q and k", d), ("v", dv)):
+        if not 1 <= size <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
+    for name, size in (("q", sq), ("k", sk)):
+        if size > MAX_SEQLEN:
+            raise ValueError(f"{name} has sequence length {size}: expected at most {MAX_SEQLEN}")
+    try:
+        batch = np.broadcast_shapes(batch_q, batch_k, batch_v)
+    except ValueError:
+        raise ValueError(
+            f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
+        ) from None
+    if q_offset is not None and not causal:
+        raise ValueError(f"q_offset is {q_offset}: without causal=True every query sees every key, wherever it stands")
+    q_offset = sk - sq if q_offset is None else q_offset
+    return AttentionProblem(
+        dtype, batch, hq, hk, sq, sk, d, dv, causal,
+        min(max(q_offset, -sq), sk) if causal else 0,
+        1.0 / math.sqrt(d) if scale is None else _check_scale(scale, dtype),
+    )  # fmt: skip
+
+
+def check_plain(name: str, array: np.ndarray) -> None:
+    """Raise for the kinds of NumPy array that mean something else by their elements or by indexing."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
+    if isinstance(array, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, which stays 2-D whatever is done to it: expected a plain array")
+
+
+def check_like(name: str, array: Any, shape: tuple[int, ...], *dtypes: np.dtype) -> None:
+    """Raise unless `array` has exactly this shape and one of these dtypes."""
+    _check_description(name, _describe(array), shape, dtypes)
+    _check_aligned(name, array)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_description(name: str, array: _Described, shape: tuple[int, ...], dtypes: tuple[np.dtype, ...]) -> None:
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
+    if np.dtype(array.dtype) not in dtypes:
+        expected = " or ".join(dict.fromkeys(map(str, dtypes)))
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {expected}")
+    _check_strides(name, array)
+
+
+def _check_strides(name: str, array: Any) -> None:
+    """Elements must lie whole elements apart, as a GPU needs them."""
+    itemsize = np.dtype(array.dtype).itemsize
+    if any(stride % itemsize for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
+
+
+def _check_aligned(name: str, array: Any) -> None:
+    """The first element's address must be a multiple of the item size."""
+    aligned = array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0
+    if not aligned and array.size:
+        expected = f"expected an address that is a multiple of {array.itemsize}"
+        raise ValueError(f"{name} is not aligned in memory: {expected}")
+
+
+def _check_dtypes(**arrays: Any) -> str:
+    names = {}
+    for name, array in arrays.items():
+        dtype = np.dtype(array.dtype)
+        names[name] = dtype.name
+        if DTYPES.get(dtype.name) != dtype:  # a foreign byte order has the same name
+            raise TypeError(f"{name} has dtype {dtype}: expected one of {', '.join(DTYPES)}, in native byte order")
+        _check_strides(name, array)
+    if len(set(names.values())) > 1:
+        seen = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
+        raise TypeError(f"dtypes differ ({seen}): q, k and v must have the same dtype")
+    return next(iter(names.values()))
+
+
+def _split(name: str, array: Any) -> tuple[tuple[int, ...], int, int, int]:
+    """Shape as (leading dimensions, heads, sequence, head_dim); a 2-D array has one head."""
+    shape = tuple(int(n) for n in array.shape)
+    if len(shape) < 2:
+        raise ValueError(f"{name} has shape {shape}: expected (..., heads, sequence, head_dim), at least 2-D")
+    heads = shape[-3] if len(shape) > 2 else 1
+    return shape[:-3], heads, shape[-2], shape[-1]
+
+
+def _check_scale(scale: float, dtype: str) -> float:
+    """Kernels take exponentials to base 2: of scores times ``scale * log2(e)``, in the accumulator's type."""
+    arithmetic = np.float64 if dtype == "float64" else np.float32
+    largest = float(np.finfo(arithmetic).max)
+    if abs(scale) * LOG2_E > largest:
+        raise ValueError(f"scale is {scale}: expected at most {largest / LOG2_E:.3g} in size for {dtype}")
+    return scale + 0.0  # -0.0 is found where 0.0 is: it must not mean another sign

@@ -1,0 +1,235 @@
+"""The standard attention, materialised: what the tiled backends are compared with."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from cupy_flash._src.broadcast import sum_to_shape
+from cupy_flash._src.names import answered
+from cupy_flash._src.options import boolean
+from cupy_flash._src.problem import AttentionProblem, check_like, check_plain
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+@answered
+def attention_reference(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    return_lse: bool = False,
+    compute_dtype: Any = None,
+) -> Any:
+    r"""Attention by its definition, with the whole score matrix in memory (Algorithm 0 of [1]_).
+
+    Parameters
+    ----------
+    q : array, shape (..., Hq, Sq, D)
+        Queries, float16, bfloat16, float32 or float64, NumPy or CuPy.
+    k : array, shape (..., Hk, Sk, D)
+        Keys, of the same kind.
+    v : array, shape (..., Hk, Sk, Dv)
+        Values, of the same kind.
+    causal, scale, q_offset, return_lse
+        As in `flash_attention`.
+    compute_dtype : dtype, optional
+        None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
+        sums of float16 and bfloat16 run in float32 before they are rounded). ``numpy.float64`` makes the
+        result an oracle.
+
+    Returns
+    -------
+    out : array, shape (..., Hq, Sq, Dv)
+        In the dtype of q, or in `compute_dtype` where given. A row that sees no key is 0.
+    lse : array, shape (..., Hq, Sq)
+        Only with ``return_lse=True``. float32 (float64 for float64), or `compute_dtype` where given.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, dtypes differ, or `compute_dtype` is not float32 or float64.
+    ValueError
+        If shapes do not fit together or an option is out of range.
+
+    References
+    ----------
+    .. [1] T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022,
+       Algorithm 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import attention_reference, flash_attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((8, 100, 64), dtype=np.float32) for _ in range(3))
+    >>> exact = attention_reference(q, k, v, causal=True, compute_dtype=np.float64)
+    >>> bool(abs(flash_attention(q, k, v, causal=True) - exact).max() < 1e-5)
+    True
+    """
+    return_lse = boolean("return_lse", return_lse)
+    xp = _namespace(q=q, k=k, v=v)
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    math = _Arithmetic(xp, problem, compute_dtype)
+    with np.errstate(all="ignore"):
+        _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
+        shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
+        out, lse = out.reshape(shape).astype(math.out_dtype), lse.reshape(shape[:-1]).astype(math.lse_dtype)
+    return (out, lse) if return_lse else out
+
+
+@answered
+def attention_reference_backward(
+    dout: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    dlse: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    q_offset: int | None = None,
+    compute_dtype: Any = None,
+) -> tuple[Array, Array, Array]:
+    r"""Gradients of `attention_reference` with the whole score matrix in memory (Algorithm 3 of [1]_).
+
+    Parameters
+    ----------
+    dout : array, shape (..., Hq, Sq, Dv)
+        Gradient of the loss with respect to the output, in any supported dtype.
+    q, k, v : array
+        The inputs of the forward pass; what else is needed is computed again.
+    dlse : array, shape (..., Hq, Sq), optional
+        Gradient of the loss with respect to the log-sum-exp.
+    causal, scale, q_offset, compute_dtype
+        As in `attention_reference`.
+
+    Returns
+    -------
+    dq, dk, dv : array
+        In the shapes of q, k and v, and in their dtype or in `compute_dtype` where given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `attention_reference`; also if `dout` or `dlse` does not have the shape above.
+
+    References
+    ----------
+    .. [1] T. Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022,
+       Appendix B.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cupy_flash import attention_reference_backward
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((2, 16, 8)) for _ in range(3))
+    >>> dq, dk, dv = attention_reference_backward(np.ones_like(q), q, k, v)
+    >>> bool(np.allclose(dv.sum(axis=1), 16))  # each of the 16 rows of probabilities sums to 1
+    True
+    """
+    xp = _namespace(q=q, k=k, v=v, dout=dout, **({} if dlse is None else {"dlse": dlse}))
+    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    math = _Arithmetic(xp, problem, compute_dtype)
+    shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
+    check_like("dout", dout, shape, np.dtype(dout.dtype))
+    if dlse is not None:
+        check_like("dlse", dlse, shape[:-1], np.dtype(dlse.dtype))
+
+    with np.errstate(all="ignore"):
+        qg, kg, vg = _by_key_head(math, problem, q, k, v)
+        p, _, out = _forward(math, problem, qg, kg, vg)
+        do = math.load(dout).reshape(out.shape)
+        delta = math.round((do * out).sum(axis=-1, keepdims=True))
+        if dlse is not None:
+            delta = math.round(delta - math.load(dlse).reshape(delta.shape))
+        dp = math.matmul(do, _transpose(vg))
+        ds = math.round(p * math.round(dp - delta))
+        ds = math.round(ds * problem.scale)
+        grads = math.matmul(ds, kg), math.matmul(_transpose(ds), qg), math.matmul(_transpose(p), do)
+        dq, dk, dv = (
+            sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
+            for g, x, y in zip(grads, (qg, kg, vg), (q, k, v), strict=True)
+        )
+    return dq, dk, dv
+
+
+class _Arithmetic:
+    """Which array module computes, in which dtype, and how intermediates are rounded."""
+
+    def __init__(self, xp: Any, problem: AttentionProblem, compute_dtype: Any) -> None:
+        self.xp = xp
+        if compute_dtype is None:
+            self.stored = self.out_dtype = problem.storage
+            self.lse_dtype = problem.accumulator
+        else:
+            self.stored = self.out_dtype = self.lse_dtype = np.dtype(compute_dtype)
+            if self.stored not in (np.float32, np.float64):
+                raise TypeError(f"compute_dtype is {self.stored}: expected None, float32 or float64")
+        self.working = np.dtype(np.float32) if self.stored.itemsize == 2 else self.stored
+
+    def load(self, x: Array) -> Array:
+        return x.astype(self.working)
+
+    def round(self, x: Array) -> Array:
+        """Round to what a framework would have stored; arithmetic goes on in the working dtype."""
+        return x.astype(self.stored, copy=False).astype(self.working, copy=False)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return self.round(self.xp.matmul(a, b))
+
+
+def _namespace(**arrays: Array) -> Any:
+    """numpy or cupy: where all the arrays belong. A CuPy array exists only where cupy is already imported."""
+    names = {}
+    for name, x in arrays.items():
+        if isinstance(x, np.ndarray):
+            check_plain(name, x)
+            names[name] = "numpy"
+        else:
+            names[name] = type(x).__module__.partition(".")[0]
+        if names[name] not in ("numpy", "cupy"):
+            raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
+        if names[name] != names["q"]:
+            raise TypeError(f"{name} is a {names[name]} array, q is a {names['q']} array: expected one kind")
+    return sys.modules[names["q"]]
+
+
+def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array) -> tuple[Array, ...]:
+    """q as (..., Hk, group, Sq, D); k and v as (..., Hk, 1, Sk, D): matmul broadcasts over the group."""
+    hk, group = problem.num_heads_k, problem.group_size
+    q, k, v = (math.load(x) for x in (q, k, v))
+    return (
+        q.reshape(*q.shape[:-3], hk, group, *q.shape[-2:]),
+        k.reshape(*k.shape[:-3], hk, 1, *k.shape[-2:]),
+        v.reshape(*v.shape[:-3], hk, 1, *v.shape[-2:]),
+    )
+
+
+def _forward(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Probabilities, log-sum-exp with a last axis of 1, and output."""
+    xp = math.xp
+    s = math.round(math.matmul(q, _transpose(k)) * problem.scale)
+    if problem.causal:
+        i, j = xp.arange(problem.seqlen_q)[:, None], xp.arange(problem.seqlen_k)
+        s = xp.where(j <= i + problem.q_offset, s, -xp.inf)
+    m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.zeros((*s.shape[:-1], 1), s.dtype)
+    m = xp.where(m == -xp.inf, 0, m)  # a row that sees no key: exp(-inf - 0) = 0
+    p = math.round(xp.exp(math.round(s - m)))
+    total = math.round(p.sum(axis=-1, keepdims=True))
+    lse = math.round(m + math.round(xp.log(total)))
+    p = math.round(p / xp.where(total == 0, 1, total))
+    # Where v alone has more leading dimensions, p has fewer than the output, and lse follows the output.
+    out = math.matmul(p, v)
+    return p, xp.broadcast_to(lse, (*out.shape[:-1], 1)), out
+
+
+def _transpose(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
