@@ -147,6 +147,14 @@ def test_info_tells_what_is_here(capsys):
     assert set(backends.NAMES) | {"Python", "BLAS", "CuPy", "compiler", "cache"} <= set(facts)
 
 
+@pytest.mark.parametrize(("threads", "advised"), [(1, False), (2, True)])
+def test_info_names_the_variable_that_keeps_blas_threads_away(threads, advised, monkeypatch, capsys):
+    library = {"user_api": "blas", "internal_api": "openblas", "version": "0.3", "num_threads": threads}
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [library])
+    assert main(["info"]) == 0
+    assert ("OPENBLAS_NUM_THREADS=1" in capsys.readouterr().out) == advised
+
+
 def test_info_without_cupy_or_compiler_says_what_to_install(tmp_path):
     blocked = "import sys; sys.modules.update(dict.fromkeys(['cupy', 'ziglang'])); "
     command = "from cupy_flash.__main__ import main; sys.exit(main(['info']))"

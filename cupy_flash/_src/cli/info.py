@@ -46,8 +46,10 @@ def _installed() -> Iterator[Row]:
         yield package, _version(package)
     for library in threadpoolctl.threadpool_info():
         if library["user_api"] == "blas":
-            facts = [library["internal_api"], library["version"], library.get("architecture")]
-            yield "BLAS", f"{' '.join(filter(None, facts))}, {library['num_threads']} threads"
+            name, threads = library["internal_api"], library["num_threads"]
+            facts = [name, library["version"], library.get("architecture")]
+            advice = f"; on a busy machine {name.upper()}_NUM_THREADS=1" if threads > 1 else ""
+            yield "BLAS", f"{' '.join(filter(None, facts))}, {threads} threads{advice}"
 
 
 def _cuda() -> Iterator[Row]:
