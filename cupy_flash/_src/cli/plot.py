@@ -64,12 +64,12 @@ def plot_memory(standard: Curve, flash: Curve, row_bytes: int, title: str, path:
         slope = "S" if power == 1 else "S²"
         axes.annotate(
             f"{name}, O({slope})\n{format_bytes(sizes[-1])} at S = {seqlens[-1]}:\n{holds}",
-            (seqlens[-1], sizes[-1]), xytext=(22, 6), textcoords="offset points",
+            (seqlens[-1], sizes[-1]), xytext=(18, 6), textcoords="offset points",
             color=color, va="top", fontsize=9,
         )  # fmt: skip
 
     ticks = sorted({*standard, *flash})
-    ends = ticks[0] * 0.85, ticks[-1] * 1.18
+    ends = ticks[0] * 0.85, ticks[-1]  # of the area, which leaves the labels their place
     output = [row_bytes * s for s in ends]
     floor = output[0] / 2
     axes.fill_between(ends, output, floor, color=FLASH_COLOR, alpha=0.15, linewidth=0)
@@ -82,7 +82,7 @@ def plot_memory(standard: Curve, flash: Curve, row_bytes: int, title: str, path:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size)))
     axes.set_ylim(bottom=floor)
-    axes.set_xlim(*ends)
+    axes.set_xlim(ends[0], ticks[-1] * 1.18)
     axes.set_xlabel("sequence length S")
     axes.set_ylabel("peak memory beyond the inputs")
     axes.set_title(title, loc="left", fontsize=10)
