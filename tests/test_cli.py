@@ -39,7 +39,7 @@ def figures(text):
 
 def test_demo_compares_and_plots(tmp_path, capsys):
     plot = tmp_path / "memory.png"
-    assert main(["demo", "--backend", "cpu", "--seqlens", "128", "64", "--output", str(plot)]) == 0
+    assert main(["demo", "--backend", "cpu", "--seqlens", "64", "32", "--output", str(plot)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^Backend: cpu \(.+\), as asked", printed, flags=re.MULTILINE)
     for way in ("CPU backend", "CUDA kernels, emulated", "CUDA kernels, on the GPU", "standard attention"):
@@ -48,14 +48,16 @@ def test_demo_compares_and_plots(tmp_path, capsys):
         assert (len(errors) == 2 and max(errors) < 1e-4) or "not run: " in line
     assert figures(re.search(r"differ by at most (.*)\.\n", printed)[1])[0] < 1e-4
     rows = [line.split() for line in printed.splitlines() if re.match(r" +\d+ ", line)]
-    assert [int(row[0]) for row in rows] == [64, 128]
+    assert [int(row[0]) for row in rows] == [32, 64]
     assert all(max(figures(" ".join(row))) < 1e-4 for row in rows)
+    assert [row[9:11] for row in rows] == [["65.5", "kB"], ["131", "kB"]]  # the outputs
+    assert "std holds scores, exponentials and probabilities" in printed
     assert plot.read_bytes().startswith(PNG_SIGNATURE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_way_is_as_exact_as_the_standard_attention(dtype):
-    agreement = Agreement(dtype, 48, HEADS, HEAD_DIM)
+    agreement = Agreement(dtype, 48, 4, HEAD_DIM)
     standard = agreement.standard()
     out_eps, *grad_eps = (ml_dtypes.finfo(DTYPES[dtype]).eps * np.abs(x).max() for x in agreement.exact)
     assert standard.out_error < 8 * out_eps
@@ -66,19 +68,31 @@ def test_every_way_is_as_exact_as_the_standard_attention(dtype):
     assert 0 < largest_difference([standard, *results]) <= 3 * standard.grad_error + 16 * max(grad_eps)
 
 
-def test_measured_memory_is_that_of_the_method():
-    """The standard attention keeps scores and weights; ours keeps no matrix of S x S."""
+def test_measured_memory_is_that_of_the_method(monkeypatch):
+    """The standard attention holds three matrices of S x S; of ours only the output and the log-sum-exp grow."""
+    monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "2")  # each has its scratch memory
 
-    def peak(method, seqlen):
+    def beyond_output(method, seqlen):
         cost = measure_apart(Case(method, "cpu", "float32", seqlen, HEADS, HEAD_DIM))
         assert cost.seconds > 0
         assert cost.error < 1e-4
-        return cost.peak_bytes
+        assert cost.output_bytes == HEADS * seqlen * HEAD_DIM * 4
+        return cost.peak_bytes - cost.output_bytes
 
-    scores = HEADS * 1024**2 * 4
-    assert 2 * scores < peak("standard", 1024) < 5 * scores
-    output = HEADS * 4096 * HEAD_DIM * 4
-    assert output < peak("flash", 4096) < 16 * scores / 4  # each CPU core adds its scratch
+    scores = HEADS * 512**2 * 4
+    assert 3 * scores < beyond_output("standard", 512) < 3.5 * scores
+    ours = {seqlen: beyond_output("flash", seqlen) for seqlen in (512, 1024)}
+    assert all(HEADS * seqlen * 4 < size < 2**21 for seqlen, size in ours.items())
+    assert max(ours.values()) - min(ours.values()) < 2**20
+
+
+def test_the_output_is_an_area_of_the_memory_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "memory.svg"
+    plot.plot_memory({512: 28_400_000}, {512: 1_400_000, 1024: 2_500_000}, 2048, "title", path)
+    drawn = path.read_text(encoding="utf-8")
+    assert "PolyCollection" in drawn and "<!-- output -->" in drawn
+    assert "2.1 MB output, and scratch" in drawn and "probabilities of each head" in drawn
 
 
 @pytest.mark.gpu

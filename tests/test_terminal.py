@@ -208,7 +208,7 @@ def refuse(*args, **kwargs):
 
 def test_a_plot_on_a_full_disk_comes_after_the_figures(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(demo, "measure_apart", lambda case: measure.Cost(1.0, 1000, 0.0))
+    monkeypatch.setattr(demo, "measure_apart", lambda case: measure.Cost(1.0, 1000, 48, 0.0))
     monkeypatch.setattr(demo, "_show_agreement", lambda dtype, seqlen: None)
     monkeypatch.setattr(demo, "plot_memory", refuse)
     path = tmp_path / "plot.png"

@@ -31,13 +31,15 @@ def check_path(path: Path) -> None:
     check_output(path)
 
 
-def plot_memory(standard: Curve, flash: Curve, title: str, path: Path) -> None:
+def plot_memory(standard: Curve, flash: Curve, row_bytes: int, title: str, path: Path) -> None:
     """Write a log-log plot of two measured memory curves, with the slopes S and S^2 as guides.
 
     Parameters
     ----------
     standard, flash : mapping of sequence length to bytes
-        The standard attention and flash_attention; either may be shorter or empty, not both.
+        The standard attention, which may be shorter or empty, and flash_attention.
+    row_bytes : int
+        What the output takes for each position, drawn as an area.
     title : str
     path : Path
         Its suffix chooses the format.
@@ -49,10 +51,10 @@ def plot_memory(standard: Curve, flash: Curve, title: str, path: Path) -> None:
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log")
     curves = [
-        (standard, 2, STANDARD_COLOR, "standard attention"),
-        (flash, 1, FLASH_COLOR, "flash_attention"),
+        (standard, 2, STANDARD_COLOR, "standard attention", "scores, exponentials,\nprobabilities of each head"),
+        (flash, 1, FLASH_COLOR, "flash_attention", f"{format_bytes(row_bytes * max(flash))} output, and scratch"),
     ]
-    for curve, power, color, name in curves:
+    for curve, power, color, name, holds in curves:
         if not curve:
             continue
         seqlens, sizes = list(curve), list(curve.values())
@@ -61,18 +63,26 @@ def plot_memory(standard: Curve, flash: Curve, title: str, path: Path) -> None:
         axes.plot(seqlens, sizes, color=color, linewidth=2, marker="o", markersize=5, zorder=2)
         slope = "S" if power == 1 else "S²"
         axes.annotate(
-            f"{name}, O({slope})\n{format_bytes(sizes[-1])} at S = {seqlens[-1]}",
-            (seqlens[-1], sizes[-1]), xytext=(18, 0), textcoords="offset points",
-            color=color, va="center", fontsize=9,
+            f"{name}, O({slope})\n{format_bytes(sizes[-1])} at S = {seqlens[-1]}:\n{holds}",
+            (seqlens[-1], sizes[-1]), xytext=(18, 6), textcoords="offset points",
+            color=color, va="top", fontsize=9,
         )  # fmt: skip
 
     ticks = sorted({*standard, *flash})
+    ends = ticks[0] * 0.85, ticks[-1]  # of the area, which leaves the labels their place
+    output = [row_bytes * s for s in ends]
+    floor = output[0] / 2
+    axes.fill_between(ends, output, floor, color=FLASH_COLOR, alpha=0.15, linewidth=0)
+    middle, height = (ends[0] * ends[1]) ** 0.5, (output[0] * output[1]) ** 0.5
+    axes.text(middle, (floor * height) ** 0.5, "output", color=FLASH_COLOR, ha="center", va="center", fontsize=9)
+
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: f"{s:.0f}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size)))
-    axes.set_xlim(ticks[0] * 0.85, ticks[-1] * 1.18)
+    axes.set_ylim(bottom=floor)
+    axes.set_xlim(ends[0], ticks[-1] * 1.18)
     axes.set_xlabel("sequence length S")
     axes.set_ylabel("peak memory beyond the inputs")
     axes.set_title(title, loc="left", fontsize=10)
