@@ -17,6 +17,7 @@ pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRT
 
 # sm_70 is out of reach of NVRTC 13: CUDA 13 dropped it.
 
+
 def check_machine_code(kernel: Specialization, arch: str) -> None:
     compiled = compile.to_cubin(kernel, arch)
     if (arch, kernel.entry, dict(kernel.types)["Element"]) == ("sm_100", "attention_forward", "double"):

@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 COLOUR, ESCAPE = re.compile(rb"\x1b\[[\d;]*m"), b"\x1b"
 LIMIT = str(2**31)
 CHECK = ["check", "--backend", "emulator:sm_80", "--only", "no such"]
-BENCH = ["bench", "--backend", "emulator:sm_80", "--only", "no such"]
+ONE = ["--only", "forward float16 D 64 S", "--methods", "cupy_flash"]
+BENCH = ["bench", "--backend", "emulator:sm_80", "--minutes=0", *ONE]
 TUNE = ["tune", "--backend", "emulator:sm_80", "--kernels", "dq", "--head-dims", "64", "--minutes", "0"]
 
 
@@ -223,7 +224,7 @@ def test_bench_on_a_full_disk_prints_what_it_measured(tmp_path, monkeypatch, cap
     case = Case("decode", "float16", 1, 1, 1, 1, 32, 64, False)
     monkeypatch.setattr("cupy_flash._src.cli.bench.cases", lambda dtype, quick: [case])
     monkeypatch.setattr(books.os, "fsync", lambda file: refuse() if len(path.read_text().splitlines()) > 3 else None)
-    assert main(["bench", "--backend", "emulator:sm_80", "--methods", "none", "--out", str(path)]) == 1
+    assert main(["bench", "--backend", "emulator:sm_80", "--methods", "cupy_flash", "--out", str(path)]) == 1
     printed = capsys.readouterr()
     assert "float16 matmul of 64 and copy" in printed.out and "| 32 " in printed.out
     assert printed.err.endswith(f"cupy_flash bench: cannot write {path}: No space left on device\n")
@@ -279,7 +280,7 @@ def test_closed_streams_are_no_error(arguments, status, closed):
 
 def test_paths_that_are_no_text_are_told(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.csv"
-    done = command(*BENCH, "--methods", "none", "--out", path, PYTHONIOENCODING="utf-8")
+    done = command(*BENCH, "--out", path, PYTHONIOENCODING="utf-8")
     assert done.returncode == 0 and rb"/\udcff.csv" in done.stdout and os.path.exists(path)
 
 
@@ -349,7 +350,7 @@ def on_terminal(*arguments, **environment):
     return process.wait(), written
 
 
-SHOWN = [["info"], ["--help"], explain("0"), [*BENCH, "--methods", "none", "--out"]]
+SHOWN = [["info"], ["--help"], explain("0"), [*BENCH, "--out"]]
 
 
 @pytest.mark.parametrize("arguments", SHOWN, ids=lambda arguments: " ".join(arguments[:3]))
