@@ -391,7 +391,7 @@ def test_methods_take_turns():
     book = books.Book(Path("nowhere.csv"), PLACE)
     order = [m.name for _, m in runner.pending(SMALL, methods.all_methods("cuda"), book)]
     turns = (
-        ["cupy_flash", "torch flash", "torch cudnn", "torch efficient", "jax cudnn"],
+        ["cupy_flash", "torch flash", "torch cudnn", "torch efficient", "jax cudnn", "flash-attn-3"],
         ["flash-attn-4", "FlexAttention"],
         ["torch math", "standard (CuPy)"],
     )
@@ -518,7 +518,8 @@ def test_files_are_named_after_device_and_day(tmp_path, monkeypatch):
 def row(case, method, speed, status="ok", **columns):
     values = dict.fromkeys(books.FIELDS, "") | books.case_columns(case) | PLACE
     speeds = {"tflops": str(speed), "gbps": str(speed), "peak_bytes": "2000000", "method_version": "9", "date": TODAY}
-    return values | speeds | {"method": method, "status": status} | columns
+    times = {"median_us": "100", "p10_us": "80", "p90_us": "125"}
+    return values | speeds | times | {"method": method, "status": status} | columns
 
 
 def rows():
