@@ -24,6 +24,7 @@ from cupy_flash._src.cli.bench.plot import plot
 from cupy_flash._src.cli.bench.verify import Expected
 from cupy_flash._src.compile import text_to_cubin
 from cupy_flash._src.device import named
+from cupy_flash._src.plan import all_specializations, core_specializations
 from cupy_flash._src.problem import DTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -797,6 +798,18 @@ def test_memory_of_jax_is_left_to_others(libraries, monkeypatch):
 
 
 # What profilers run.
+
+
+def test_the_readme_counts_and_names_the_kernels():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    core, every = (list(kernels(named("sm_90a"))) for kernels in (core_specializations, all_specializations))
+    entries = [kernel.entry for kernel in core]
+    forwards, backwards = (entries.count(f"attention_{name}") for name in ("forward", "dkdv"))
+    rows = len(core) - forwards - backwards
+    shown = " ".join(text.split())
+    assert f"{len(core)} kernels: those of" in shown and f"{len(every)} of them" in shown
+    assert f"{forwards} forwards, {backwards} backwards and {rows} that go over rows" in shown
+    assert set(re.findall(r"`(attention_\w+)`", text)) <= {kernel.entry for kernel in every}
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulator:sm_90a"])
