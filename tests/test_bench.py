@@ -24,6 +24,7 @@ from cupy_flash._src.cli.bench.plot import plot
 from cupy_flash._src.cli.bench.verify import Expected
 from cupy_flash._src.compile import text_to_cubin
 from cupy_flash._src.device import named
+from cupy_flash._src.plan import all_specializations, core_specializations
 from cupy_flash._src.problem import DTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -391,7 +392,7 @@ def test_methods_take_turns():
     book = books.Book(Path("nowhere.csv"), PLACE)
     order = [m.name for _, m in runner.pending(SMALL, methods.all_methods("cuda"), book)]
     turns = (
-        ["cupy_flash", "torch flash", "torch cudnn", "torch efficient", "jax cudnn"],
+        ["cupy_flash", "torch flash", "torch cudnn", "torch efficient", "jax cudnn", "flash-attn-3"],
         ["flash-attn-4", "FlexAttention"],
         ["torch math", "standard (CuPy)"],
     )
@@ -518,7 +519,8 @@ def test_files_are_named_after_device_and_day(tmp_path, monkeypatch):
 def row(case, method, speed, status="ok", **columns):
     values = dict.fromkeys(books.FIELDS, "") | books.case_columns(case) | PLACE
     speeds = {"tflops": str(speed), "gbps": str(speed), "peak_bytes": "2000000", "method_version": "9", "date": TODAY}
-    return values | speeds | {"method": method, "status": status} | columns
+    times = {"median_us": "100", "p10_us": "80", "p90_us": "125"}
+    return values | speeds | times | {"method": method, "status": status} | columns
 
 
 def rows():
@@ -796,6 +798,18 @@ def test_memory_of_jax_is_left_to_others(libraries, monkeypatch):
 
 
 # What profilers run.
+
+
+def test_the_readme_counts_and_names_the_kernels():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    core, every = (list(kernels(named("sm_90a"))) for kernels in (core_specializations, all_specializations))
+    entries = [kernel.entry for kernel in core]
+    forwards, backwards = (entries.count(f"attention_{name}") for name in ("forward", "dkdv"))
+    rows = len(core) - forwards - backwards
+    shown = " ".join(text.split())
+    assert f"{len(core)} kernels: those of" in shown and f"{len(every)} of them" in shown
+    assert f"{forwards} forwards, {backwards} backwards and {rows} that go over rows" in shown
+    assert set(re.findall(r"`(attention_\w+)`", text)) <= {kernel.entry for kernel in every}
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulator:sm_90a"])

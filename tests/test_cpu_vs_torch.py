@@ -1,6 +1,8 @@
 """`benchmarks/cpu_vs_torch.py` without PyTorch and without figures of this machine."""
 
+import csv
 import sys
+from pathlib import Path
 
 import cpu_vs_torch
 import numpy as np
@@ -11,6 +13,7 @@ from cpu.libraries import LIBRARIES, bind_ours, verify
 from cpu.measure import measure_all
 from cpu.results import LEFT_OUT, Row, Writer, exponent, growth, read
 
+ROOT = Path(__file__).parents[1]
 MACHINE = machine.Machine(
     "Fake CPU", "compiled C++ for AVX2, 2 threads", "g++ 1", "9.9, AVX2", "oneMKL 1", 200.0, "2026-01-02"
 )
@@ -33,7 +36,7 @@ def handmade():
         for what in ("forward", "fwd+bwd"):
             case = square("speed", what, "float32", s, 64)
             ours = case.flops / 150e6
-            rows.append(Row(case, "ok", ours, 1.5 * ours, 0.5 * ours, ours, 7))
+            rows.append(Row(case, "ok", ours, 1.5 * ours, 0.5 * ours, ours, 7, 2.25))
     rows.append(Row(square("speed", "forward", "float32", 8192, 64), f"{LEFT_OUT}: too slow"))
     rows.append(Row(Case("decode", "forward", "bfloat16", 32, 8, 1, 4096, 128), "ok", 0.5, 0.25, 0.5, 0.25, 9))
     rows += [Row(square("memory", "fwd+bwd", "float32", s, 64), "ok", s / 1024, 2.0) for s in (1024, 4096)]
@@ -164,6 +167,15 @@ def test_what_mkl_says_of_the_cpu():
     assert machine.parse_mkl("tensor([1.])\n") == "not MKL"
 
 
+def test_rows_have_the_load(monkeypatch):
+    monkeypatch.setattr(measure, "measure", lambda case, seconds: Row(case))
+    case = square("small", "forward", "float16", 64, 64)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (3.5, 2.0, 1.0), raising=False)
+    assert [row.load for row in measure_all([case], seconds=0, cap=50)] == [3.5]
+    monkeypatch.delattr(machine.os, "getloadavg")  # as on Windows
+    assert [row.load for row in measure_all([case], seconds=0, cap=50)] == [None]
+
+
 # What is made of the figures.
 
 
@@ -182,11 +194,26 @@ def test_growth_of_time_and_memory():
 
 def test_rows_survive_the_file(tmp_path):
     rows = [Row(row.case, row.status, *(x and float(f"{x:.6g}") for x in (row.ours, row.torch, row.ours_best,
-            row.torch_best)), row.pairs) for row in handmade()]  # fmt: skip
+            row.torch_best)), row.pairs, row.load) for row in handmade()]  # fmt: skip
     assert read(write(tmp_path / "x.csv", rows)) == (MACHINE, rows)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not a table"):
         read(tmp_path / "other.csv")
+
+
+def test_older_files_without_the_load_are_read(tmp_path):
+    file = write(tmp_path / "x.csv", handmade())
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        del row["load"]
+    with file.open("w", newline="") as lines:
+        older = csv.DictWriter(lines, rows[0])
+        older.writeheader()
+        older.writerows(rows)
+    assert {row.load for row in read(file)[1]} == {None}
+    for kept in (ROOT / "benchmarks" / "results").glob("cpu_vs_torch*.csv"):
+        assert any(row.speedup for row in read(kept)[1])
 
 
 def test_tables_and_plot_from_a_file(tmp_path, capsys):

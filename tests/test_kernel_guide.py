@@ -1,4 +1,4 @@
-"""cuda_src/README.md: its snippet, and its change of the kernels, which is a window with ALiBi."""
+"""cuda_src/README.md: its snippets and what they print, and its changes of the kernels."""
 
 import re
 from pathlib import Path
@@ -13,15 +13,20 @@ CUDA = Path(__file__).parents[1] / "cuda_src"
 GUIDE = (CUDA / "README.md").read_text(encoding="utf-8")
 
 
-def block(language):
-    (text,) = re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
-    return text
+def blocks(language):
+    """Texts between fences; what is printed has no language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", GUIDE, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
+
+
+SNIPPET, TILES = blocks("python")
+RACE, CONFLICTS, BYTES, RIGHT, WRONG = blocks("")
 
 
 def changes():
     """(file, old, new) of each replacement in the guide's diff."""
     found = []
-    for part in block("diff").split("--- ")[1:]:
+    for part in blocks("diff")[0].split("--- ")[1:]:
         head, _, lines = part.partition("\n")
         for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", lines, flags=re.MULTILINE):
             found.append((head.partition(",")[0], *(re.sub(r"^.", "", x, flags=re.MULTILINE) for x in (old, new))))
@@ -36,14 +41,60 @@ def test_the_guide_names_what_is_there():
         assert word in sources or word in ("OS", "FA2")
 
 
-def test_the_snippet_runs_and_finds_a_race(mutate, capsys):
-    exec(compile(block("python"), "cuda_src/README.md", "exec"), {})
-    assert "largest error 0.000" in capsys.readouterr().out
+@pytest.fixture
+def printed(capsys):
+    """Execute a snippet; what it prints, with single spaces."""
+
+    names = {"np": np, "emulator": emulator, "flash_attention": flash_attention}
+
+    def run(snippet):
+        exec(compile(snippet, "cuda_src/README.md", "exec"), dict(names))
+        return lines(capsys.readouterr().out)
+
+    return run
+
+
+def lines(text):
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_snippet_finds_nothing(printed):
+    assert lines(RIGHT)[0] in printed(SNIPPET)
+    assert emulator.last_run().total("shared_accesses") > 0
+    assert emulator.last_run().total("bank_conflicts") == 0
+
+
+def test_a_missing_barrier_is_a_race(mutate, printed):
     mutate("mma/forward.cu", "    __syncthreads();\n    issue<kIsKey", "    issue<kIsKey")
     with pytest.raises(emulator.EmulatorError) as error:
-        exec(compile(block("python"), "cuda_src/README.md", "exec"), {})
-    shown = re.search(r"EmulatorError: (.*?)\n```", GUIDE, flags=re.DOTALL)[1]
-    assert str(error.value) == shown.replace("\n", " ")
+        printed(SNIPPET)
+    assert f"EmulatorError: {error.value}" == " ".join(lines(RACE))
+
+
+def test_rows_that_are_not_swizzled_meet_in_banks(mutate, printed):
+    mutate("mma/tile.cuh", "return kGroup == 64 ? row % 8 * kChunk : row / 2 % 4 * kChunk;", "return 0;")
+    found = printed(SNIPPET)
+    *shown, rest = lines(CONFLICTS)
+    assert rest == "..." and set(shown) < set(found)
+    assert lines(RIGHT)[0] in found
+
+
+def test_a_tile_of_half_the_queries_reads_the_keys_twice_as_often(printed):
+    assert printed(TILES) == lines(BYTES)
+
+
+@pytest.mark.slow
+def test_the_ptx_path_executes_the_inline_assembly(mutate, printed):
+    checked = 'mode="checked", seed=1'
+    assert checked in SNIPPET
+    printed(SNIPPET.replace(checked, ""))
+    host = emulator.last_run()
+    on_ptx = SNIPPET.replace(checked, 'path="ptx"')
+    assert lines(RIGHT)[0] in printed(on_ptx)
+    counts = ("mma", "ldmatrix", "shuffles", "barriers", "cp_async")
+    assert [emulator.last_run().total(name) for name in counts] == [host.total(name) for name in counts]
+    mutate("ptx/ldmatrix.cuh", ".x4.trans.", ".x4.")
+    assert lines(WRONG)[0] in printed(on_ptx)
 
 
 def standard(q, k, v, dout, bias):

@@ -108,6 +108,14 @@ def fma_peak() -> float:
     return best
 
 
+def load_average() -> float | None:
+    """How many threads ran or wanted to, on average of the last minute; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has no such function
+        return None
+
+
 def _cpu() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]

@@ -16,6 +16,7 @@ from unittest import mock
 
 from cpu.cases import Case, make_inputs
 from cpu.libraries import LIBRARIES, call_of, verify
+from cpu.machine import load_average
 from cpu.results import LEFT_OUT, OK, Row
 from cupy_flash._src.backends import native
 
@@ -38,7 +39,7 @@ def measure_all(cases: Iterable[Case], seconds: float, cap: float) -> Iterator[R
         if estimate > cap:
             yield Row(case, f"{LEFT_OUT}: a pair would take about {estimate:.0f} s, more than {cap:g}")
             continue
-        row = measure(case, seconds)
+        row = replace(measure(case, seconds), load=load_average())
         if case.section == "speed" and row.ours and row.torch:
             known[key] = case.seqlen_k, (row.ours + row.torch) / 1e3
         yield row

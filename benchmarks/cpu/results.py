@@ -22,7 +22,8 @@ GROWTH_FROM = 1024  # below, what a call costs whatever its length would show
 class Row:
     """A case and what was measured: medians and the best of so many pairs, None where there is no figure.
 
-    `status` is "ok", or "left out: ..." on purpose, or what went wrong.
+    `status` is "ok", or "left out: ..." on purpose, or what went wrong. `load` is the load average of the last
+    minute when the case was done, which counts its own threads; None where the system has none.
     """
 
     case: Case
@@ -32,6 +33,7 @@ class Row:
     ours_best: float | None = None
     torch_best: float | None = None
     pairs: int = 0
+    load: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -61,6 +63,7 @@ _FIGURES = tuple(field.name for field in fields(Row) if field.name != "case")
 _DERIVED = ("unit", "speedup", "best_speedup", "ours_gflops", "torch_gflops")  # written for readers, not read
 _MACHINE = tuple(field.name for field in fields(Machine))
 COLUMNS = (*(field.name for field in fields(Case)), *_FIGURES, *_DERIVED, *_MACHINE)
+_WITHOUT_LOAD = tuple(name for name in COLUMNS if name != "load")  # of older files
 
 
 class Writer:
@@ -83,7 +86,7 @@ class Writer:
 
 
 def read(path: Path) -> tuple[Machine, list[Row]]:
-    """What a `Writer` wrote.
+    """What a `Writer` wrote; of an older file, which has no column `load`, None stands for it.
 
     Raises
     ------
@@ -92,8 +95,9 @@ def read(path: Path) -> tuple[Machine, list[Row]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    if not lines or tuple(lines[0]) != COLUMNS:
+    if not lines or tuple(lines[0]) not in (COLUMNS, _WITHOUT_LOAD):
         raise ValueError(f"{path} is not a table of this program")
+    lines = [{"load": "", **line} for line in lines]
     return _parsed(Machine, lines[0]), [Row(_parsed(Case, x), **_values(Row, x)) for x in lines]
 
 
