@@ -175,8 +175,9 @@ def plot(losses, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.2), dpi=120, layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss, nats a character", xlim=(0, len(losses)), ylim=(0, None))
+    axes = figure.add_subplot(xlabel="step", ylabel="loss, nats a character", xlim=(0, len(losses)))
     axes.plot(range(1, len(losses) + 1), losses, color="#2563a8", linewidth=1)
+    axes.set_ylim(bottom=0)
     axes.set_title(f"{LAYERS} layers of width {WIDTH}, {HEADS} heads, {BATCH} x {SEQLEN} characters a step", loc="left")
     axes.grid(True, color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)

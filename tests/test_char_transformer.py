@@ -53,4 +53,5 @@ def test_the_script_runs(tmp_path):
     run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     printed, _ = processes.python(run, SCRIPT, "--steps", "2", "--plot", plot, interpreter=sys.executable)
     assert "step    1  loss" in printed and TEXT[:32].decode() in printed
-    assert "nats a character" in plot.read_text(encoding="utf-8")
+    drawn = plot.read_text(encoding="utf-8")
+    assert "nats a character" in drawn and "<!-- 0 -->" in drawn and "<!-- 4 -->" in drawn  # where the loss begins
