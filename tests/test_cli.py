@@ -1,6 +1,5 @@
-"""The commands of `python -m cupy_flash`, and the code that the README and the notebook show."""
+"""The commands of `python -m cupy_flash`, and the code that the README shows."""
 
-import json
 import os
 import re
 import subprocess
@@ -28,7 +27,6 @@ from cupy_flash._src.toolchain import NoCompilerError, ToolchainError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADS, HEAD_DIM = demo.HEADS, demo.HEAD_DIM
 
@@ -295,19 +293,3 @@ def test_readme_commands_exist():
     assert commands == set(COMMANDS)
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r'"\.\[(\w+)\]"', README)) <= extras
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_run(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    assert code
-    names = {}
-    for number, text in enumerate(code, 1):
-        exec(compile(text, f"{path.name}, code cell {number}", "exec"), names)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_stored_without_outputs(path):
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        assert not cell.get("outputs") and not cell.get("execution_count")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cupy_flash._src.emulator.errors import Site
 
@@ -119,6 +119,9 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         return "".join(map(_as_html, self._tables()))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # IPython's, where it shows no HTML
+        printer.text(str(self))
 
     def _tables(self) -> list[Table]:
         """What was launched; and, where counted, bytes by buffer and bank conflicts by line."""
