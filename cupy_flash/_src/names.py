@@ -64,5 +64,5 @@ def _advice(name: str, known: tuple[str, ...]) -> str:
     if name in NEEDLESS:
         return f"it needs no word here, {NEEDLESS[name]}"
     if name in NOT_YET:
-        return f"{NOT_YET[name]} are not supported yet"
+        return f"not supported yet: {NOT_YET[name]}"
     return f"expected {', '.join(known)}"

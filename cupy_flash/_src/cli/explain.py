@@ -146,7 +146,7 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
         name, shared = f"{kernel.family}/{kernel.entry}", format_bytes(launch.shared_bytes)
         print(row.format(name, launch.grid, launch.block, shared, *resident))
     if unknown:
-        print(f"A dash: registers, and what follows from them, are not known without a compiler. {unknown}")
+        print(f"A dash: registers, and what follows from them, are not known: {unknown}")
     for launch in launches:
         if launch.kernel.family != "attention":
             print(f"  {launch.kernel}")

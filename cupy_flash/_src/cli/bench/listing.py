@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from math import ceil
 
 from cupy_flash._src.cli.bench.cases import Case
 from cupy_flash._src.cli.bench.methods import COMPILED, FAST, LEFT_OUT, SLOW, Method
@@ -27,7 +28,7 @@ def show(cases: list[Case], methods: list[Method]) -> None:
     for name, why in LEFT_OUT.items():
         print(f"  {name:<18} left out: {why}")
     minutes = sum(SECONDS[method.turn] for method in there) * len(cases) / 60
-    print(f"\n{len(cases) * len(there)} measurements with what is installed, about {max(1, minutes):.0f} minutes")
+    print(f"\n{len(cases) * len(there)} measurements with what is installed, about {ceil(minutes)} min")
 
 
 def installed(method: Method) -> str | None:
