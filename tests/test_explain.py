@@ -141,7 +141,7 @@ def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):
     monkeypatch.setattr(explain, "to_cubin", missing)
     assert main(["explain", "--shape", "1,1,8,8,8", "--arch", "sm_90"]) == 0
     printed = capsys.readouterr().out
-    assert "on sm_90a" in printed and "without a compiler. NVRTC is missing: install it\n" in printed
+    assert "on sm_90a" in printed and "are not known: NVRTC is missing: install it\n" in printed
     row = next(line for line in printed.splitlines() if line.startswith("mma/attention_forward "))
     assert row.split()[-5:] == ["-"] * 5
 
