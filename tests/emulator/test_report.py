@@ -58,8 +58,17 @@ class Cells(HTMLParser):
 def launch(**changes):
     counts = dict.fromkeys(("switches", "mma", "ldmatrix", "shuffles", "votes", "syncwarps", "barriers"), 0)
     values = {
-        **{"kernel": "small", "grid": (1, 1, 1), "block": (32, 1, 1), "shared_bytes": 0, "mode": "counted"},
-        **{"seconds": 0.0, "cp_async": 0, "atomics": 0, "buffers": {}, "bank_conflicts": 0, "shared_accesses": 0},
+        "kernel": "small",
+        "grid": (1, 1, 1),
+        "block": (32, 1, 1),
+        "shared_bytes": 0,
+        "mode": "counted",
+        "seconds": 0.0,
+        "cp_async": 0,
+        "atomics": 0,
+        "buffers": {},
+        "bank_conflicts": 0,
+        "shared_accesses": 0,
         **counts,
         "conflicts": (),
     }
@@ -114,9 +123,18 @@ def test_all_of_a_small_report():
         Conflicts(Site("kernel.cu", 9), 5, 0),
     )
     first = launch(
-        **{"kernel": "first", "grid": (4, 1, 2), "block": (128, 1, 1), "shared_bytes": 1024, "barriers": 3},
-        **{"mma": 20, "shuffles": 1, "atomics": 1000, "bank_conflicts": 1234567, "shared_accesses": 4101},
-        **{"buffers": {"q": Bytes(256, 0), "unused": Bytes(0, 0), "out": Bytes(0, 2048)}, "conflicts": conflicts},
+        kernel="first",
+        grid=(4, 1, 2),
+        block=(128, 1, 1),
+        shared_bytes=1024,
+        barriers=3,
+        mma=20,
+        shuffles=1,
+        atomics=1000,
+        bank_conflicts=1234567,
+        shared_accesses=4101,
+        buffers={"q": Bytes(256, 0), "unused": Bytes(0, 0), "out": Bytes(0, 2048)},
+        conflicts=conflicts,
     )
     assert str(RunReport((first, launch()))) == (
         "kernel  grid       block  shared bytes  barriers  tensor-core instructions  shuffles  atomics\n"
