@@ -18,14 +18,14 @@ def find_site(library: Path, offset: int) -> Site:
     """The source line of the instruction at `offset` from the start of a library, with the lines that it comes from.
 
     Where functions are inlined these are the lines of the calls, the innermost first; at a function that is called
-    they end.
+    they end. Of calls that the compiler has made one of there is no line.
     """
     rows, calls = _tables(library)
     at = bisect.bisect_right(rows, offset, key=lambda row: row[0]) - 1
     if at < 0 or not rows[at][1].line:
         return Site("?", 0)
     around = sorted((call for call in calls if call[0] <= offset < call[1]), key=lambda call: -call[2])
-    callers = tuple(site for *_, site in around)
+    callers = tuple(site for *_, site in around if site.line)
     return Site(rows[at][1].file, rows[at][1].line, callers)
 
 
