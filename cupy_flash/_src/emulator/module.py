@@ -57,6 +57,9 @@ _CLANG_FLAGS = (
     "-fno-sanitize=function",
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    # Instructions of two lines made one have the line of neither.
+    *("-mllvm", "-simplifycfg-sink-common=false"),
+    *("-mllvm", "-enable-tail-merge=false"),
 )
 
 
