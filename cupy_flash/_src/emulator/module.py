@@ -257,7 +257,7 @@ class EmulatorModule:
             total[0] += conflict.instructions
             total[1] += conflict.wavefronts
         lines = (Conflicts(site, *total) for site, total in by_line.items())
-        return tuple(sorted(lines, key=lambda c: (-c.wavefronts, c.site.file, c.site.line)))
+        return tuple(sorted(lines, key=lambda c: (-c.wavefronts, c.site.file, c.site.line, str(c.site))))
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,7 +16,10 @@ _NOTHING = "no kernel was launched"
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Shared-memory accesses of one source line: warp instructions, and wavefronts beyond what they need."""
+    """Shared-memory accesses of one line, in one place that it is inlined in.
+
+    They are counted as warp instructions, and as wavefronts beyond what these need.
+    """
 
     site: Site
     instructions: int
