@@ -2,6 +2,7 @@
 
 import os
 import struct
+from pathlib import Path
 
 import emulated
 import numpy as np
@@ -293,6 +294,12 @@ def test_lines_without_entries():
     library = plain("-gdwarf-4", "-g1")
     assert named(library) >= CHAINS
     assert member(library, 0) == ""
+
+
+def test_calls_that_the_compiler_made_one_are_left_out(monkeypatch):
+    calls = [(0, 9, depth, Site("kernel.cu", line)) for depth, line in enumerate((8, 0, 5))]
+    monkeypatch.setattr(lines, "_tables", lambda library: ([(0, Site("kernel.cu", 3))], calls))
+    assert str(find_site(Path(), 4)) == "kernel.cu:3 from kernel.cu:5 from kernel.cu:8"
 
 
 def test_two_plans_of_one_library_have_no_names():
