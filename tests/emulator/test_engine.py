@@ -299,7 +299,7 @@ def test_an_error_names_the_included_file():
     buffer = emulator.Buffer("out", out.ctypes.data, out.nbytes, True)
     with emulator.settings(mode="checked"), pytest.raises(EmulatorError) as raised:
         emulator.launch(text, "kernel", (1,), (32,), emulated.pack({"out": out}), 0, [buffer])
-    assert str(raised.value.sites[0]) == "part/helper.cuh:3"
+    assert str(raised.value.sites[0]) == "part/helper.cuh:3 from kernel.cu:13"
     assert raised.value.threads == (31,)
 
 

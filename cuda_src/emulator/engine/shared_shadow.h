@@ -77,6 +77,9 @@ class SharedShadow {
     return kind == Access::kRead ? "read" : kind == Access::kWrite ? "write" : "atomic";
   }
 
+  // The offset of the first of these bytes of a word, by which a finding names the member that it concerns.
+  static size_t first_byte(size_t index, uint32_t mask) { return index * kCellBytes + __builtin_ctz(mask); }
+
   template <class Function>
   void for_cells(size_t offset, uint32_t bytes, Function function) {
     for (size_t i = offset / kCellBytes; i < (offset + bytes + kCellBytes - 1) / kCellBytes; ++i)
@@ -91,7 +94,7 @@ class SharedShadow {
           "async_copy",
           format(
               "%s of shared+%zu at {0} while the cp.async issued by thread %d at {1} has not been waited for",
-              name(kind), index * kCellBytes, cell.writer),
+              name(kind), first_byte(index, mask), cell.writer),
           {cell.writer, thread},
           {site, cell.write_site}};
       return false;
@@ -99,14 +102,15 @@ class SharedShadow {
     if (kind != Access::kWrite && mask & ~cell.initialised) {
       *finding = {"uninitialised",
                   format("%s of shared+%zu at {0}, which the block has never written", name(kind),
-                         index * kCellBytes),
+                         first_byte(index, mask & ~cell.initialised)),
                   {thread},
                   {site}};
       return false;
     }
     const bool both_atomic = kind == Access::kAtomic && cell.atomic;
     if (cell.write_mask & mask && !both_atomic && !clocks.ordered(cell.writer, cell.write_time, thread))
-      return race(index, thread, kind, site, cell.writer, "write", cell.write_site, finding);
+      return race(first_byte(index, cell.write_mask & mask), thread, kind, site, cell.writer, "write",
+                  cell.write_site, finding);
     if (kind == Access::kRead) {
       add_reader(reads(thread / kWarpSize, index), cell, thread, clocks.now(thread), mask, site);
       return true;
@@ -115,7 +119,8 @@ class SharedShadow {
       const Reads& r = reads(__builtin_ctz(warps), index);
       for (const Reads::Reader& reader : r.latest)
         if (reader.mask & mask && !clocks.ordered(reader.thread, reader.time, thread))
-          return race(index, thread, kind, site, reader.thread, "read", r.site, finding);
+          return race(first_byte(index, reader.mask & mask), thread, kind, site, reader.thread, "read", r.site,
+                      finding);
     }
     if (mask == kWholeCell) cell.reader_warps = 0;
     cell.writer = static_cast<uint16_t>(thread);
@@ -145,13 +150,13 @@ class SharedShadow {
     reads.site = site;
   }
 
-  static bool race(size_t index, int thread, Access kind, SiteId site, int other, const char* other_kind,
+  static bool race(size_t offset, int thread, Access kind, SiteId site, int other, const char* other_kind,
                    SiteId other_site, Finding* finding) {
     *finding = {
         "shared_race",
         format("%s of shared+%zu by thread %d at {0} is not ordered after the %s by thread %d at {1}: "
                "a barrier is missing",
-               name(kind), index * kCellBytes, thread, other_kind, other),
+               name(kind), offset, thread, other_kind, other),
         {other, thread},
         {site, other_site}};
     return false;

@@ -12,11 +12,17 @@ from pathlib import Path
 ARRAY, MEMBER, STRUCT, TYPEDEF, UNION, INHERITANCE, INLINED, SUBRANGE = 0x01, 0x0D, 0x13, 0x16, 0x17, 0x1C, 0x1D, 0x21
 CLASS, BASE, CONST, SUBPROGRAM, TEMPLATE_TYPE, VOLATILE = 0x02, 0x24, 0x26, 0x2E, 0x2F, 0x35
 NAME, SIZE, STATEMENTS, LOW, HIGH, UPPER, COUNT = 0x03, 0x0B, 0x10, 0x11, 0x12, 0x2F, 0x37
-ORIGIN, LOCATION, SPECIFICATION, TYPE, RANGES, CALL_FILE, CALL_LINE = 0x31, 0x38, 0x47, 0x49, 0x55, 0x58, 0x59
-_FORM_ADDRESS = 0x01
+LOCATION, TYPE, RANGES, CALL_FILE, CALL_LINE = 0x38, 0x49, 0x55, 0x58, 0x59
+_ADDRESS, _STRING, _BLOCK, _SIGNED, _STRING_AT, _UNSIGNED = 0x01, 0x08, 0x09, 0x0D, 0x0E, 0x0F
+_REFERENCE, _INDIRECT, _EXPRESSION, _PRESENT = 0x15, 0x16, 0x18, 0x19
+_COMPRESSED = 0x800  # SHF_COMPRESSED of an ELF section
 _NUMBERS = {0x01: "Q", 0x05: "H", 0x06: "I", 0x07: "Q", 0x0B: "B", 0x0C: "B", 0x10: "I", 0x17: "I", 0x20: "Q"}
 _REFERENCES = {0x11: "B", 0x12: "H", 0x13: "I", 0x14: "Q"}
 _BLOCKS = {0x03: "H", 0x04: "I", 0x0A: "B"}  # after a length of this kind
+
+# What reading raises where debug information is damaged, or not of the forms above. An error of a kernel is to be
+# told all the same, with fewer names.
+UNREADABLE = (struct.error, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 class Reader:
@@ -62,23 +68,24 @@ class Entry:
 
 
 class Library:
-    """The debug sections of an ELF file of 64 bits, little-endian."""
+    """The debug sections of a library: of an ELF file of 64 bits, little-endian; another has none."""
 
     def __init__(self, path: Path) -> None:
-        self._elf = path.read_bytes()
-
-    def section(self, name: str) -> bytes:
-        """A section's content, empty if there is none."""
-        elf = self._elf
+        elf = path.read_bytes()
+        self._sections: dict[str, bytes] = {}
+        if not elf.startswith(b"\x7fELF\x02\x01"):
+            return
         (headers,) = struct.unpack_from("<Q", elf, 40)
         size, count, names = struct.unpack_from("<HHH", elf, 58)
         sections = [struct.unpack_from("<IIQQQQ", elf, headers + i * size) for i in range(count)]
-        wanted = name.encode() + b"\0"
-        for section in sections:
-            at = sections[names][4] + section[0]
-            if elf[at : at + len(wanted)] == wanted:
-                return elf[section[4] : section[4] + section[5]]
-        return b""
+        for name, _, flags, _, offset, length in sections:
+            text = Reader(elf, sections[names][4] + name).text()
+            if text.startswith(".debug_") and not flags & _COMPRESSED:
+                self._sections[text] = elf[offset : offset + length]
+
+    def section(self, name: str) -> bytes:
+        """A section's content, empty if there is none."""
+        return self._sections.get(name, b"")
 
     @cached_property
     def entries(self) -> dict[int, Entry]:
@@ -115,7 +122,7 @@ class Library:
                 if value is not None:
                     entry.attributes[attribute] = value
                 if attribute == HIGH:
-                    entry.high_is_size = form != _FORM_ADDRESS
+                    entry.high_is_size = form != _ADDRESS
             if open_entries:
                 open_entries[-1].children.append(entry)
             found[offset] = entry
@@ -152,19 +159,19 @@ def _value(reader: Reader, form: int, unit: int, strings: bytes) -> int | str | 
         return reader.take(_NUMBERS[form])
     if form in _REFERENCES:
         return unit + reader.take(_REFERENCES[form])
-    if form == 0x08:
-        return reader.text()
-    if form == 0x0E:
-        return Reader(strings, reader.take("I")).text()
-    if form in (0x0D, 0x0F):
-        return reader.leb128(signed=form == 0x0D)
-    if form == 0x15:
+    if form == _REFERENCE:
         return unit + reader.leb128()
-    if form == 0x19:
+    if form in (_SIGNED, _UNSIGNED):
+        return reader.leb128(signed=form == _SIGNED)
+    if form == _STRING:
+        return reader.text()
+    if form == _STRING_AT:
+        return Reader(strings, reader.take("I")).text()
+    if form == _PRESENT:
         return 1
-    if form == 0x16:
+    if form == _INDIRECT:
         return _value(reader, reader.leb128(), unit, strings)
-    if form in _BLOCKS or form in (0x09, 0x18):
+    if form in _BLOCKS or form in (_BLOCK, _EXPRESSION):
         length = reader.take(_BLOCKS[form]) if form in _BLOCKS else reader.leb128()
         reader.at += length
         return None

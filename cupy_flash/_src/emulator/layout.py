@@ -16,29 +16,33 @@ _RECORDS = {dwarf.STRUCT, dwarf.CLASS, dwarf.UNION}
 def member(library: Path, offset: int) -> str:
     """What lies at a byte of shared memory, such as ``"ring[1].data[160]"``; empty where the library does not tell.
 
-    Where members of a union share it, all of them are named.
+    Where members of a union share it, all of them are named. Where kernels of one library plan their memory as
+    different structs, none is: which of them ran is not known here.
     """
-    entries, types = _storage(library)
-    return " or ".join(path for kind in types for path in _paths(entries, kind, offset, "") if path)
+    try:
+        entries, kinds = _storage(library)
+        return " or ".join(_paths(entries, kinds[0], offset, "")) if len(kinds) == 1 else ""
+    except dwarf.UNREADABLE:
+        return ""
 
 
-@functools.lru_cache(maxsize=64)
-def _storage(library: Path) -> tuple[dict[int, Entry], tuple[Entry, ...]]:
-    """All entries of a library, and the structs that its shared memory is planned as: one, or none."""
+@functools.lru_cache(maxsize=8)
+def _storage(library: Path) -> tuple[dict[int, Entry], list[Entry]]:
+    """All entries of a library, and the structs that its kernels plan their shared memory as."""
     entries = dwarf.Library(library).entries
-    found = {}
-    for entry in entries.values():
-        if entry.tag == dwarf.SUBPROGRAM and str(entry.attributes.get(dwarf.NAME, "")).startswith(_STORAGE):
-            for child in entry.children:
-                if child.tag == dwarf.TEMPLATE_TYPE:
-                    found[child.number(dwarf.TYPE)] = entries[child.number(dwarf.TYPE)]
-    return entries, tuple(found.values())
+    kinds = {
+        child.number(dwarf.TYPE)
+        for entry in entries.values()
+        if entry.tag == dwarf.SUBPROGRAM and str(entry.attributes.get(dwarf.NAME, "")).startswith(_STORAGE)
+        for child in entry.children
+        if child.tag == dwarf.TEMPLATE_TYPE
+    }
+    return entries, [entries[kind] for kind in kinds]
 
 
 def _resolved(entries: dict[int, Entry], kind: Entry) -> Entry:
-    while kind.tag in _ALIASES:
-        kind = entries[kind.number(dwarf.TYPE)]
-    return kind
+    """The type that a name or a qualifier stands for."""
+    return _resolved(entries, entries[kind.number(dwarf.TYPE)]) if kind.tag in _ALIASES else kind
 
 
 def _paths(entries: dict[int, Entry], kind: Entry, offset: int, path: str) -> list[str]:
@@ -62,10 +66,8 @@ def _paths(entries: dict[int, Entry], kind: Entry, offset: int, path: str) -> li
         if child.tag in (dwarf.MEMBER, dwarf.INHERITANCE)
         and (dwarf.LOCATION in child.attributes or kind.tag == dwarf.UNION)  # else it is static
     ]
-    if (
-        len(members) == 1 and _resolved(entries, members[0][2]).tag == dwarf.BASE
-    ):  # Float16 is a number, whatever holds it
-        return _paths(entries, members[0][2], offset, path)
+    if path and len(members) == 1 and _resolved(entries, members[0][2]).tag == dwarf.BASE:
+        return _paths(entries, members[0][2], offset, path)  # a Float16 is a number, whatever holds it
     found = []
     for name, begin, inner in members:
         if begin <= offset < begin + _size(entries, inner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from contextlib import suppress
 from pathlib import Path
 
 from cupy_flash._src.emulator import dwarf
@@ -17,14 +18,14 @@ def find_site(library: Path, offset: int) -> Site:
     """The source line of the instruction at `offset` from the start of a library, with the lines that it comes from.
 
     Where functions are inlined these are the lines of the calls, the innermost first; at a function that is called
-    they end.
+    they end. Of calls that the compiler has made one of there is no line.
     """
     rows, calls = _tables(library)
     at = bisect.bisect_right(rows, offset, key=lambda row: row[0]) - 1
     if at < 0 or not rows[at][1].line:
         return Site("?", 0)
     around = sorted((call for call in calls if call[0] <= offset < call[1]), key=lambda call: -call[2])
-    callers = tuple(site for *_, site in around)
+    callers = tuple(site for *_, site in around if site.line)
     return Site(rows[at][1].file, rows[at][1].line, callers)
 
 
@@ -44,18 +45,20 @@ def _tables(library: Path) -> tuple[list[Row], list[Call]]:
     rows: list[Row] = []
     files_of: dict[int, list[str]] = {}
     start = 0
-    while start + 4 <= len(lines):
-        end = start + 4 + dwarf.Reader(lines, start).take("I")
-        files_of[start], unit_rows = _unit(dwarf.Reader(lines[:end], start + 4))
-        rows += unit_rows
-        start = end
+    with suppress(*dwarf.UNREADABLE):
+        while start + 4 <= len(lines):
+            end = start + 4 + dwarf.Reader(lines, start).take("I")
+            files_of[start], unit_rows = _unit(dwarf.Reader(lines[:end], start + 4))
+            rows += unit_rows
+            start = end
     # Where one function ends and the next begins, the beginning counts.
     rows.sort(key=lambda row: (row[0], row[1].line > 0))
     calls: list[Call] = []
-    for entry in information.entries.values():
-        if dwarf.STATEMENTS in entry.attributes:
-            files = files_of.get(entry.number(dwarf.STATEMENTS), [])
-            _inlined(information, entry, entry.number(dwarf.LOW), files, 0, calls)
+    with suppress(*dwarf.UNREADABLE):
+        for entry in information.entries.values():
+            if dwarf.STATEMENTS in entry.attributes:
+                files = files_of.get(entry.number(dwarf.STATEMENTS), [])
+                _inlined(information, entry, entry.number(dwarf.LOW), files, 0, calls)
     return rows, calls
 
 
@@ -71,11 +74,16 @@ def _inlined(
 
 
 def _unit(reader: dwarf.Reader) -> tuple[list[str], list[Row]]:
-    """Files and rows of one unit's line program (DWARF 4, section 6.2)."""
-    if reader.take("H") > 4:
+    """Files and rows of one unit's line program (DWARF 4, section 6.2).
+
+    An assembler may write the program of an earlier version than the compiler's entries have.
+    """
+    version = reader.take("H")
+    if version > 4:
         return [], []
     program = reader.take("I") + reader.at
-    least_length, _, _ = reader.take("B"), reader.take("B"), reader.take("B")
+    least_length = reader.take("B")
+    reader.at += 2 if version == 4 else 1  # operations of one instruction, which is_stmt follows
     line_base, line_range, opcode_base = reader.take("b"), reader.take("B"), reader.take("B")
     operands = [reader.take("B") for _ in range(opcode_base - 1)]
     folders = [""]

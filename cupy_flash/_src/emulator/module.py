@@ -57,6 +57,9 @@ _CLANG_FLAGS = (
     "-fno-sanitize=function",
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
     *("-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    # Instructions of two lines made one have the line of neither.
+    *("-mllvm", "-simplifycfg-sink-common=false"),
+    *("-mllvm", "-enable-tail-merge=false"),
 )
 
 
@@ -254,7 +257,7 @@ class EmulatorModule:
             total[0] += conflict.instructions
             total[1] += conflict.wavefronts
         lines = (Conflicts(site, *total) for site, total in by_line.items())
-        return tuple(sorted(lines, key=lambda c: (-c.wavefronts, c.site.file, c.site.line)))
+        return tuple(sorted(lines, key=lambda c: (-c.wavefronts, c.site.file, c.site.line, str(c.site))))
 
 
 @functools.lru_cache(maxsize=256)

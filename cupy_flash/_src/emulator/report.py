@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -9,10 +10,16 @@ from typing import Any, NamedTuple
 
 from cupy_flash._src.emulator.errors import Site
 
+_WIDTH = 120  # of a printed line
+_NOTHING = "no kernel was launched"
+
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Shared-memory accesses of one source line: warp instructions, and wavefronts beyond what they need."""
+    """Shared-memory accesses of one line, in one place that it is inlined in.
+
+    They are counted as warp instructions, and as wavefronts beyond what these need.
+    """
 
     site: Site
     instructions: int
@@ -75,11 +82,14 @@ class LaunchReport:
         return None if self.buffers is None else sum(b.written for b in self.buffers.values())
 
 
+Row = tuple[str | int, ...]
+
+
 class Table(NamedTuple):
     """Rows under names."""
 
     names: tuple[str, ...]
-    rows: list[tuple[str | int, ...]]
+    rows: list[Row]
 
 
 def _size(dimensions: tuple[int, int, int]) -> str:
@@ -89,6 +99,7 @@ def _size(dimensions: tuple[int, int, int]) -> str:
 
 
 def _as_text(table: Table) -> str:
+    """In columns; where a row is too wide its last cell goes on in the lines below."""
     cells = [table.names, *([f"{x:,}" if isinstance(x, int) else x for x in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.names))]
     right = [isinstance(x, int) for x in table.rows[0]]
@@ -96,7 +107,11 @@ def _as_text(table: Table) -> str:
         "  ".join(f"{x:>{w}}" if r else f"{x:<{w}}" for x, w, r in zip(row, widths, right, strict=True))
         for row in cells
     )
-    return "\n".join(line.rstrip() for line in lines)
+    indent = " " * sum(width + 2 for width in widths[:-1])
+    return "\n".join(
+        textwrap.fill(line.rstrip(), _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
 
 
 def _as_html(table: Table) -> str:
@@ -115,47 +130,45 @@ class RunReport:
     launches: tuple[LaunchReport, ...]
 
     def __str__(self) -> str:
-        return "\n\n".join(map(_as_text, self._tables()))
+        return "\n\n".join(map(_as_text, self._tables())) or _NOTHING
 
     def _repr_html_(self) -> str:
-        return "".join(map(_as_html, self._tables()))
+        return "".join(map(_as_html, self._tables())) or _NOTHING
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # IPython's, where it shows no HTML
         printer.text(str(self))
 
     def _tables(self) -> list[Table]:
-        """What was launched; and, where counted, bytes by buffer and bank conflicts by line."""
-        counted = [launch for launch in self.launches if launch.buffers is not None]
+        """What was launched; and, where counted, bytes by buffer, and bank conflicts by the lines that have some."""
+        work = (
+            "kernel",
+            "grid",
+            "block",
+            "shared bytes",
+            "barriers",
+            "tensor-core instructions",
+            "shuffles",
+            "atomics",
+        )
+        launched: list[Row] = []
+        moved: list[Row] = []
+        shared: list[Row] = []
+        for x in self.launches:
+            launched.append(
+                (x.kernel, _size(x.grid), _size(x.block), x.shared_bytes, x.barriers, x.mma, x.shuffles, x.atomics)
+            )
+            for name, count in (x.buffers or {}).items():
+                if count.read or count.written:
+                    moved.append((x.kernel, name, count.read, count.written))
+            if x.shared_accesses and x.bank_conflicts is not None:
+                shared.append((x.kernel, x.shared_accesses, x.bank_conflicts, "all"))
+            for c in x.conflicts:
+                if c.wavefronts:
+                    shared.append((x.kernel, c.instructions, c.wavefronts, str(c.site)))
         tables = [
-            Table(
-                (
-                    "kernel",
-                    "grid",
-                    "block",
-                    "shared bytes",
-                    "barriers",
-                    "tensor-core instructions",
-                    "shuffles",
-                    "atomics",
-                ),
-                [
-                    (x.kernel, _size(x.grid), _size(x.block), x.shared_bytes, x.barriers, x.mma, x.shuffles, x.atomics)
-                    for x in self.launches
-                ],
-            ),
-            Table(
-                ("kernel", "buffer", "bytes read", "bytes written"),
-                [
-                    (x.kernel, name, moved.read, moved.written)
-                    for x in counted
-                    for name, moved in (x.buffers or {}).items()
-                    if moved.read or moved.written
-                ],
-            ),
-            Table(
-                ("kernel", "shared accesses", "bank conflicts", "line"),
-                [(x.kernel, c.instructions, c.wavefronts, str(c.site)) for x in counted for c in x.conflicts],
-            ),
+            Table(work, launched),
+            Table(("kernel", "buffer", "bytes read", "bytes written"), moved),
+            Table(("kernel", "shared accesses", "bank conflicts", "lines"), shared),
         ]
         return [table for table in tables if table.rows]
 
