@@ -14,8 +14,9 @@ inline double seconds() {
 }
 
 // Waiting threads look for so long before they sleep: to wake one takes 50 us and more on a virtual CPU, and the next
-// call of a loop comes sooner (measured: 8 heads, S = 64, 86 us a call instead of 135). They yield to whoever else wants
-// the CPU: beside two busy processes on two CPUs, steps of examples/char_transformer.py take the same time without.
+// call of a loop comes sooner (measured: 8 heads, S = 64, 86 us a call instead of 135). They yield to whoever else
+// wants the CPU: beside two busy processes on two CPUs, steps of examples/char_transformer.py take the same time
+// without.
 constexpr double kSpinSeconds = 200e-6;
 
 template <class Condition>
