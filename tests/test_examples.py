@@ -19,7 +19,7 @@ def test_it(n):
 """
 
 
-@pytest.mark.parametrize("ci", [None, "true"])
+@pytest.mark.parametrize("ci", [None, pytest.param("true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("marks", "same"), [((), True), pytest.param(("-m", "slow or hypothesis"), False, marks=pytest.mark.slow)]
 )
