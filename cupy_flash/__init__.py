@@ -13,9 +13,8 @@ compiled code is kept), CUPY_FLASH_CACHE_LIMIT (how much of it), CUPY_FLASH_COMP
 CUPY_FLASH_CPU_TIER (native or numpy), CUPY_FLASH_NUM_THREADS (of the CPU backend) and CXX (the C++ compiler).
 """
 
-import importlib
-import types
-
+from cupy_flash import emulator as emulator
+from cupy_flash import tuning as tuning
 from cupy_flash._src.api import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
 from cupy_flash._src.reference import attention_reference, attention_reference_backward
 from cupy_flash._src.startup import compile_core_kernels
@@ -29,18 +28,5 @@ __all__ = [
     "flash_attention_vjp",
     "merge_attention",
 ]
-_MODULES = ["emulator", "tuning"]
-
-
-def __getattr__(name: str) -> types.ModuleType:
-    """The public modules, imported when first asked for."""
-    if name in _MODULES:
-        return importlib.import_module(f"cupy_flash.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
-
 
 compile_core_kernels()

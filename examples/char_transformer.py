@@ -193,6 +193,8 @@ def main():
     args = parser.parse_args()
     if args.device == "cuda":
         import cupy as xp
+    if args.plot:
+        import matplotlib.figure  # noqa: F401, missing before the training rather than after
     text = (resources.files("cupy_flash") / "data" / "attention.txt").read_bytes()
     weights, letters, losses = train(text, args.steps)
     print(write(weights, letters, text[:32], 200))

@@ -50,6 +50,12 @@ def python(code, *arguments, interpreter=sys.executable, cwd=None, **changes):
     return done.stdout, done.stderr
 
 
+def script(path, *arguments, **changes):
+    """As `python`, of a file run as a program."""
+    run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return python(run, path, *arguments, **changes)
+
+
 def start(code, *arguments, **changes):
     """A script at work, its standard input and output open."""
     return subprocess.Popen(

@@ -482,6 +482,8 @@ def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
     assert re.search(r"torch flash +installed, 2\.14\n", printed)
     assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4\n", printed)
     assert re.search(r"FlashInfer +left out: ", printed) and re.search(r"about \d+ min", printed)
+    assert main(["bench", "--list", "--minutes", "2"]) == 0
+    assert "about 2 min\n" in capsys.readouterr().out
     assert main(["bench", "--list", "--backend", "emulator", "--only", "decode"]) == 0
     assert f"  {cases_there[0].reduced()}\n" in capsys.readouterr().out
 
@@ -588,6 +590,20 @@ def test_the_plot_of_the_full_set_of_cases(tmp_path):
     written = plot([*rows()[:2], *measured], tmp_path / "x")
     assert [p.name for p in written] == ["x-forward.png", "x-backward.png", "x-decode.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+
+
+def test_the_plot_has_every_method_and_tells_no_memory_from_bad_memory(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    case, names = small(), [m.name for m in methods.all_methods("cuda")]
+    monkeypatch.setattr(sys.modules[plot.__module__], "files", lambda stem: {"forward": stem.with_suffix(".svg")})
+    failures = [
+        row(case, "fallen", 0, "cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        row(case, "full", 0, "OutOfMemoryError: Out of memory allocating 9 bytes"),
+    ]
+    (written,) = plot([*rows()[:2], *(row(case, m, 100) for m in names), *failures], tmp_path / "x")
+    drawn = re.findall(r"<!-- (.*?) -->", written.read_text(encoding="utf-8"))
+    assert set(names) <= {words.removesuffix(" 9") for words in drawn}
+    assert drawn.count("failed") == drawn.count("OOM") == 1
 
 
 # The other libraries.

@@ -1,7 +1,5 @@
 """examples/char_transformer.py: its backward by finite differences, its training, and the script itself."""
 
-import sys
-
 import char_transformer as example
 import numpy as np
 import processes
@@ -50,8 +48,7 @@ def test_the_loss_falls(xp):
 
 def test_the_script_runs(tmp_path):
     plot = tmp_path / "loss.svg"
-    run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    printed, _ = processes.python(run, SCRIPT, "--steps", "2", "--plot", plot, interpreter=sys.executable)
+    printed, _ = processes.script(SCRIPT, "--steps", "2", "--plot", plot)
     assert "step    1  loss" in printed and TEXT[:32].decode() in printed
     drawn = plot.read_text(encoding="utf-8")
     assert "nats a character" in drawn and "<!-- 0 -->" in drawn and "<!-- 4 -->" in drawn  # where the loss begins

@@ -18,6 +18,7 @@ from cupy_flash._src.device import NAMED, named
 from cupy_flash._src.plan import Launch, plan_backward, plan_forward
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
+from cupy_flash._src.toolchain import ToolchainError
 
 KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
 
@@ -144,6 +145,32 @@ def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):
     assert "on sm_90a" in printed and "are not known: NVRTC is missing: install it\n" in printed
     row = next(line for line in printed.splitlines() if line.startswith("mma/attention_forward "))
     assert row.split()[-5:] == ["-"] * 5
+
+
+def test_explain_tells_why_a_changed_kernel_does_not_compile(mutate, capsys):
+    mutate("attention/combine.cu", "num_splits; ++split) sum", "num_splitz; ++split) sum")
+    assert main(["explain", "--shape", "1,1,1,4096,64", "--arch", "sm_80"]) == 1
+    assert "attention/combine.cu" in (told := capsys.readouterr().err) and "num_splitz" in told
+
+
+def test_explain_needs_no_compiler_for_the_bound(monkeypatch, capsys):
+    def none(*args):
+        raise ToolchainError("no C++ compiler")
+
+    monkeypatch.setattr(explain, "_count", none)
+    assert main(["explain", "--shape", "1,1,8,8,8", "--arch", "sm_80"]) == 2
+    printed = capsys.readouterr()
+    assert "TFLOP/s at most" in printed.out and "counting needs a C++ compiler: no C++ compiler" in printed.err
+
+
+@pytest.mark.parametrize("arch", sorted(set(NAMED) - set(DATASHEET)))
+def test_without_a_datasheet_there_is_no_roofline(arch, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(explain, "_count", lambda problem, target, args: [0])
+    arguments = ["explain", "--shape", "1,1,8,8,8", "--arch", arch]
+    assert main([*arguments, "--plot", str(tmp_path / "x.svg")]) == 1
+    assert f"no datasheet's rates of {arch}: expected one of sm_70, " in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "no datasheet's rates" in capsys.readouterr().out
 
 
 def test_explain_reduces_what_is_too_large_to_emulate(capsys):

@@ -70,6 +70,11 @@ def test_a_name_is_not_explained_by_one_that_this_function_lacks():
         cupy_flash.flash_attention_backward(X, X, X, X, X, X, return_residual=True)
 
 
+def test_what_belongs_to_the_gradients_is_told():
+    with pytest.raises(TypeError, match=r"'deterministic': .* flash_attention_vjp and flash_attention_backward take it"):
+        cupy_flash.flash_attention(X, X, X, deterministic=True)
+
+
 def test_what_python_refuses_is_refused_as_ever():
     with pytest.raises(TypeError, match="3 positional arguments but 4 were given"):
         cupy_flash.flash_attention(X, X, X, X)

@@ -1,4 +1,4 @@
-// What Python passes to the engine and gets back; cupy_flash/_src/emulator/module.py mirrors these structures.
+// What Python passes to the engine and gets back; cupy_flash/_src/emulator/engine.py mirrors these structures.
 #pragma once
 #include "engine.h"
 

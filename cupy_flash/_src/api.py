@@ -34,7 +34,8 @@ def flash_attention(
     ----------
     q : array, shape (..., Hq, Sq, D)
         Queries, float16, bfloat16, float32 or float64. 2-D ``(Sq, D)`` means one head. Of arrays (..., S, H, D), as
-        flash-attn and JAX have them, pass ``x.swapaxes(-3, -2)``, a view: else positions are taken for heads.
+        flash-attn and JAX have them, pass ``x.swapaxes(-3, -2)``, a view, and swap `out` back: else positions are
+        taken for heads.
     k : array, shape (..., Hk, Sk, D)
         Keys. ``Hq % Hk == 0``: query head h reads key head ``h // (Hq // Hk)`` (MQA, GQA).
     v : array, shape (..., Hk, Sk, Dv)

@@ -63,7 +63,7 @@ def to_cubin(kernel: Specialization, arch: str) -> CompiledKernel:
     CompileError
         If NVRTC reports an error.
     RuntimeError
-        If CuPy or NVRTC is not installed.
+        If CuPy or NVRTC is not installed, or does not know the architecture.
 
     Notes
     -----
@@ -171,12 +171,16 @@ def target_of(compute_capability: int) -> str:
     known = _nvrtc().getSupportedArchs()
     usable = [arch for arch in known if arch // 10 == compute_capability // 10 and arch <= compute_capability]
     if not usable:
-        version, wanted = ".".join(map(str, nvrtc_version())), compute_capability / 10
-        raise RuntimeError(
-            f"NVRTC {version} cannot compile for compute capability {wanted} (it knows {', '.join(map(str, known))}): "
-            "install another, by the extra cuda12 or cuda13"
-        )
+        raise _unknown(f"compute capability {compute_capability / 10}")
     return f"sm_{max(usable)}" + ("a" if max(usable) == 90 else "")
+
+
+def _unknown(wanted: str) -> RuntimeError:
+    known = ", ".join(map(str, _nvrtc().getSupportedArchs()))
+    return RuntimeError(
+        f"NVRTC {'.'.join(map(str, nvrtc_version()))} cannot compile for {wanted} (it knows {known}): install another, "
+        "by the extra cuda12 or cuda13"
+    )
 
 
 def _nvrtc() -> Any:
@@ -200,6 +204,9 @@ def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) 
             with forks.whole():
                 nvrtc.compileProgram(program, (*options, *_OPTIONS))
         except nvrtc.NVRTCError as error:
+            target = options[0].rpartition("_")[2]
+            if int(target.removesuffix("a")) not in nvrtc.getSupportedArchs():
+                raise _unknown(f"sm_{target}") from None
             raise CompileError(f"{name} {' '.join(options)}: {error}\n{nvrtc.getProgramLog(program)}") from None
         return getattr(nvrtc, result)(program), nvrtc.getProgramLog(program)
     finally:

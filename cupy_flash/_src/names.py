@@ -26,7 +26,10 @@ OURS = {
     "return_softmax_lse": "return_lse",
     "implementation": "backend",
 }
-NEEDLESS = {"enable_gqa": "fewer heads in k and v than in q are grouped-query attention"}
+NEEDLESS = {
+    "enable_gqa": "fewer heads in k and v than in q are grouped-query attention",
+    "deterministic": "a forward always is; flash_attention_vjp and flash_attention_backward take it for the gradients",
+}
 NOT_YET = {
     "attn_mask": "masks and biases",
     "mask": "masks",

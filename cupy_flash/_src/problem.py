@@ -25,7 +25,7 @@ _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
     "float32": (DTYPES["float32"], DTYPES["float16"], DTYPES["bfloat16"]),
     "float64": (DTYPES["float64"],),
 }
-_AXES = "axes are (..., heads, sequence, head_dim), and x.swapaxes(-3, -2) views (..., sequence, heads, head_dim) so"
+_AXES = "axes are (..., heads, sequence, head_dim): of arrays (..., sequence, heads, head_dim) pass x.swapaxes(-3, -2)"
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
 LOG2_E = 1.0 / math.log(2.0)

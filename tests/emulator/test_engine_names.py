@@ -323,7 +323,7 @@ def test_a_library_without_a_plan_has_no_names():
 
 def test_what_is_no_elf_file_has_no_names(tmp_path):
     path = tmp_path / "library.dylib"
-    for content in (b"", b"\xcf\xfa\xed\xfe" + bytes(100), bytes(10)):
+    for content in (b"", b"\xcf\xfa\xed\xfe" + bytes(100), bytes(10), b"\x7fELF\x02\x01" + b"\xff" * 100):
         path.write_bytes(content)
         forget()
         assert (find_site(path, 0), member(path, 0)) == (Site("?", 0), "")

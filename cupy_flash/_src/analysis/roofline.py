@@ -85,7 +85,8 @@ def flops(problem: AttentionProblem, *, backward: bool) -> int:
 def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     """Bytes of the arrays that no kernel comes without: what is seen of each input read once, each result written once.
 
-    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. A kernel that reads an array again
+    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. An input that is broadcast over
+    leading dimensions counts for each entry. A kernel that reads an array again
     finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads, bounds the time that
     memory takes.
 

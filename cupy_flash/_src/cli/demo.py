@@ -22,7 +22,7 @@ from cupy_flash._src.problem import DTYPES, MAX_SEQLEN
 SEQLENS = (512, 1024, 2048, 4096)
 EMULATOR_SEQLENS = (64, 128, 256)  # no place for long sequences: one CPU plays a GPU
 AGREEMENT_SEQLEN = 256
-# So many heads that the CPU backend splits the keys of no length: there each part would take memory for its sums.
+# So many heads that few threads need no keys to be split, each part of which takes memory for its sums.
 HEADS, HEAD_DIM = 8, 64
 
 AGREEMENT_ROW = "  {:26} {:>9} {:>9} {:>10}"
@@ -135,7 +135,7 @@ def _show_costs(backend: str, dtype: str, seqlens: list[int]) -> tuple[dict[int,
                 bar.update()
             bar.write(_cost_row(seqlen, standard.get(seqlen), flash.get(seqlen)))
     print("Memory: peak beyond the inputs. std holds scores, exponentials and probabilities, S x S for each head;")
-    print("ours holds the output, a number for each row, and scratch memory that does not grow with S.")
+    print("ours holds the output, a number for each row, scratch memory, and sums of the parts where keys are split.")
     print(f"Error: largest of the last {ORACLE_ROWS} rows, against float64.")
     if len(standard) < len(seqlens):
         print("A dash: the memory of this machine does not suffice.")

@@ -21,7 +21,7 @@ from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
 from cupy_flash._src.cli.arguments import architecture, positive_int, writing
 from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
-from cupy_flash._src.compile import to_cubin
+from cupy_flash._src.compile import CompileError, to_cubin
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.toolchain import ToolchainError
@@ -62,10 +62,13 @@ def run(args: argparse.Namespace) -> None:
     Unavailable
         If there is no C++ compiler to count with; the plan is printed before.
     UserError
-        If the shape is malformed or no attention problem, a tile cannot serve it, or the plot cannot be drawn.
+        If the shape is malformed or no attention problem, a tile cannot serve it, a kernel does not compile, or the
+        plot cannot be drawn.
     """
     if args.plot:
         check_path(args.plot)
+        if args.arch not in DATASHEET:
+            raise UserError(f"--plot has no datasheet's rates of {args.arch}: expected one of {', '.join(DATASHEET)}")
     target = device.named(args.arch)
     try:
         problem = _problem(args)
@@ -88,7 +91,8 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
         passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
         print(f"{passes}, a group's heads spread over {plan.num_splits} blocks")
     _print_launches(plan, target)
-    _print_traffic(problem, plan, target, args)
+    _print_at_full_size(problem, plan, args)
+    _print_counts(problem, target, args)
 
 
 def _problem(args: argparse.Namespace) -> AttentionProblem:
@@ -137,6 +141,8 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
         resident: tuple[str | int, ...] = ("-",) * 5
         try:
             registers = to_cubin(kernel, target.arch).registers
+        except CompileError as error:  # of a kernel that was changed
+            raise UserError(str(error)) from None
         except RuntimeError as error:  # NVRTC is not installed, or does not know the architecture
             unknown = str(error).partition("\n")[0]
         else:
@@ -152,31 +158,19 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
             print(f"  {launch.kernel}")
 
 
-def _print_traffic(
-    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, target: device.Device, args: argparse.Namespace
-) -> None:
-    small = _reduced(problem)
-    small_plan = _plan(small, target, args)
-    try:
-        counted = _count(small, target, args)
-    except ToolchainError as error:
-        raise Unavailable(f"counting needs a C++ compiler: {error}") from None
-    print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
-    for launch, count in zip(small_plan.launches, counted, strict=True):
-        formula = launch_bytes(small, small_plan, launch)
-        agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
-        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
-
-    totals = [launch_bytes(problem, plan, launch) for launch in plan.launches]
-    total = None if None in totals else sum(x for x in totals if x is not None)
+def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, args: argparse.Namespace) -> None:
+    moved = [launch_bytes(problem, plan, launch) for launch in plan.launches]
+    total = None if None in moved else sum(x for x in moved if x is not None)
     standard = format_bytes(standard_bytes(problem, backward=args.backward))
+    accesses = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
     print("\nat full size:")
     print(f"  arithmetic              {flops(problem, backward=args.backward) / 1e12:.3g} TFLOP")
     print(f"  memory, each array once {format_bytes(compulsory_bytes(problem, backward=args.backward))}")
-    moved = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
-    print(f"  L2 cache, every access  {moved}; the standard attention {standard}")
-    if target.arch in DATASHEET:
+    print(f"  L2 cache, every access  {accesses}; the standard attention {standard}")
+    if args.arch in DATASHEET:
         _print_roofline(problem, plan, total, args)
+    else:
+        print(f"roofline: not known, for there are no datasheet's rates of {args.arch}")
 
 
 def _print_roofline(
@@ -201,6 +195,21 @@ def _print_roofline(
         with writing(args.plot):
             roofline_plot.plot(args.plot, title, rates, problem.dtype, tensor_cores, work, points)
         print(f"Plot: {args.plot}")
+
+
+def _print_counts(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
+    """What the emulator counts on a problem of its size, against the formula."""
+    small = _reduced(problem)
+    plan = _plan(small, target, args)
+    try:
+        counted = _count(small, target, args)
+    except ToolchainError as error:
+        raise Unavailable(f"counting needs a C++ compiler: {error}") from None
+    print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
+    for launch, count in zip(plan.launches, counted, strict=True):
+        formula = launch_bytes(small, plan, launch)
+        agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
+        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
 
 
 def _reduced(problem: AttentionProblem) -> AttentionProblem:

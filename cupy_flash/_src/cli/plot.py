@@ -88,5 +88,6 @@ def plot_memory(standard: Curve, flash: Curve, row_bytes: int, title: str, path:
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(True, color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.01, -0.02, "Points are measured; dashed lines have slope 1 and 2.", fontsize=8, color="#666666")
+    dashed = "; dashed lines have slope 1 and 2" if len(ticks) > 1 else ""
+    figure.text(0.01, -0.02, f"Points are measured{dashed}.", fontsize=8, color="#666666")
     figure.savefig(path, bbox_inches="tight")

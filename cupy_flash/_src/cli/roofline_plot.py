@@ -52,13 +52,15 @@ def plot(
             f"{name}, {most:g} TFLOP/s", (high, most), xytext=(-4, 4), textcoords="offset points",
             ha="right", fontsize=8, color="#666666",
         )  # fmt: skip
-    styles = ((FLASH_COLOR, FLASH_COLOR), (FLASH_COLOR, "white"), (STANDARD_COLOR, "white"))
-    for (name, size), (edge, face) in zip(points.items(), styles, strict=True):
+    styles = ((FLASH_COLOR, FLASH_COLOR, 5), (FLASH_COLOR, "white", 8), (STANDARD_COLOR, "white", 11))
+    for place, ((name, size), (edge, face, radius)) in enumerate(zip(points.items(), styles, strict=True)):
         if not size:
             continue
         at = work / size, min(peak, rates.bandwidth * work / size / 1e3)
         label = f"{name}: {format_bytes(size)}, {at[0]:{'.0f' if at[0] >= 100 else '.3g'}} FLOP/byte"
-        axes.plot(*at, "o", markersize=7, markeredgecolor=edge, markerfacecolor=face, zorder=2, label=label)
+        axes.plot(
+            *at, "o", markersize=radius, markeredgecolor=edge, markerfacecolor=face, zorder=4 - place, label=label
+        )
     axes.set_xlabel("arithmetic intensity, FLOP a byte")
     axes.set_ylabel("TFLOP/s at most")
     axes.set_title(f"{title}\n{rates.card}, by its datasheet: {rates.bandwidth:g} GB/s", loc="left", fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,8 +72,11 @@ class Library:
     """The debug sections of a library: of an ELF file of 64 bits, little-endian; another has none."""
 
     def __init__(self, path: Path) -> None:
-        elf = path.read_bytes()
         self._sections: dict[str, bytes] = {}
+        with suppress(*UNREADABLE):
+            self._read_sections(path.read_bytes())
+
+    def _read_sections(self, elf: bytes) -> None:
         if not elf.startswith(b"\x7fELF\x02\x01"):
             return
         (headers,) = struct.unpack_from("<Q", elf, 40)
@@ -96,7 +100,8 @@ class Library:
         start = 0
         while start + 4 <= len(info):
             end = start + 4 + Reader(info, start).take("I")
-            self._read_unit(Reader(info[:end], start), strings, found)
+            with suppress(*UNREADABLE):
+                self._read_unit(Reader(info[:end], start), strings, found)
             start = end
         return found
 

@@ -64,15 +64,15 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.readme:
         return _write_readme()
-    if args.list:
-        return listing.show(*_chosen(args))
     if args.minutes is not None:
         check_minutes(args.minutes)
+    minutes = args.minutes if args.minutes is not None else QUICK_MINUTES if args.quick else math.inf
     chosen, methods = _chosen(args)
+    if args.list:
+        return listing.show(chosen, methods, minutes)
     machine = machine_of(args.backend)
     check_measured(args.backend, args.out)
     started = time.monotonic()
-    minutes = args.minutes if args.minutes is not None else QUICK_MINUTES if args.quick else math.inf
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     place = machine.place() | {"cupy_flash": __version__, "commit": commit_of_sources()}
     path = args.out or _default_path(place["device"], today)

@@ -13,8 +13,8 @@ from cupy_flash._src.cli.bench.methods import COMPILED, FAST, LEFT_OUT, SLOW, Me
 SECONDS = {FAST: 1.5, COMPILED: 15, SLOW: 3}
 
 
-def show(cases: list[Case], methods: list[Method]) -> None:
-    """Print it; nothing of it needs a GPU."""
+def show(cases: list[Case], methods: list[Method], most: float) -> None:
+    """Print it, with at `most` so many minutes; nothing of it needs a GPU."""
     print(f"{len(cases)} cases; --only takes a part of a name:")
     for case in cases:
         print(f"  {case}")
@@ -28,14 +28,14 @@ def show(cases: list[Case], methods: list[Method]) -> None:
     for name, why in LEFT_OUT.items():
         print(f"  {name:<18} left out: {why}")
     minutes = sum(SECONDS[method.turn] for method in there) * len(cases) / 60
-    print(f"\n{len(cases) * len(there)} measurements with what is installed, about {ceil(minutes)} min")
+    print(f"\n{len(cases) * len(there)} measurements with what is installed, about {ceil(min(minutes, most))} min")
 
 
 def installed(method: Method) -> str | None:
     """The version of what a method needs, None where it is not there."""
-    if not method.distribution:
-        return method.version if find_spec(method.module) else None
     try:
-        return version(method.distribution)
-    except PackageNotFoundError:
+        if method.distribution:
+            return version(method.distribution)
+        return method.version if find_spec(method.module) else None
+    except (PackageNotFoundError, ImportError):  # the latter of one that is there and broken
         return None

@@ -88,7 +88,7 @@ class Gpu(Machine):
 
         timer = EventTimer()
         super().__init__(cupy, device, timer, timer.stream)
-        self._telemetry = Telemetry(cupy.cuda.Device().pci_bus_id)
+        self._telemetry = Telemetry(lambda: cupy.cuda.Device().pci_bus_id)
 
     def place(self) -> Row:
         runtime = self.xp.cuda.runtime

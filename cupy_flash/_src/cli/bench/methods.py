@@ -20,7 +20,7 @@ from cupy_flash._src.cli.bench.machine import Machine
 from cupy_flash._src.cli.bench.timing import HostTimer, Timer
 from cupy_flash._src.problem import DTYPES
 
-FROM_SOURCE = "built from the folder hopper/ of github.com/Dao-AILab/flash-attention"
+FROM_SOURCE = "build it from the folder hopper/ of github.com/Dao-AILab/flash-attention"
 LEFT_OUT = {
     "FlashInfer": "it serves inference: no gradients, and for the forward the kernels of FlashAttention-2 and -3"
 }

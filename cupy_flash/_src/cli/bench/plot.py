@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cupy_flash._src.cli.bench.table import OURS, by_case, limit, unit_of
 
 OUR_COLOR, LIMIT_COLOR = "#2563a8", "#9a9a9a"
 DIRECTIONS = "forward", "backward", "decode"
-PEER_COLORS = ("#c1443c", "#d98a2b", "#5f9e57", "#8268ad", "#4aa3a8", "#b0608f", "#8c6d4f", "#7f7f7f")
+PEER_COLORS = ("#c1443c", "#d98a2b", "#5f9e57", "#8268ad", "#4aa3a8", "#b0608f", "#8c6d4f", "#7f7f7f", "#a7b13c")
 
 Panel = dict[Case, dict[str, Row]]
 
@@ -23,7 +24,7 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
     written = []
     cases = by_case(rows)
     names = [OURS, *sorted({m for methods in cases.values() for m in methods} - {OURS})]
-    colors = dict(zip(names, (OUR_COLOR, *PEER_COLORS), strict=False))
+    colors = dict(zip(names, chain([OUR_COLOR], cycle(PEER_COLORS)), strict=False))
     for direction, path in files(stem).items():
         panels: dict[str, Panel] = {}
         for case, methods in cases.items():
@@ -90,7 +91,7 @@ def _draw(ax: Any, title: str, panel: Panel, colors: dict[str, str], most: float
             if row is None:
                 continue
             if row["status"] != OK:
-                text = "OOM" if "memory" in row["status"].lower() else "failed"
+                text = "OOM" if "out of memory" in row["status"].lower() else "failed"
                 ax.annotate(text, (x, 0), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=size,
                             rotation=90, color=colors[name])  # fmt: skip
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 UNITS = ("sm_mhz", "watts", "celsius")
@@ -12,17 +13,17 @@ class Telemetry:
 
     Parameters
     ----------
-    bus : str
-        The GPU's PCI address, by which NVML finds what CUDA may number otherwise.
+    bus : callable
+        Returns the GPU's PCI address, by which NVML finds what CUDA may number otherwise.
     """
 
-    def __init__(self, bus: str) -> None:
+    def __init__(self, bus: Callable[[], str]) -> None:
         self._nvml: Any = None
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus.encode())
+            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus().encode())
             self._nvml = pynvml
         except Exception:  # whatever it is, measuring goes on without
             return
