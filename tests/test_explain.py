@@ -173,6 +173,7 @@ def test_without_a_datasheet_there_is_no_roofline(arch, monkeypatch, tmp_path, c
     assert "no datasheet's rates" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_explain_reduces_what_is_too_large_to_emulate(capsys):
     assert main(["explain", "--shape", "8,32,16384,16384,128", "--heads-k", "8", "--arch", "sm_90a"]) == 0
     printed = capsys.readouterr().out

@@ -93,7 +93,7 @@ def check_chunks(case, results, on):
             assert error <= 1.6 * of_one_call, f"{name}: {error:.3g}, one call has {of_one_call:.3g}"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("chunks", "deterministic"),

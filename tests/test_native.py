@@ -312,7 +312,7 @@ def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
-@pytest.mark.parametrize("isa", ["AVX-512 BF16", pytest.param("AVX-512", marks=pytest.mark.slow), "AVX2"])
+@pytest.mark.parametrize("isa", slow_among(["AVX-512 BF16", "AVX-512", "AVX2"], ["AVX-512 BF16", "AVX-512"]))
 def test_wide_vectors_compile_on_any_x86(isa):
     assert native.compile_library(isa).stat().st_size > 0
 
@@ -373,11 +373,10 @@ def test_a_silent_system_gets_the_portable_code(machine, system, cpu, tmp_path):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX is an extension of x86-64")
-@pytest.mark.parametrize(("refused", "expected"), [
-    ("-mavx512bf16", "AVX-512"),
-    pytest.param("-mavx512*", "AVX2", marks=pytest.mark.slow),
-    pytest.param("-m*", "portable", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("refused", "expected"), [("-mavx512bf16", "AVX-512"), ("-mavx512*", "AVX2"), ("-m*", "portable")]
+)
 def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected, cpu, tmp_path, monkeypatch):
     old = tmp_path / "old-compiler"
     old.write_text(
