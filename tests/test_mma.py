@@ -117,9 +117,8 @@ def test_split_keys_change_nothing_beyond_rounding(replan, sq):
         np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "d", [pytest.param(d, marks=() if d == 64 else pytest.mark.slow) for d in MMA_HEAD_DIM_BUCKETS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("d", MMA_HEAD_DIM_BUCKETS)
 def test_no_bank_conflicts(d):
     q, k, v, dout, _ = dataclasses.replace(RAGGED, d=d).arrays()
     for deterministic in (False, True):

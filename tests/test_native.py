@@ -301,9 +301,8 @@ def with_build(monkeypatch):
     return choose
 
 
-# The widest take half a minute each, in parts of narrower vectors, NEON ten seconds; SSE is the same with pairs, but
-# for bfloat16.
-@pytest.mark.parametrize("build", slow_among(BUILDS, BUILDS.keys() - {"SSE, pairs"}))
+@pytest.mark.slow  # the widest take half a minute each, in parts of narrower vectors, others ten seconds
+@pytest.mark.parametrize("build", BUILDS)
 def test_vectors_of_any_width_are_right(build, with_build, poisoned_memory):
     """The paths of other CPUs, by the compiler's vectors in parts."""
     with_build(build)
