@@ -27,8 +27,8 @@ OURS = {
     "implementation": "backend",
 }
 NEEDLESS = {
-    "enable_gqa": "fewer heads in k and v than in q are grouped-query attention",
-    "deterministic": "a forward always is; flash_attention_vjp and flash_attention_backward take it for the gradients",
+    "enable_gqa": "for fewer heads in k and v than in q are grouped-query attention",
+    "deterministic": "for a forward always is; flash_attention_vjp and flash_attention_backward take it",
 }
 NOT_YET = {
     "attn_mask": "masks and biases",

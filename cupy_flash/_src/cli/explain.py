@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
     plan = _plan(problem, target, args)
-    print(f"{'Backward' if args.backward else 'Forward'} on {args.arch}, {_described(problem)}")
+    print(f"{_direction(args)} on {args.arch}, {_described(problem)}")
     if isinstance(plan, ForwardPlan):
         spans = f", taken in {plan.num_spans} launches" if plan.num_spans > 1 else ""
         print(
@@ -117,6 +117,10 @@ def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Names
     if args.backward:
         return plan_backward(problem, target, args.deterministic, chosen)
     return plan_forward(problem, target, chosen)
+
+
+def _direction(args: argparse.Namespace) -> str:
+    return "Backward" if args.backward else "Forward"
 
 
 def _described(problem: AttentionProblem) -> str:
@@ -161,24 +165,31 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
 def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, args: argparse.Namespace) -> None:
     moved = [launch_bytes(problem, plan, launch) for launch in plan.launches]
     total = None if None in moved else sum(x for x in moved if x is not None)
-    standard = format_bytes(standard_bytes(problem, backward=args.backward))
+    work, once, standard = (
+        count(problem, backward=args.backward) for count in (flops, compulsory_bytes, standard_bytes)
+    )
     accesses = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
     print("\nat full size:")
-    print(f"  arithmetic              {flops(problem, backward=args.backward) / 1e12:.3g} TFLOP")
-    print(f"  memory, each array once {format_bytes(compulsory_bytes(problem, backward=args.backward))}")
-    print(f"  L2 cache, every access  {accesses}; the standard attention {standard}")
+    print(f"  arithmetic              {work / 1e12:.3g} TFLOP")
+    print(f"  memory, each array once {format_bytes(once)}")
+    print(f"  L2 cache, every access  {accesses}; the standard attention {format_bytes(standard)}")
     if args.arch in DATASHEET:
-        _print_roofline(problem, plan, total, args)
+        points = {"each array once": once, "if no access met a cache": total, "standard attention, likewise": standard}
+        _print_roofline(problem, plan, work, points, args)
     else:
         print(f"roofline: not known, for there are no datasheet's rates of {args.arch}")
 
 
 def _print_roofline(
-    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, moved: int | None, args: argparse.Namespace
+    problem: AttentionProblem,
+    plan: ForwardPlan | BackwardPlan,
+    work: int,
+    points: dict[str, int | None],
+    args: argparse.Namespace,
 ) -> None:
     rates, tensor_cores = DATASHEET[args.arch], any(x.kernel.family == "mma" for x in plan.launches)
     least = bound(problem, rates, tensor_cores=tensor_cores, backward=args.backward)
-    work, peak = flops(problem, backward=args.backward), rates.peak(problem.dtype, tensor_cores)
+    peak = rates.peak(problem.dtype, tensor_cores)
     rate = work / least.seconds / 1e12
     print(
         f"roofline of the card, {rates.card}, by its datasheet, {peak:g} TFLOP/s and {rates.bandwidth:g} GB/s:\n"
@@ -186,12 +197,7 @@ def _print_roofline(
         f"(arithmetic {format_seconds(least.arithmetic)}, memory {format_seconds(least.memory)})"
     )
     if args.plot:
-        points = {
-            "each array once": compulsory_bytes(problem, backward=args.backward),
-            "if no access met a cache": moved,
-            "standard attention, likewise": standard_bytes(problem, backward=args.backward),
-        }
-        title = f"{'Backward' if args.backward else 'Forward'}, {_described(problem)}"
+        title = f"{_direction(args)}, {_described(problem)}"
         with writing(args.plot):
             roofline_plot.plot(args.plot, title, rates, problem.dtype, tensor_cores, work, points)
         print(f"Plot: {args.plot}")

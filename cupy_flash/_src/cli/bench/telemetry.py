@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 UNITS = ("sm_mhz", "watts", "celsius")
@@ -19,14 +20,12 @@ class Telemetry:
 
     def __init__(self, bus: Callable[[], str]) -> None:
         self._nvml: Any = None
-        try:
+        with suppress(Exception):  # whatever it is, measuring goes on without
             import pynvml
 
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus().encode())
             self._nvml = pynvml
-        except Exception:  # whatever it is, measuring goes on without
-            return
 
     def read(self, when: str) -> dict[str, object]:
         """Columns of the results: `UNITS` at this moment, "before" or "after"."""
@@ -40,8 +39,6 @@ class Telemetry:
         )
         found: dict[str, object] = {}
         for unit, sensor in zip(UNITS, sensors, strict=True):
-            try:
+            with suppress(nvml.NVMLError):  # some virtual machines tell the clock and not the power
                 found[f"{unit}_{when}"] = sensor()
-            except nvml.NVMLError:  # some virtual machines tell the clock and not the power
-                continue
         return found
