@@ -21,6 +21,8 @@ COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [hypoth
 hypothesis.settings.register_profile("repeatable", **COMMON, derandomize=True)
 hypothesis.settings.register_profile("fresh", **COMMON, derandomize=False)
 hypothesis.settings.register_profile("thorough", **COMMON, derandomize=False, max_examples=1000)
+FOUND = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure is enough, whatever its size
+hypothesis.settings.register_profile("unshrunk", **COMMON, derandomize=True, phases=FOUND)
 
 
 def pytest_configure(config):
@@ -28,6 +30,13 @@ def pytest_configure(config):
     asked = config.option.markexpr
     usual = "fresh" if "slow" in asked and "not slow" not in asked else "repeatable"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
+
+
+def pytest_collection_modifyitems(items):
+    """A hang ends a test, in pytest-timeout's hands; slow ones may take longer."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
