@@ -1,16 +1,18 @@
 """Problems with their arrays: what hypothesis draws, and the error budget every backend must keep."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import strategies as st
+from layouts import CONTIGUOUS, UNTOUCHED, lay_out, layouts, named
 from oracle import attention
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
 from cupy_flash._src.problem import DTYPES
 
-LAYOUTS = ("contiguous", "bshd", "padded", "reversed", "strided_cols", "offset")
+# Arrays of a call in their order, and those that may be constant along an axis.
+OPERANDS, RESULTS = ("q", "k", "v", "dout", "dlse"), ("out", "lse")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Case:
     causal: bool = False
     q_offset: int | None = None
     scale: float | None = None
-    layouts: tuple = ("contiguous",) * 3
+    layouts: dict = field(default_factory=dict)  # of arrays by name, of those that are not contiguous
     seed: int = 0
     magnitude: float = 1.0
     options: dict = field(init=False, compare=False)
@@ -39,58 +41,50 @@ class Case:
         options = {"causal": self.causal, "q_offset": q_offset, "scale": self.scale}
         object.__setattr__(self, "options", options)
 
-    def arrays(self):
-        """q, k, v, dout, dlse in their layouts; dout and dlse are contiguous like the results."""
-        rng = np.random.default_rng(self.seed)
+    def shapes(self):
+        """Of the arrays of a call, by name."""
         dv = self.d if self.dv is None else self.dv
         batch_k = self.batch if self.batch_k is None else self.batch_k
-        heads = self.heads_k * self.group
-        shapes = [
-            (*self.batch, heads, self.sq, self.d),
-            (*batch_k, self.heads_k, self.sk, self.d),
-            (*batch_k, self.heads_k, self.sk, dv),
-        ]
-        out_shape = (*np.broadcast_shapes(self.batch, batch_k), heads, self.sq, dv)
-        dtype = DTYPES[self.dtype]
-        q, k, v = (
-            lay_out((self.magnitude * rng.standard_normal(s)).astype(dtype), layout)
-            for s, layout in zip(shapes, self.layouts, strict=True)
-        )
-        dout = lay_out(rng.standard_normal(out_shape).astype(dtype), self.layouts[0])
-        dlse = rng.standard_normal(out_shape[:-1]).astype(np.float64 if self.dtype == "float64" else np.float32)
-        return q, k, v, dout, dlse
+        heads, batch = self.heads_k * self.group, np.broadcast_shapes(self.batch, batch_k)
+        out = (*batch, heads, self.sq, dv)
+        return {
+            "q": (*self.batch, heads, self.sq, self.d),
+            "k": (*batch_k, self.heads_k, self.sk, self.d),
+            "v": (*batch_k, self.heads_k, self.sk, dv),
+            "dout": out,
+            "dlse": out[:-1],
+            "out": out,
+            "lse": out[:-1],
+        }
+
+    def laid_out(self, name, x):
+        """The array in its layout."""
+        return lay_out(x, self.layouts.get(name, CONTIGUOUS))
+
+    def all_in(self, layout):
+        """The same case with all arrays in one of `layouts.LAYOUTS`."""
+        return replace(self, layouts={
+            name: named(layout, len(shape), rows_of=1 if name in ("dlse", "lse") else 2)
+            for name, shape in self.shapes().items()
+        })  # fmt: skip
+
+    def arrays(self):
+        """q, k, v, dout, dlse in their layouts."""
+        rng, shapes = np.random.default_rng(self.seed), self.shapes()
+        values = {name: rng.standard_normal(shapes[name]) for name in OPERANDS}
+        accumulator = np.float64 if self.dtype == "float64" else np.float32
+        for name, x in values.items():
+            size = self.magnitude if name in "qkv" else 1.0
+            values[name] = self.laid_out(name, (size * x).astype(accumulator if name == "dlse" else DTYPES[self.dtype]))
+        return tuple(values.values())
 
 
-def lay_out(x, layout):
-    """A view with the values of x in other memory, which is NaN wherever the view does not look."""
-    *lead, h, s, d = x.shape
-
-    def poisoned(shape):
-        return np.full(shape, np.nan, x.dtype)
-
-    if layout == "contiguous":
-        return x
-    if layout == "bshd":
-        view = poisoned((*lead, s, h, d)).swapaxes(-2, -3)
-    elif layout == "padded":  # rows keep 16-byte alignment
-        view = poisoned((*lead, h, s + 3, d + 24))[..., 2 : s + 2, 8 : 8 + d]
-    elif layout == "reversed":
-        view = poisoned((*lead, h, s, d))[..., ::-1, ::-1, :]
-    elif layout == "strided_cols":
-        view = poisoned((*lead, h, s, 2 * d + 1))[..., 1::2]
-    elif layout == "offset":  # one element past alignment
-        view = poisoned(x.size + 1)[1:].reshape(x.shape)
-    else:
-        raise ValueError(layout)
-    view[...] = x
-    return view
-
-
+ANY_DTYPE = st.sampled_from(sorted(DTYPES))
 HEAD_DIMS = st.sampled_from([1, 7, 8, 32, 33, 64, 65, 80, 128])
 
 
 @st.composite
-def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, **fixed):
+def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, **fixed):
     """Cases of every shape, layout and option; keywords fix fields."""
     sk = draw(st.integers(0, max_seqlen))
     sq = draw(st.one_of(st.integers(0, max_seqlen), st.just(sk)))
@@ -98,7 +92,7 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, **fixed):
     batch = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
     broadcast = [n if draw(st.booleans()) else 1 for n in batch]
     drawn = {
-        "dtype": draw(st.sampled_from(sorted(DTYPES))),
+        "dtype": draw(dtypes),
         "batch": batch,
         "batch_k": tuple(broadcast[draw(st.integers(0, len(batch))) :]),
         "heads_k": draw(st.integers(1, 2)),
@@ -110,11 +104,15 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, **fixed):
         "causal": draw(st.booleans()),
         "q_offset": draw(st.one_of(st.none(), st.integers(-max_seqlen - 5, max_seqlen + 5))),
         "scale": draw(st.sampled_from([None, None, 0.3, -0.2, 0.0])),
-        "layouts": tuple(draw(st.sampled_from(LAYOUTS)) for _ in range(3)),
         "seed": draw(st.integers(0, 2**32 - 1)),
         "magnitude": draw(st.sampled_from([1.0, 1.0, 4.0])),
     }
-    return Case(**{**drawn, **fixed})
+    case = Case(**{**drawn, **fixed})
+    if "layouts" in fixed:
+        return case
+    return replace(case, layouts={
+        name: draw(layouts(shape, constant=name not in RESULTS)) for name, shape in case.shapes().items()
+    })  # fmt: skip
 
 
 def check(case, on, *, dlse=True, **backward_options):
@@ -126,8 +124,12 @@ def check(case, on, *, dlse=True, **backward_options):
     naive_out, naive_lse = attention_reference(q, k, v, return_lse=True, **case.options)
     naive_grads = attention_reference_backward(dout, q, k, v, dlse=grad_lse, **case.options)
 
-    out, lse = on(flash_attention, q, k, v, return_lse=True, **case.options)
-    assert out.dtype == q.dtype
+    space = case.laid_out("out", np.zeros(expected.out.shape, q.dtype))
+    out, lse = on(flash_attention, q, k, v, return_lse=True, out=space, **case.options)
+    if on.name != "cuda":
+        assert out is space
+        only_what_it_shows_is_written(out)
+    out, lse = case.laid_out("out", out), case.laid_out("lse", lse)
     grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=grad_lse, **case.options, **backward_options)
     sizes = magnitudes(q, k, v, dout, grad_lse, **case.options)
     results = zip(
@@ -136,6 +138,15 @@ def check(case, on, *, dlse=True, **backward_options):
     for name, x, naive, exact, size in results:
         within_budget(name, x, naive, exact, size)
     return out, lse, *grads
+
+
+def only_what_it_shows_is_written(x):
+    """Assert that the memory around a view of `lay_out` holds the NaN that it was made of."""
+    if x.base is not None and x.base.size <= UNTOUCHED:
+        values = x.copy()
+        x[...] = np.nan
+        assert np.isnan(x.base).all()
+        x[...] = values
 
 
 def within_budget(name, x, naive, exact, size=1.0):

@@ -1,4 +1,4 @@
-"""Plant the bugs of tests/bugs one by one, in copies of the repository side by side, and run the tests that must notice.
+"""Plant the bugs of tests/bugs one by one, in copies side by side of the repository, and run what must notice them.
 
     python tests/seeded_bugs.py                       all
     python tests/seeded_bugs.py cuda_src/mma plan.py  those of files whose path contains a word

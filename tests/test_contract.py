@@ -5,7 +5,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import LAYOUTS, Case, cases, check, within_budget
+from cases import Case, cases, check, within_budget
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from oracle import attention
@@ -41,12 +41,6 @@ def test_within_error_budget_thoroughly(on, case, deterministic, dlse):
 @pytest.mark.parametrize(("d", "dv"), [(1, 512), (16, 16), (96, 96), (192, 128), (256, 256), (512, 3), (512, 512)])
 def test_head_dims(on, dtype, d, dv):
     check(Case(dtype=dtype, heads_k=1, group=2, sq=37, sk=70, d=d, dv=dv, causal=True), on)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_layouts(on, dtype, layout):
-    check(Case(dtype=dtype, batch=(2,), heads_k=2, sq=40, sk=50, layouts=(layout,) * 3, causal=True), on)
 
 
 @pytest.mark.parametrize(
@@ -137,31 +131,8 @@ def test_leading_dimensions_broadcast(on):
         np.testing.assert_allclose(x, expected, atol=2e-5)
 
 
-def test_more_batch_dimensions_than_the_kernels_stride(on):
-    rng = np.random.default_rng(0)
-    q = rng.standard_normal((2, 3, 2, 2, 3, 2, 1, 5, 8), dtype=np.float32).transpose(5, 4, 3, 2, 1, 0, 6, 7, 8)
-    out = on(flash_attention, q, q, q)
-    np.testing.assert_allclose(out, attention(q, q, q).out, atol=1e-5)
-
-
-def test_elements_past_2_to_31(on):
-    """Rows 2^31 elements apart: an index of 32 bits would wrap to the wrong row."""
-    if on.name == "cuda":
-        pytest.skip("the view spans 13 GB, which only the host's memory leaves untouched")
-    base = np.zeros(3 * 2**31 + 64, np.float16)
-    view = np.lib.stride_tricks.as_strided(base, (1, 4, 16), (0, 2 * 2**31, 2))
-    rng = np.random.default_rng(0)
-    view[...] = rng.standard_normal(view.shape)
-    out, lse = on(flash_attention, view, view, view, return_lse=True)
-    grads = on(flash_attention_backward, out, view, view, view, out, lse)
-    compact = view.copy()
-    exact = attention(compact, compact, compact, dout=out)
-    for x, expected in zip((out, lse, *grads), exact, strict=True):
-        np.testing.assert_allclose(x.astype(np.float64), expected, atol=4e-3)
-
-
 @shared_backend
-@given(case=cases(dtype="float64", layouts=("contiguous",) * 3), shift=st.floats(-100, 100))
+@given(case=cases(dtype="float64", layouts={}), shift=st.floats(-100, 100))
 def test_a_constant_added_to_all_scores_only_shifts_lse(on, case, shift):
     """A constant feature in q and k adds scale * shift to every score."""
     case = dataclasses.replace(case, d=min(case.d, 127), batch_k=None)
@@ -265,18 +236,6 @@ def test_vjp_equals_backward(on, dtype):
     assert (only_out == out).all()
     for x, y in zip(vjp(dout, dlse), expected, strict=True):
         assert (x == y).all()
-
-
-def test_out_is_written_in_place(on):
-    case = Case(heads_k=2, sq=40, sk=50)
-    q, k, v, *_ = case.arrays()
-    expected = on(flash_attention, q, k, v)
-    if on.name == "cuda":
-        return
-    out = np.full((40, 2, 64), np.nan, np.float32).swapaxes(0, 1)
-    result = on(flash_attention, q, k, v, out=out)
-    assert result is out
-    np.testing.assert_array_equal(out, expected)
 
 
 def test_deterministic_backward_repeats_bit_for_bit(on):
