@@ -8,7 +8,7 @@ from cases import Case, cases, check
 from conftest import to_gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import LAYOUTS, Layout, lay_out, layouts
+from layouts import LAYOUTS, Layout, any_layout, lay_out
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
 from cupy_flash._src.problem import DTYPES
@@ -22,6 +22,12 @@ few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_layouts_that_people_use(on, dtype, layout):
     check(Case(dtype=dtype, batch=(2,), heads_k=2, sq=40, sk=50, causal=True).all_in(layout), on)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_layouts_of_any_kind(on, seed):
+    case = Case(("float16", "float64")[seed % 2], (2,), heads_k=2, group=1 + seed % 3, sq=9, sk=21, causal=True)
+    check(case.laid_out_by(seed), on)
 
 
 @few
@@ -79,7 +85,8 @@ def test_merge_attention_takes_any_layout(on, data):
     )
     lead = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple))
     shape = (*lead, data.draw(st.integers(1, 70)), data.draw(st.sampled_from([1, 8, 33, 64])))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
     accumulator = np.float64 if dtype == "float64" else np.float32
     plain = [
         rng.standard_normal(s).astype(t)
@@ -90,7 +97,7 @@ def test_merge_attention_takes_any_layout(on, data):
             (shape[:-1], accumulator),
         )
     ]
-    arrays = [lay_out(x, data.draw(layouts(x.shape))) for x in plain]
+    arrays = [lay_out(x, any_layout(f"{seed} {i}", x.shape)) for i, x in enumerate(plain)]
     out, lse = on(merge_attention, *arrays)
     out_a, lse_a, out_b, lse_b = (x.astype(np.float64) for x in arrays)
     exact = np.logaddexp(lse_a, lse_b)
@@ -117,3 +124,11 @@ def test_results_that_are_constant_along_an_axis(on, dtype, axes):
     expected = on(flash_attention_backward, dout, *single[:3], out, lse, dlse=dlse, deterministic=True)
     for x, y in zip(grads, expected, strict=True):
         np.testing.assert_array_equal(x, repeated(y))
+
+
+@few
+@given(data=st.data(), sq=st.sampled_from([1, 4, 20]), group=st.sampled_from([3, 8]), deterministic=st.booleans())
+def test_layouts_of_a_group(on, data, sq, group, deterministic):
+    """Of query heads that share a key head: one tile takes them together, or a block of keys goes through them."""
+    case = data.draw(cases(heads_k=2, group=group, sq=sq, sk=30, batch=(), **COMPILED))
+    check(case, on, deterministic=deterministic)

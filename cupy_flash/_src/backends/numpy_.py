@@ -201,12 +201,12 @@ class _Backward:
                 tile = _Tile(problem, i0, j0, on_scores)
                 qa = _augmented("qa", self.q[head][i0:i1], dtype)
                 qa *= on_q
-                np.negative(self.lse[head][i0:i1], out=qa[:, -1])
+                np.multiply(self.lse[head][i0:i1], -1, out=qa[:, -1])  # NumPy 2.4's negative errs with some strides
                 if on_scores != 1:
                     qa[:, -1] /= on_scores
                 qa[qa[:, -1] == np.inf, -1] = -np.inf  # a row without finite score: exp(-inf) = 0
                 doa = _augmented("doa", self.dout[head][i0:i1], dtype)
-                np.negative(self.delta[head][i0:i1], out=doa[:, -1])
+                np.multiply(self.delta[head][i0:i1], -1, out=doa[:, -1])
 
                 p = tile.scores(qa, ka[:w])
                 np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units

@@ -1,0 +1,164 @@
+"""Where elements lie: strides, offsets, alignment, broadcasting, in whatever file."""
+
+from bugs import Bug
+
+MANY = "tests/test_layouts.py::test_more_batch_dimensions_than_the_kernels_stride[{}]"
+VJP = "tests/test_layouts.py::test_a_vjp_keeps_arrays_of_any_layout[{}]"
+FAR = "tests/test_layouts.py::test_elements_past_2_to_31"
+MERGE = "tests/test_layouts.py::test_merge_attention_takes_any_layout[{}]"
+
+
+def any_of(backend):
+    return [f"tests/test_layouts.py::test_layouts_of_any_kind[{backend}-{seed}]" for seed in range(12)]
+
+
+BUGS = [
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "rows are vectors wherever the part of the batch begins",
+        "for stride in (*batch, head, row, offset))",
+        "for stride in (*batch, head, row))",
+        (MANY.format("emulator"),),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "rows are vectors wherever heads begin",
+        "for stride in (*batch, head, row, offset))",
+        "for stride in (*batch, row, offset))",
+        ("tests/test_layouts.py::test_layouts_of_a_group[emulator]",),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "rows are vectors though columns lie apart",
+        "        col == x.itemsize\n        and x.shape",
+        "        x.shape",
+        (
+            *any_of("emulator"),
+            "tests/test_layouts.py::test_layouts_that_people_use[emulator-float16-strided_cols]",
+        ),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "rows are vectors wherever the first begins",
+        "        and x.aligned\n",
+        "",
+        ("tests/test_layouts.py::test_layouts_that_people_use[emulator-float16-offset]",),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "batch dimensions merge if the last array strides through them as one",
+        "all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts)",
+        "all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts[-1:])",
+        (*any_of("emulator"), MANY.format("emulator")),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "a merged dimension has the stride of its outermost",
+        "strides = [x.strides[group[-1]] for group in groups]",
+        "strides = [x.strides[group[0]] for group in groups]",
+        (
+            "tests/test_contract.py::test_leading_dimensions_broadcast[emulator]",
+            *any_of("emulator"),
+            MANY.format("emulator"),
+        ),
+    ),
+    Bug(
+        "cupy_flash/_src/launch.py",
+        "a row statistic's rows are taken to be next to each other",
+        "strides=(*x.strides, x.itemsize))",
+        "strides=(*x.strides[:-1], x.itemsize, x.itemsize))",
+        (*any_of("emulator"),),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh",
+        "rows are multiplied by their stride in 32 bits",
+        "data + row * row_stride + col * col_stride",
+        "data + row * static_cast<int>(row_stride) + col * col_stride",
+        (f"{FAR}[emulator-rows]",),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh",
+        "vectors' rows are multiplied by their stride in 32 bits",
+        "data + row * row_stride + col; }",
+        "data + row * static_cast<int>(row_stride) + col; }",
+        (f"{FAR}[emulator-rows]",),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh",
+        "heads are multiplied by their stride in 32 bits",
+        "head * tensor.head_stride",
+        "head * static_cast<int>(tensor.head_stride)",
+        (f"{FAR}[emulator-heads]",),
+    ),
+    Bug(
+        "cuda_src/mma/packed.cuh",
+        "packed heads are apart as if each were a row's",
+        "first.at(packing.query(row), col) + packing.head(row) * head_stride",
+        "first.at(packing.query(row), col) + packing.head(row) * first.row_stride",
+        ("tests/test_layouts.py::test_layouts_of_a_group[emulator]",),
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "heads of a group lie apart in dout as in q",
+        "member * params.dout.head_stride",
+        "member * params.q.head_stride",
+        ("tests/test_layouts.py::test_layouts_of_a_group[emulator]",),
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "heads of a group lie apart in lse as in delta",
+        "member * params.lse.head_stride",
+        "member * params.delta.head_stride",
+        ("tests/test_layouts.py::test_layouts_of_a_group[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/backward_rows.cu",
+        "the output lies as its gradient does",
+        "head_matrix<Out>(params.out,",
+        "head_matrix<Out>({params.out.data, {}, params.dout.head_stride, params.dout.row_stride, 1, 0},",
+        (*any_of("emulator"),),
+    ),
+    Bug(
+        "cuda_src/attention/merge.cu",
+        "the second lse lies as the first does",
+        "head_matrix<Accumulator>(params.lse_b, shape, r.batch, r.head, rows, 1).at(r.row, 0)",
+        "(static_cast<Accumulator*>(params.lse_b.data) - static_cast<Accumulator*>(params.lse_a.data) +\n"
+        "  head_matrix<Accumulator>(params.lse_a, shape, r.batch, r.head, rows, 1).at(r.row, 0))",
+        (MERGE.format("emulator"),),
+    ),
+    Bug(
+        "cupy_flash/_src/backends/native.py",
+        "heads of the last batch dimension come first",
+        "offsets = (offsets[:, None] + np.arange(n) * stride).ravel()",
+        "offsets = (offsets[None] + np.arange(n)[:, None] * stride).ravel()",
+        (*any_of("cpu"),),
+    ),
+    Bug(
+        "cupy_flash/_src/backends/native.py",
+        "the gradients of lse and of the output are told apart by no stride",
+        "tuple([None if x is None else x.strides for x in arrays])",
+        "tuple([None if x is None else arrays[0].strides[: x.ndim] for x in arrays])",
+        (*any_of("cpu"),),
+    ),
+    Bug(
+        "cuda_src/cpu/convert.h",
+        "columns that lie apart are stored next to each other",
+        "__builtin_memcpy(y + e * stride, buffer + e - i, sizeof(Element));",
+        "__builtin_memcpy(y + e * sizeof(Element), buffer + e - i, sizeof(Element));",
+        (*any_of("cpu"),),
+    ),
+    Bug(
+        "cuda_src/cpu/convert.h",
+        "columns in the other direction are taken for contiguous",
+        "void load_elements(T* y, const char* x, int64_t stride, int64_t count) {",
+        "void load_elements(T* y, const char* x, int64_t stride, int64_t count) {\n  if (stride < 0) stride = -stride;",
+        (*any_of("cpu"),),
+    ),
+    Bug(
+        "cupy_flash/_src/api.py",
+        "an output's own memory may overlap where an axis is reversed",
+        "sorted((abs(stride), n) for stride",
+        "sorted((stride, n) for stride",
+        (*any_of("cpu"),),
+    ),
+]
