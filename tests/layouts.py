@@ -80,7 +80,7 @@ def named(name, ndim, *, rows_of=2):
         "bshd": Layout(order=(*lead, row, head, *cols)),
         "padded": Layout(gaps=(*(0 for _ in lead), 72, 24, *(0 for _ in cols)), offset=8),  # 16-byte alignment stays
         "reversed": Layout(reversed=frozenset({head, row})),
-        "strided_cols": Layout(gaps=(0,) * (ndim - 1) + (1,), offset=1),
+        "strided_cols": Layout(gaps=(1,) * ndim),  # x[..., ::2]: all other strides are as they were, times 2
         "offset": Layout(offset=1),  # one element past alignment
     }[name]
 

@@ -1,7 +1,7 @@
 """Plant the bugs of tests/bugs one by one, in copies side by side of the repository, and run what must notice them.
 
     python tests/seeded_bugs.py                       all
-    python tests/seeded_bugs.py cuda_src/mma plan.py  those of files whose path contains a word
+    python tests/seeded_bugs.py cuda_src/mma plan.py  those whose file or description contains a word
     python tests/seeded_bugs.py --random 15           some
 
 Without a bug these tests must pass, which is tried first and fills the cache of kernels. Each bug then has a copy of
@@ -34,13 +34,15 @@ SECONDS_A_TEST, SECONDS_A_BUG = 300, 900
 
 def main() -> int:
     args = parse()
-    chosen = [bug for bug in all_bugs() if not args.words or any(word in bug.file for word in args.words)]
+    chosen = [
+        bug for bug in all_bugs() if not args.words or any(word in f"{bug.file}: {bug.what}" for word in args.words)
+    ]
     if args.random is not None:
         seed = random.randrange(2**32) if args.seed is None else args.seed
         print(f"{args.random} of {len(chosen)} bugs, --seed {seed}")
         chosen = random.Random(seed).sample(chosen, min(args.random, len(chosen)))
     if not chosen:
-        raise SystemExit(f"no bugs in files that contain {' or '.join(args.words)}")
+        raise SystemExit(f"no bugs whose file or description contains {' or '.join(args.words)}")
     with tempfile.TemporaryDirectory() as folder:
         work, cache = Path(folder), Path(os.environ.get("CUPY_FLASH_CACHE_DIR", f"{folder}/cache"))
         trees = queue.SimpleQueue()
@@ -66,7 +68,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only files whose path contains one of these")
+    parser.add_argument("words", nargs="*", help="only bugs whose file or description contains one of these")
     parser.add_argument("--random", type=int, metavar="N", help="only N of them")
     parser.add_argument("--seed", type=int, help="of the choice (default: another each time)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="copies side by side (default: CPUs)")
