@@ -85,6 +85,20 @@ def _functions() -> list[Primitive]:
     ]
 
 
+def _minimum(dtype: str) -> Primitive:
+    """Of every pair, NaN where the first is. Without zeros, whose signs compare equal, and subnormals: flushed or not."""
+    values = np.concatenate([_special_values(dtype), rng_of("min").standard_normal(20).astype(dtype)])
+    values = values[~(np.abs(values) < np.finfo(dtype).tiny)]
+    x, y = (pairs.reshape(-1) for pairs in np.meshgrid(values, values[~np.isnan(values)]))
+
+    def expected(inputs: Arrays) -> Arrays:
+        return {"z": np.minimum(inputs["x"], inputs["y"])}
+
+    body = f"  for (int i = t; i < {x.size}; i += 32) params.z[i] = ptx::min_nan(params.x[i], params.y[i]);"
+    inputs, outputs = {"x": x, "y": y}, {"z": np.zeros_like(x)}
+    return Primitive(f"min_nan_{dtype}", body, inputs, outputs, expected, headers=("math",))
+
+
 def _widen() -> Primitive:
     body = """\
   for (int i = t; i < 65536; i += 128) {
@@ -209,6 +223,14 @@ def _named_barriers() -> Primitive:
       params.y[64 * round + t - 64] = shared[127 - t];
       if (round < 2) ptx::barrier_arrive(2, 128);
     }
+  }
+  // Who arrives goes on: the others meet the barriers the other way round.
+  if (t < 64) {
+    ptx::barrier_arrive(3, 128);
+    ptx::barrier_arrive(4, 128);
+  } else {
+    ptx::barrier_sync(4, 128);
+    ptx::barrier_sync(3, 128);
   }"""
     x = rng_of("barrier").standard_normal((3, 64)).astype(np.float32)
 
@@ -303,6 +325,7 @@ def _additions() -> list[Primitive]:
 PRIMITIVES = [
     _widths(),
     *_functions(),
+    *map(_minimum, ("float32", "float64")),
     _widen(),
     _narrow(),
     _shuffles(),
