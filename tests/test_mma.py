@@ -11,6 +11,7 @@ from cases import Case, cases, check
 from conftest import On, slow_among
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracle import attention
 
 from cupy_flash import emulator, flash_attention, flash_attention_vjp, merge_attention
 from cupy_flash._src import launch
@@ -115,6 +116,135 @@ def test_split_keys_change_nothing_beyond_rounding(replan, sq):
     for out, lse in results[1:]:
         np.testing.assert_allclose(out.astype(float), results[0][0].astype(float), atol=2e-3)
         np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
+
+
+def laid_out(splits, section_heads):
+    """A planner whose splits and sections of key heads are these."""
+
+    def plan(problem, *args):
+        return dataclasses.replace(plan_forward(problem, *args, num_splits=splits), section_heads=section_heads)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("arch", "group", "sq", "sk"),
+    [("sm_80", 5, 3, 2600), ("sm_80", 2, 240, 350), pytest.param("sm_75", 5, 3, 2600, marks=pytest.mark.slow)],
+)
+def test_splits_and_sections_that_leave_a_rest(replan, arch, group, sq, sk):
+    """15 packed rows, or 240 of two heads; three key heads in sections of two; more splits than a warp has lanes.
+
+    Scores are far below the 0 of padding, the largest come last; one query is NaN, and so are keys that none sees.
+    """
+    case = Case("float16", heads_k=3, group=group, sq=sq, sk=sk, dv=33, causal=True, q_offset=sk - sq - 45)
+    q, k, v, *_ = case.arrays()
+    q[..., 0], k[..., 0] = 8, np.linspace(-100, -40, sk)
+    q[1, 1, 5] = k[:, sk - 45 :] = v[:, sk - 45 :] = np.nan
+    exact = attention(q, k, v, **case.options)
+    assert planned(case, arch)[0].packed_heads == (1 if sq == 240 else group)
+    for splits, section_heads in ((1, 2), (3, 1), (40, 2)):
+        with replan(plan_forward=laid_out(splits, section_heads)):
+            out, lse = flash_attention(q, k, v, **case.options, return_lse=True, backend=f"emulator:{arch}")
+        np.testing.assert_allclose(out.astype(float), exact.out, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(lse, exact.lse, rtol=1e-6)
+
+
+def test_heads_of_a_group_in_unequal_shares(replan):
+    """7 heads in shares of 2, 2, 2, 1 and none; D and Dv of their own; columns that lie apart."""
+
+    def plan(*args):
+        whole = plan_backward(*args)
+        dkdv = dataclasses.replace(whole.dkdv, grid=whole.dkdv.grid // whole.num_splits * 5)
+        return dataclasses.replace(whole, num_splits=5, dkdv=dkdv)
+
+    case = dataclasses.replace(RAGGED, heads_k=2, group=7, dv=40, layouts=("strided_cols",) * 3)
+    assert planned(case)[1].convert_dkdv and planned(case)[1].atomic_dq
+    with replan(plan_backward=plan):
+        check(case, ON)
+
+
+@pytest.mark.parametrize("d", [33, 36, *(pytest.param(d, marks=pytest.mark.slow) for d in (34, 65, 100, 130))])
+def test_dq_added_in_pairs_for_every_head_dimension(d):
+    """Rows of dq start at multiples of 16 bytes, or not; those of q never do."""
+    case = dataclasses.replace(RAGGED, d=d, dv=d + 4)
+    plan = planned(case, "sm_90a")[1]
+    assert plan.atomic_dq and plan.dkdv.kernel.constant("kAddsPairs")
+    check(case, On("emulator:sm_90a"))
+
+
+@pytest.mark.parametrize("q_offset", [-1, 30, 31, 62, 63, 64, 94, 95, 96, 126, 127, 128])
+def test_the_diagonal_at_the_edges_of_tiles(q_offset):
+    """Keys that a warp's first row sees all but one of, or just all; one whose last row sees just none of the next."""
+    for deterministic in (False, True):
+        case = dataclasses.replace(RAGGED, group=1, sq=40, sk=130, q_offset=q_offset)
+        check(case, ON, deterministic=deterministic)
+
+
+def run_all(q, k, v, dout, deterministic, **options):
+    """out, lse, dq, dk and dv as an emulated GPU gives them."""
+    (out, lse), vjp = flash_attention_vjp(
+        q, k, v, **options, return_lse=True, deterministic=deterministic, backend="emulator"
+    )
+    return out, lse, *vjp(dout)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_nan_reaches_what_is_computed_from_it(deterministic):
+    """One element of an input, as by definition; all keys are seen. Other heads stay as they are."""
+    case = dataclasses.replace(RAGGED, heads_k=2, sq=100, sk=90, dv=40, q_offset=200)
+    for poisoned in range(4):
+        arrays = case.arrays()[:4]
+        arrays[poisoned][1, 37, 5] = np.nan
+        exact = attention(*arrays[:3], dout=arrays[3], **case.options)
+        results = run_all(*arrays, deterministic, **case.options)
+        for name, x, y in zip(exact._fields, results, exact, strict=True):
+            np.testing.assert_array_equal(np.isnan(x.astype(float)), np.isnan(y), err_msg=f"{poisoned}: {name}")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_hidden_keys_and_queries_are_never_read(deterministic):
+    """Queries before 30, and keys from 70 on, may hold NaN."""
+    case = dataclasses.replace(RAGGED, heads_k=2, sq=100, sk=130, q_offset=-30)
+    q, k, v, dout, _ = case.arrays()
+    clean = run_all(q, k, v, dout, deterministic, **case.options)
+    q[:, :30] = k[:, 70:] = v[:, 70:] = dout[:, :30] = np.nan
+    for x, y in zip(run_all(q, k, v, dout, deterministic, **case.options), clean, strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert not np.isnan(x.astype(float)).any()
+
+
+@pytest.mark.parametrize(("dtype", "deterministic"), [
+    ("float16", False), ("float16", True), ("bfloat16", False),
+    pytest.param("bfloat16", True, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_ties_round_to_even(dtype, deterministic):
+    """Means of neighbours, the lower one even or odd, of either sign: by two keys of equal scores, P = 1/2.
+
+    So are dS, where a product takes it: dP is exact, and the scale is 2.
+    """
+    bits = (np.array(1, DTYPES[dtype]).view(np.uint16) + np.arange(32) % 8 + np.arange(32) // 16 * 2**15).astype("u2")
+    low, high = bits.view(DTYPES[dtype]), (bits + 1).astype("u2").view(DTYPES[dtype])
+    mean = ((low.astype(float) + high.astype(float)) / 2).astype(DTYPES[dtype])
+    assert (low != mean).any() and (high != mean).any()
+
+    def run(q, k, v, dout, scale=1.0):
+        arrays = (np.stack([np.asarray(row, float) for row in x])[None].astype(DTYPES[dtype]) for x in (q, k, v, dout))
+        return [x[0] for x in run_all(*arrays, deterministic, scale=scale)]
+
+    zero, unit, wide = np.zeros(32), np.eye(32), np.eye(33)
+    opposite = [wide[0], -wide[0]]
+    out, *_, dv = run([zero] * 2, [zero] * 2, *[[np.append(x.astype(float), 0) for x in (low, high)]] * 2)
+    _, _, dq, *_ = run([zero], [low, -high], opposite, opposite[:1])
+    *_, dk, _ = run([low, high], [zero] * 2, opposite, opposite[:1] * 2)
+    np.testing.assert_array_equal(np.stack([*out[:, :32], *dv[:, :32], dq[0], dk[0], -dk[1]]), [mean] * 7)
+
+    # dP of query i is low[i] + half a place, times 1 or -1.
+    half = abs(float(high[0]) - float(low[0])) / 2
+    dout = [x * wide[0] + np.sign(x) * wide[1] for x in low.astype(float)]
+    halves = [wide[0] + half * wide[1], -wide[0] - half * wide[1]]
+    _, _, dq, *_ = run([zero] * 32, [unit[0], zero], halves, dout, scale=2.0)
+    *_, dk, _ = run(unit, [zero] * 2, halves, dout, scale=2.0)
+    np.testing.assert_array_equal(np.stack([dq[:, 0], dk[0], -dk[1]]), [mean] * 3)
 
 
 @pytest.mark.slow

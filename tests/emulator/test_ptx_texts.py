@@ -53,8 +53,8 @@ def inline(ptx):
 LOAD = "cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes [to], [map, {{{}}}], [barrier];"
 STORE = "cp.async.bulk.tensor.{}d.global.shared::cta.bulk_group [map, {{{}}}], [to];"
 X = {n: ", ".join(f"x{i}" for i in range(n)) for n in (2, 3, 4)}
-# What orders or moves memory: a call and its instruction.
-OF_MEMORY = {
+# A call and its instruction.
+CALLS = {
     "barrier_sync(count, parity)": "bar.sync count, parity;",
     "barrier_arrive(count, parity)": "bar.arrive count, parity;",
     "cp_async_16(to, memory, count)": "cp.async.cg.shared.global [to], [memory], 16, count;",
@@ -92,30 +92,29 @@ OF_MEMORY = {
 }  # fmt: skip
 
 
-def test_each_instruction_has_its_operands_and_keeps_stores_on_their_side():
-    """Between two stores to one place each: a compiler that may move them over the instruction drops the first."""
-    registers = [f"{n}{trans}" for n in (1, 2, 4) for trans in ("", "_trans")]
-    matrices = [f"ldmatrix_x{x}(r{x[0]}, to)" for x in registers] + [f"stmatrix_x{x}(to, r{x[0]})" for x in registers]
-    body = ["  uint32_t r1[1] = {count}, r2[2] = {count, count}, r4[4] = {count, count, count, count};"]
-    body += [f"  *memory = {i}; ptx::{call};" for i, call in enumerate([*OF_MEMORY, *matrices])]
-    ptx = ptx_of("\n".join(body))
-    assert [re.sub(r"\s+", " ", text) for text in inline(ptx)][: len(OF_MEMORY)] == list(OF_MEMORY.values())
-    assert len(re.findall(r"st\.global", ptx)) == len(body) - 1
+def test_each_instruction_has_its_operands():
+    texts = inline(ptx_of("\n".join(f"  ptx::{call};" for call in CALLS)))
+    assert [re.sub(r"\s+", " ", text) for text in texts] == list(CALLS.values())
 
 
-@pytest.mark.parametrize("wait", ["test", "try"])
-def test_answers_of_barriers_and_elections(wait):
-    """Each loop asks until the answer is yes."""
-    ptx = ptx_of(f"  while (!ptx::mbarrier_{wait}_wait(barrier, parity)) *memory = 1;\n"
-                 "  while (!ptx::elect_one()) *memory = 2;\n  ptx::mbarrier_wait(barrier, parity);")  # fmt: skip
-    asked = [re.sub(r"%r\d+", "yes", text) for text in inline(ptx)]
-    texts = [
+def test_answers_of_barriers_and_elections():
+    body = "memory[0] = ptx::mbarrier_test_wait(barrier, parity); memory[1] = ptx::mbarrier_try_wait(barrier, parity);"
+    *waits, elect = (re.sub(r"%r\d+", "yes", text) for text in inline(ptx_of(body + "memory[2] = ptx::elect_one();")))
+    assert waits == [
         f"{{ .reg .pred p; mbarrier.{kind}_wait.parity.shared::cta.b64 p, [barrier], parity; selp.u32 yes, 1, 0, p; }}"
-        for kind in (wait, "try")
+        for kind in ("test", "try")
     ]
-    elect = "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 yes, 1, 0, p; }"
-    assert asked[-1] == texts[1] and set(asked) == {*texts, elect}
-    assert len(re.findall(r"st\.global", ptx)) >= 2
+    assert elect == "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 yes, 1, 0, p; }"
+
+
+def test_waiting_goes_on_until_the_answer_is_yes():
+    ptx = ptx_of("ptx::mbarrier_wait(barrier, parity);")
+    (label,) = re.findall(r"^(\$\w+):", ptx, re.MULTILINE)[:1]
+    loop = ptx[ptx.index(f"{label}:") :]
+    answer = re.search(r"try_wait.*selp\.u32 (%r\d+),", loop)[1]
+    compare, predicate = re.search(rf"setp\.(eq|ne)\.s32\s+(%p\d+), {answer}, 0;", loop).groups()
+    (negated,) = re.findall(rf"@(!?){predicate} bra\s+{re.escape(label)};", loop)
+    assert (compare == "eq") != bool(negated)
 
 
 def test_an_opaque_value_is_no_longer_the_one_it_was():
