@@ -75,7 +75,7 @@ def test_checked_mode_finds_nothing(arch, dtype, d, dv, deterministic, seed):
         check(case, On(f"emulator:{arch}"), deterministic=deterministic)
 
 
-@pytest.mark.parametrize("d", MMA_HEAD_DIM_BUCKETS)
+@pytest.mark.parametrize("d", slow_among(MMA_HEAD_DIM_BUCKETS, {192}))
 def test_every_compiled_head_dimension(d):
     forward, backward = planned(dataclasses.replace(RAGGED, d=d))
     assert {forward.forward.kernel.family, backward.dkdv.kernel.family} == {"mma"}
@@ -264,8 +264,11 @@ def test_no_bank_conflicts(d):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_forward_does_exactly_what_the_schedule_says(replan, causal):
-    """Q, out and lse once; K and V once a query block that needs them; no product of hidden tiles."""
-    sq, sk, d = 240, 300, 64
+    """Q, out and lse once; K and V once a query block that needs them; no product of hidden tiles.
+
+    With the causal mask, every second warp's keys end where a tile does.
+    """
+    sq, sk, d = 240, 304, 64
     case = Case(dtype="float16", heads_k=2, group=2, sq=sq, sk=sk, d=d, causal=causal)
     q, k, v, *_ = case.arrays()
     kernel = planned(case)[0].forward.kernel
@@ -449,11 +452,14 @@ def run_checked():
 # One of each kind by default.
 SIMILAR = {
     "merge: one column too many",
+    "combine: one split too many",
+    "forward: O's tile written while Q is read",
     "forward: one copy too few waited for",
     "forward: the ring off by one",
     "dkdv: queries replaced while they are read",
     "dkdv: dK's tile written while K is read",
     "dq: keys of the next block",
+    "dq: dQ's tile written while Q arrives",
 }
 
 
@@ -483,14 +489,3 @@ def test_a_wrong_swizzle_costs_bank_conflicts(old, new, mutate):
     with emulator.settings(mode="counted"):
         flash_attention(q, k, v, backend="emulator")
     assert emulator.last_run().total("bank_conflicts") > 0
-
-
-@pytest.mark.parametrize(("file", "old", "new"), [
-    ("mma/fragment.cuh", "b[2 * half], b[2 * half + 1]", "b[half], b[half + 2]"),
-    ("mma/forward.cu", "if (mask.covers(packing.query(first_row), n0, kBlockN)) return;", "return;"),
-    ("mma/scores.cuh", "if (mask.covers(m0 + row0, n0, kBlockN)) return;", "return;"),
-])  # fmt: skip
-def test_wrong_products_and_masks_break_the_error_budget(file, old, new, mutate):
-    mutate(file, old, new)
-    with pytest.raises(AssertionError):
-        check(RAGGED, ON)

@@ -24,6 +24,13 @@ BUGS = [
     ),
     Bug(
         "cuda_src/mma/fragment.cuh",
+        "B's registers of the other columns",
+        "b[2 * half], b[2 * half + 1]",
+        "b[half], b[half + 2]",
+        EDGES,
+    ),
+    Bug(
+        "cuda_src/mma/fragment.cuh",
         "Turing's halves of the depth take A's rows for its columns",
         "a_low[2] = {a[0], a[1]}, a_high[2] = {a[2], a[3]}",
         "a_low[2] = {a[0], a[2]}, a_high[2] = {a[1], a[3]}",
