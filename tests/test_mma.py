@@ -64,7 +64,7 @@ def test_checked_mode_finds_nothing_thoroughly(arch, data, deterministic, group,
 @pytest.mark.parametrize(
     ("arch", "dtype", "d", "dv", "deterministic"),
     [
-        ("sm_80", "float16", 64, 64, False),
+        ("sm_80", "float16", 64, 33, False),
         pytest.param("sm_80", "bfloat16", 96, 40, True, marks=pytest.mark.slow),
         ("sm_75", "float16", 33, 128, False),
     ],
@@ -174,9 +174,12 @@ def test_dq_added_in_pairs_for_every_head_dimension(d):
 
 @pytest.mark.parametrize("q_offset", [-1, 30, 31, 62, 63, 64, 94, 95, 96, 126, 127, 128])
 def test_the_diagonal_at_the_edges_of_tiles(q_offset):
-    """Keys that a warp's first row sees all but one of, or just all; one whose last row sees just none of the next."""
+    """Keys that a warp's first row sees all but one of, or just all; one whose last row sees just none of the next.
+
+    The last vector of a head's columns ends within those of the tile.
+    """
     for deterministic in (False, True):
-        case = dataclasses.replace(RAGGED, group=1, sq=40, sk=130, q_offset=q_offset)
+        case = dataclasses.replace(RAGGED, group=1, sq=40, sk=130, d=40, q_offset=q_offset)
         check(case, ON, deterministic=deterministic)
 
 
@@ -218,33 +221,36 @@ def test_hidden_keys_and_queries_are_never_read(deterministic):
     pytest.param("bfloat16", True, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_ties_round_to_even(dtype, deterministic):
-    """Means of neighbours, the lower one even or odd, of either sign: by two keys of equal scores, P = 1/2.
+    """Numbers half way between neighbours, and an eighth of the way less and more, rounded once.
 
-    So are dS, where a product takes it: dP is exact, and the scale is 2.
+    The lower neighbour is even or odd, of either sign. By eight keys of equal scores P is 1/8; results are means of
+    eight, and dS, where a product takes it, is dP with a scale of 8.
     """
     bits = (np.array(1, DTYPES[dtype]).view(np.uint16) + np.arange(32) % 8 + np.arange(32) // 16 * 2**15).astype("u2")
-    low, high = bits.view(DTYPES[dtype]), (bits + 1).astype("u2").view(DTYPES[dtype])
-    mean = ((low.astype(float) + high.astype(float)) / 2).astype(DTYPES[dtype])
-    assert (low != mean).any() and (high != mean).any()
+    low, high = (x.astype("u2").view(DTYPES[dtype]).astype(float) for x in (bits, bits + 1))
+    sign = np.resize([1, -1], 8)
+    zero, wide = np.zeros((8, 32)), np.eye(33)
 
     def run(q, k, v, dout, scale=1.0):
-        arrays = (np.stack([np.asarray(row, float) for row in x])[None].astype(DTYPES[dtype]) for x in (q, k, v, dout))
+        arrays = (x[None].astype(DTYPES[dtype]) for x in (q, k, v, dout))
         return [x[0] for x in run_all(*arrays, deterministic, scale=scale)]
 
-    zero, unit, wide = np.zeros(32), np.eye(32), np.eye(33)
-    opposite = [wide[0], -wide[0]]
-    out, *_, dv = run([zero] * 2, [zero] * 2, *[[np.append(x.astype(float), 0) for x in (low, high)]] * 2)
-    _, _, dq, *_ = run([zero], [low, -high], opposite, opposite[:1])
-    *_, dk, _ = run([low, high], [zero] * 2, opposite, opposite[:1] * 2)
-    np.testing.assert_array_equal(np.stack([*out[:, :32], *dv[:, :32], dq[0], dk[0], -dk[1]]), [mean] * 7)
+    for eighths in (3, 4, 5):
+        rounded = (low + (high - low) * eighths / 8).astype(DTYPES[dtype])
+        eight = np.where(np.arange(8)[:, None] < eighths, high, low)
+        padded, opposite = np.pad(eight, ((0, 0), (0, 1))), np.outer(sign, wide[0])
+        out, *_, dv = run(zero, zero, padded, padded)
+        _, _, dq, *_ = run(zero, sign[:, None] * eight, opposite, np.abs(opposite))
+        *_, dk, _ = run(eight, zero, opposite, np.abs(opposite))
+        for x in (out[:, :32], dv[:, :32], dq, sign[:, None] * dk):
+            np.testing.assert_array_equal(x, np.broadcast_to(rounded, (8, 32)))
 
-    # dP of query i is low[i] + half a place, times 1 or -1.
-    half = abs(float(high[0]) - float(low[0])) / 2
-    dout = [x * wide[0] + np.sign(x) * wide[1] for x in low.astype(float)]
-    halves = [wide[0] + half * wide[1], -wide[0] - half * wide[1]]
-    _, _, dq, *_ = run([zero] * 32, [unit[0], zero], halves, dout, scale=2.0)
-    *_, dk, _ = run(unit, [zero] * 2, halves, dout, scale=2.0)
-    np.testing.assert_array_equal(np.stack([dq[:, 0], dk[0], -dk[1]]), [mean] * 3)
+        v = np.outer(sign, wide[0] + np.abs(high - low)[0] * eighths / 8 * wide[1])
+        dout = low[:, None] * wide[0] + np.sign(low)[:, None] * wide[1]
+        _, _, dq, *_ = run(np.zeros((32, 32)), wide[:8, :32] * (np.arange(8) == 0)[:, None], v, dout, scale=8.0)
+        *_, dk, _ = run(np.eye(32), zero, v, dout, scale=8.0)
+        np.testing.assert_array_equal(dq[:, 0], rounded)
+        np.testing.assert_array_equal(sign[:, None] * dk, np.broadcast_to(rounded, (8, 32)))
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ BUGS = [
         "columns beyond the head are the first ones again",
         "inside ? 16 : 0",
         "row < g.rows ? 16 : 0",
-        (f"{NAN}[True]",),
+        EDGES,
     ),
     Bug(
         "cuda_src/mma/tile.cuh",
@@ -69,7 +69,7 @@ BUGS = [
         "a chunk is stored whole or not at all",
         "if (g.holds(row0 + row, col + i)) *g.at(row0 + row, col + i)",
         "if (g.holds(row0 + row, col)) *g.at(row0 + row, col + i)",
-        (f"{PAIRS}[33]",),
+        (f"{TESTS}test_checked_mode_finds_nothing[sm_80-float16-64-33-False-None]",),
     ),
     Bug(
         "cuda_src/mma/tile.cuh",

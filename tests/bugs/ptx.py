@@ -244,7 +244,7 @@ BUGS = [
         "an address of the global window",
         "__cvta_generic_to_shared(pointer)",
         "__cvta_generic_to_global(pointer)",
-        agree("ldmatrix-sm_80"),
+        (f"{TEXTS}test_an_address_within_the_shared_window",),
     ),
     Bug(
         "cuda_src/ptx/shared.cuh",

@@ -10,8 +10,8 @@ import pytest
 from cupy_flash._src import source
 from cupy_flash._src.compile import text_to_ptx
 
-HEADERS = ("barrier", "cp_async", "elect", "fence", "ldmatrix", "mbarrier", "memory", "opaque", "reduce", "setmaxnreg")
-HEADERS += ("stmatrix", "tma", "wgmma")
+HEADERS = ("barrier", "cp_async", "elect", "fence", "mbarrier", "memory", "opaque", "reduce", "setmaxnreg")
+HEADERS += ("shared", "tma", "wgmma")
 # Parameters of every kernel, with their names in the instructions.
 PARAMETERS = {
     "map": "const __grid_constant__ ptx::TensorMap",
@@ -122,6 +122,10 @@ def test_an_opaque_value_is_no_longer_the_one_it_was():
     ptx = ptx_of("  memory[0] = count ^ ptx::opaque(count);")
     (move,) = inline(ptx)
     assert re.fullmatch(r"mov\.b32 %r\d+, count;", move) and "xor.b32" in ptx
+
+
+def test_an_address_within_the_shared_window():
+    assert "cvta.to.shared.u64" in ptx_of("  memory[0] = ptx::shared_address(memory);")
 
 
 def test_vectors_are_moved_in_one_access():
