@@ -129,10 +129,10 @@ def laid_out(splits, section_heads):
 
 @pytest.mark.parametrize(
     ("arch", "group", "sq", "sk"),
-    [("sm_80", 5, 3, 2600), ("sm_80", 2, 240, 350), pytest.param("sm_75", 5, 3, 2600, marks=pytest.mark.slow)],
+    [("sm_80", 5, 9, 2600), ("sm_80", 2, 240, 350), pytest.param("sm_75", 5, 9, 2600, marks=pytest.mark.slow)],
 )
 def test_splits_and_sections_that_leave_a_rest(replan, arch, group, sq, sk):
-    """15 packed rows, or 240 of two heads; three key heads in sections of two; more splits than a warp has lanes.
+    """45 packed rows, or 240 of two heads; three key heads in sections of two; more splits than a warp has lanes.
 
     Scores are far below the 0 of padding, the largest come last; one query is NaN, and so are keys that none sees.
     """
