@@ -118,6 +118,9 @@ def test_split_keys_change_nothing_beyond_rounding(replan, sq):
         np.testing.assert_allclose(lse, results[0][1], rtol=1e-6, atol=2e-6)
 
 
+SLOW_ARCHS = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_75", "sm_90a")]
+
+
 def laid_out(splits, section_heads):
     """A planner whose splits and sections of key heads are these."""
 
@@ -173,45 +176,48 @@ def test_dq_added_in_pairs_for_every_head_dimension(d):
 
 
 @pytest.mark.parametrize("q_offset", [-1, 30, 31, 62, 63, 64, 94, 95, 96, 126, 127, 128])
-def test_the_diagonal_at_the_edges_of_tiles(q_offset):
+@pytest.mark.parametrize("arch", ["sm_80", *SLOW_ARCHS])
+def test_the_diagonal_at_the_edges_of_tiles(arch, q_offset):
     """Keys that a warp's first row sees all but one of, or just all; one whose last row sees just none of the next.
 
     The last vector of a head's columns ends within those of the tile.
     """
     for deterministic in (False, True):
         case = dataclasses.replace(RAGGED, group=1, sq=40, sk=130, d=40, q_offset=q_offset)
-        check(case, ON, deterministic=deterministic)
+        check(case, On(f"emulator:{arch}"), deterministic=deterministic)
 
 
-def run_all(q, k, v, dout, deterministic, **options):
+def run_all(q, k, v, dout, deterministic, arch="sm_80", **options):
     """out, lse, dq, dk and dv as an emulated GPU gives them."""
     (out, lse), vjp = flash_attention_vjp(
-        q, k, v, **options, return_lse=True, deterministic=deterministic, backend="emulator"
+        q, k, v, **options, return_lse=True, deterministic=deterministic, backend=f"emulator:{arch}"
     )
     return out, lse, *vjp(dout)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_nan_reaches_what_is_computed_from_it(deterministic):
+@pytest.mark.parametrize("arch", ["sm_80", *SLOW_ARCHS])
+def test_nan_reaches_what_is_computed_from_it(arch, deterministic):
     """One element of an input, as by definition; all keys are seen. Other heads stay as they are."""
     case = dataclasses.replace(RAGGED, heads_k=2, sq=100, sk=90, dv=40, q_offset=200)
     for poisoned in range(4):
         arrays = case.arrays()[:4]
         arrays[poisoned][1, 37, 5] = np.nan
         exact = attention(*arrays[:3], dout=arrays[3], **case.options)
-        results = run_all(*arrays, deterministic, **case.options)
+        results = run_all(*arrays, deterministic, arch, **case.options)
         for name, x, y in zip(exact._fields, results, exact, strict=True):
             np.testing.assert_array_equal(np.isnan(x.astype(float)), np.isnan(y), err_msg=f"{poisoned}: {name}")
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_hidden_keys_and_queries_are_never_read(deterministic):
+@pytest.mark.parametrize("arch", ["sm_80", *SLOW_ARCHS])
+def test_hidden_keys_and_queries_are_never_read(arch, deterministic):
     """Queries before 30, and keys from 70 on, may hold NaN."""
     case = dataclasses.replace(RAGGED, heads_k=2, sq=100, sk=130, q_offset=-30)
     q, k, v, dout, _ = case.arrays()
-    clean = run_all(q, k, v, dout, deterministic, **case.options)
+    clean = run_all(q, k, v, dout, deterministic, arch, **case.options)
     q[:, :30] = k[:, 70:] = v[:, 70:] = dout[:, :30] = np.nan
-    for x, y in zip(run_all(q, k, v, dout, deterministic, **case.options), clean, strict=True):
+    for x, y in zip(run_all(q, k, v, dout, deterministic, arch, **case.options), clean, strict=True):
         np.testing.assert_array_equal(x, y)
         assert not np.isnan(x.astype(float)).any()
 
