@@ -69,7 +69,7 @@ BUGS = [
         "a chunk is stored whole or not at all",
         "if (g.holds(row0 + row, col + i)) *g.at(row0 + row, col + i)",
         "if (g.holds(row0 + row, col)) *g.at(row0 + row, col + i)",
-        (f"{TESTS}test_checked_mode_finds_nothing[sm_80-float16-64-33-False-None]",),
+        CHECKED,
     ),
     Bug(
         "cuda_src/mma/tile.cuh",
@@ -195,7 +195,7 @@ BUGS = [
         "additions in pairs beyond the last column",
         "acc[i][j + 1], inside && col0 + step < g.cols);\n      } else",
         "acc[i][j + 1], inside);\n      } else",
-        (f"{PAIRS}[36]",),
+        (f"{NAN}[sm_90a-False]",),
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
