@@ -68,8 +68,8 @@ def test_the_oracle_and_the_emulator_agree_with_recorded_hardware(primitive):
     if primitive in PRIMITIVES:
         outputs = run_on_emulator(primitive, "sm_90a")
         for name, value in recorded.items():
-            tolerance = APPROXIMATE * primitive.rtol
-            np.testing.assert_allclose(outputs[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+            rtol, atol = APPROXIMATE * primitive.rtol, APPROXIMATE * primitive.atol
+            np.testing.assert_allclose(outputs[name], value, rtol=rtol, atol=atol, err_msg=name)
 
 
 @named

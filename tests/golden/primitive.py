@@ -26,8 +26,9 @@ class TensorMap:
 class Primitive:
     """A kernel body over `params.<array>` and the thread index `t`, and what it must give.
 
-    `rtol` is the largest relative error against `expected` (0: equal in every bit). `prelude` stands before the
-    kernel. Tensor maps are fields of `params` too, before the arrays. `max_arch` is for what later GPUs dropped.
+    `rtol` is the largest relative error against `expected` (0: equal in every bit), `atol` what may add to it near 0.
+    `prelude` stands before the kernel. Tensor maps are fields of `params` too, before the arrays. `max_arch` is for
+    what later GPUs dropped.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Primitive:
     min_arch: int = 75
     max_arch: int = 999
     rtol: float = 0.0
+    atol: float = 0.0
     headers: tuple[str, ...] = ()
     prelude: str = ""
     maps: Mapping[str, TensorMap] = field(default_factory=dict)
@@ -91,4 +93,4 @@ def check(primitive: Primitive, outputs: Arrays) -> None:
     if primitive.rtol == 0:
         assert_same_bits(outputs, {name: value.astype(outputs[name].dtype) for name, value in expected.items()})
     for name, value in expected.items():
-        np.testing.assert_allclose(outputs[name], value, rtol=primitive.rtol, atol=primitive.rtol, err_msg=name)
+        np.testing.assert_allclose(outputs[name], value, rtol=primitive.rtol, atol=primitive.atol, err_msg=name)
