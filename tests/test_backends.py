@@ -10,6 +10,7 @@ from cases import Case
 
 from cupy_flash import emulator, flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
 from cupy_flash._src import backends, compile, forks
+from cupy_flash._src import emulator as emulation
 from cupy_flash._src.backends import cpu, cupy_
 from cupy_flash._src.backends import emulator as emulator_backend
 from cupy_flash._src.device import ATTRIBUTES, NAMED, Device
@@ -124,6 +125,41 @@ def test_every_array_of_a_call_is_in_its_place(monkeypatch):
     vjp(dout, dlse)
     vjp.changed()
     assert seen == [["q", "k", "v"], ["q"], [*all_of_it, "dlse"], ["q"]]
+
+
+def test_options_reach_the_backend(monkeypatch):
+    """What each call was given, in the problem that a backend gets; and `deterministic`, where that was asked."""
+    seen = []
+
+    def watch(name):
+        function = getattr(cpu.CpuBackend, name)
+
+        def watched(self, problem, *arguments):
+            deterministic = arguments[-1:] if name == "backward" else ()
+            seen.append((name, problem.causal, problem.scale, problem.q_offset, *deterministic))
+            return function(self, problem, *arguments)
+
+        monkeypatch.setattr(cpu.CpuBackend, name, watched)
+
+    watch("forward")
+    watch("backward")
+    q, k, v, dout, _ = Case(sq=4, sk=5, d=8).arrays()
+    for options in ({}, {"causal": True}, {"causal": True, "scale": -0.5, "q_offset": -2}):
+        found = (
+            options.get("causal", False),
+            options.get("scale", 8**-0.5),
+            options.get("q_offset", 1 if options else 0),
+        )
+        found = found[0], pytest.approx(found[1], rel=1e-15), found[2]
+        out, lse = flash_attention(q, k, v, return_lse=True, **options)
+        expected = [("forward", *found)]
+        for chosen in ({}, {"deterministic": True}):
+            deterministic = bool(chosen)
+            flash_attention_backward(dout, q, k, v, out, lse, **options, **chosen)
+            flash_attention_vjp(q, k, v, **options, **chosen)[1](dout)
+            expected += [("backward", *found, deterministic), ("forward", *found), ("backward", *found, deterministic)]
+        assert seen == expected
+        seen.clear()
 
 
 # --- CuPy, a stand-in ---
@@ -282,9 +318,15 @@ def test_a_kernels_text_is_that_of_its_path(monkeypatch):
     monkeypatch.setattr(compile, "to_ptx", lambda kernel, arch: f"PTX of {kernel.entry} for {arch}")
     monkeypatch.setattr(ptx, "translate", str.upper)
     kernel = Specialization("attention/merge.cu", "attention_merge", (), ())
-    text = emulator_backend._text(kernel, "sm_80", "source")
+    text = emulator_backend._text(kernel, "sm_80", "host")
     assert "attention_merge" in text
     for arch in ("sm_80", "sm_90a"):
         assert emulator_backend._text(kernel, arch, "ptx") == f"PTX OF ATTENTION_MERGE FOR {arch.upper()}"
-    assert emulator_backend._text(kernel, "sm_80", "source") == text
+    assert emulator_backend._text(kernel, "sm_80", "host") == text
+    launched = []
+    monkeypatch.setattr(emulation, "launch", lambda text, *arguments, **options: launched.append(text))
+    for path in ("host", "ptx"):
+        with emulator.settings(path=path):
+            backends.get("emulator").run(Launch(kernel, 1, 128, 0), np.zeros(1), {})
+    assert launched == [text, "PTX OF ATTENTION_MERGE FOR SM_80"]
     emulator_backend._text.cache_clear()
