@@ -145,12 +145,8 @@ def test_options_reach_the_backend(monkeypatch):
     watch("backward")
     q, k, v, dout, _ = Case(sq=4, sk=5, d=8).arrays()
     for options in ({}, {"causal": True}, {"causal": True, "scale": -0.5, "q_offset": -2}):
-        found = (
-            options.get("causal", False),
-            options.get("scale", 8**-0.5),
-            options.get("q_offset", 1 if options else 0),
-        )
-        found = found[0], pytest.approx(found[1], rel=1e-15), found[2]
+        scale = pytest.approx(options.get("scale", 8**-0.5), rel=1e-15)
+        found = options.get("causal", False), scale, options.get("q_offset", 1 if options else 0)
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
         expected = [("forward", *found)]
         for chosen in ({}, {"deterministic": True}):

@@ -16,7 +16,9 @@ BUGS = all_bugs()
 def source_files():
     """Files of cuda_src and cupy_flash that say anything: more than a docstring or includes."""
     for path in sorted(p for folder in ("cuda_src", "cupy_flash") for p in (ROOT / folder).rglob("*")):
-        if (path.suffix == ".py" and len(ast.parse(path.read_text(encoding="utf-8")).body) > 1) or path.suffix in (".cu", ".cuh", ".h", ".cpp"):
+        if path.suffix == ".py" and len(ast.parse(path.read_text(encoding="utf-8")).body) > 1:
+            yield str(path.relative_to(ROOT))
+        elif path.suffix in (".cu", ".cuh", ".h", ".cpp"):
             yield str(path.relative_to(ROOT))
 
 
