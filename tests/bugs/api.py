@@ -8,10 +8,10 @@ API, PROBLEM, OPTIONS, NAMES, REFERENCE, BROADCAST, DEVICE = (
 SELECT, DLPACK, CUPY, SEAL, EMULATOR = (
     f"cupy_flash/_src/backends/{name}.py" for name in ("__init__", "dlpack", "cupy_", "device_seal", "emulator")
 )
-VALIDATION, CONTRACT, MERGE, VJP, BACKENDS, BY_DLPACK, BY_NAME, BY_REFERENCE, OF_OPTIONS, ANALYSIS, SUMS = (
+VALIDATION, MERGE, VJP, BACKENDS, BY_DLPACK, BY_NAME, BY_REFERENCE, OF_OPTIONS, ANALYSIS, SUMS = (
     f"tests/test_{name}.py"
     for name in (
-        "validation", "contract", "merge", "vjp", "backends", "dlpack", "names", "reference", "options", "analysis",
+        "validation", "merge", "vjp", "backends", "dlpack", "names", "reference", "options", "analysis",
         "broadcast",
     )
 )  # fmt: skip
