@@ -14,7 +14,7 @@ from cupy_flash._src.problem import DTYPES
 RESULTS = ("out", "lse", "dq", "dk", "dv")
 CASES = {
     "plain": Case(sq=5, sk=7, d=6, dv=3),
-    "groups and a batch, causal": Case(batch=(2,), heads_k=2, group=3, sq=6, sk=4, d=5, dv=2, causal=True),
+    "groups and a batch, causal": Case(batch=(2,), heads_k=2, group=3, sq=4, sk=9, d=5, dv=2, causal=True),
     "broadcast, an offset, a negative scale": Case(
         batch=(3,), batch_k=(1,), group=2, sq=4, sk=5, d=3, dv=6, causal=True, q_offset=-1, scale=-0.8
     ),
