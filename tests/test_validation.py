@@ -222,13 +222,13 @@ def test_problems_that_are_none(call):
         )
     for d in (0, 513):
         assert told(q=(4, 3, d), k=(2, 5, d)) == f"ValueError: q and k have head_dim {d}: expected 1 to 512"
-        assert told(v=(2, 5, d)) == f"ValueError: v have head_dim {d}: expected 1 to 512"
+        assert told(v=(2, 5, d)) == f"ValueError: v has head_dim {d}: expected 1 to 512"
 
 
-@pytest.mark.parametrize("heads", [0, 513])
-def test_merges_of_no_output(heads):
-    told = refusal(merge_attention, out_a=ones(4, 3, heads), out_b=ones(4, 3, heads))
-    assert told == f"ValueError: out_a has head_dim {heads}: expected 1 to 512"
+@pytest.mark.parametrize("d", [0, 513])
+def test_merges_of_what_is_no_output(d):
+    told = refusal(merge_attention, out_a=ones(4, 3, d), out_b=ones(4, 3, d))
+    assert told == f"ValueError: out_a has head_dim {d}: expected 1 to 512"
 
 
 def test_sequences_up_to_2_to_29():
@@ -269,11 +269,11 @@ def test_out_may_not_share_memory_with_an_input(name, backend):
 
 def test_out_may_not_overlap_itself():
     q = ones(4, 8)
-    for strides in ((28, 4), (0, 4), (4, 12), (-28, 4), (2, 8)):
+    for strides in ((28, 4), (0, 4), (4, 12), (-28, 4), (28, -4), (12, 0)):
         window = as_strided(ones(100)[40:], (4, 8), strides)
         with pytest.raises(ValueError) as error:
             flash_attention(q, q, q, out=window)
-        assert "overlap in memory" in str(error.value) or "multiples of the item size" in str(error.value)
+        assert str(error.value) == f"out has strides {strides} for shape (4, 8): its elements overlap in memory"
 
 
 def addresses(x):
