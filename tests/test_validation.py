@@ -222,7 +222,7 @@ def test_problems_that_are_none(call):
         )
     for d in (0, 513):
         assert told(q=(4, 3, d), k=(2, 5, d)) == f"ValueError: q and k have head_dim {d}: expected 1 to 512"
-        assert told(v=(2, 5, d)) == f"ValueError: v has head_dim {d}: expected 1 to 512"
+        assert told(v=(2, 5, d)) == f"ValueError: v have head_dim {d}: expected 1 to 512"
 
 
 @pytest.mark.parametrize("d", [0, 513])

@@ -210,9 +210,9 @@ def _problem(
         raise ValueError(f"v has {hv} heads, k has {hk}: they must be equal; {_AXES}")
     if hk == 0 or hq % hk:
         raise ValueError(f"q has {hq} heads, k has {hk}: the heads of q must be a multiple of the heads of k; {_AXES}")
-    for names, size in (("q and k have", d), ("v has", dv)):
+    for name, size in (("q and k", d), ("v", dv)):
         if not 1 <= size <= MAX_HEAD_DIM:
-            raise ValueError(f"{names} head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
+            raise ValueError(f"{name} have head_dim {size}: expected 1 to {MAX_HEAD_DIM}")
     for name, size in (("q", sq), ("k", sk)):
         if size > MAX_SEQLEN:
             raise ValueError(f"{name} has sequence length {size}: expected at most {MAX_SEQLEN}")
