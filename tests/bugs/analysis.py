@@ -105,8 +105,8 @@ BUGS = [
     Bug(
         ROOFLINE,
         "keys are counted once for each query head",
-        "rows, keys = batch * problem.num_heads_q * problem.seqlen_q, batch * problem.num_heads_k * problem.seqlen_k",
-        "rows, keys = batch * problem.num_heads_q * problem.seqlen_q, batch * problem.num_heads_q * problem.seqlen_k",
+        "for heads in (problem.num_heads_q, problem.num_heads_k))",
+        "for heads in (problem.num_heads_q, problem.num_heads_q))",
         (BY_ARRAYS,),
     ),
     Bug(
