@@ -185,6 +185,7 @@ def test_other_dtypes_go_by_numpy():
 
 @pytest.mark.parametrize(("how", "message"), [
     ({"lanes": 2}, "q is a Foreign that NumPy cannot take: Unsupported"),
+    ({"x": np.zeros((4, 8), np.float32)}, "q is a Foreign that NumPy cannot take: Unsupported"),  # a bfloat of 32 bits
     ({"code": 17}, "q is a Foreign that NumPy cannot take: Unsupported"),
     ({"name": b"tensor"}, "q is a Foreign that NumPy cannot take: "),
     ({"device": 8}, "q is on a device of DLPack type 8"),
@@ -192,7 +193,7 @@ def test_other_dtypes_go_by_numpy():
 def test_what_is_no_bfloat16_is_named(how, message):
     # Without destructors: NumPy calls them while its error is pending, which only those written in C survive.
     with pytest.raises(TypeError, match=message):
-        taken(bfloat16(4, 8), destroy=None, **how)
+        taken(**{"x": bfloat16(4, 8), "destroy": None, **how})
     EXPORTED.clear()
 
 

@@ -1,117 +1,12 @@
-"""Occupancy, traffic and roofline of plans, and the command that prints them."""
+"""The command that prints occupancy, traffic and roofline of a problem's plan."""
 
-import dataclasses
-
-import numpy as np
 import pytest
-from cases import Case
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from cupy_flash import emulator, flash_attention, flash_attention_backward
 from cupy_flash.__main__ import main
-from cupy_flash._src.analysis.occupancy import occupancy
-from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
-from cupy_flash._src.analysis.traffic import launch_bytes
+from cupy_flash._src.analysis.roofline import DATASHEET
 from cupy_flash._src.cli import explain
-from cupy_flash._src.device import NAMED, named
-from cupy_flash._src.plan import Launch, plan_backward, plan_forward
-from cupy_flash._src.problem import AttentionProblem
-from cupy_flash._src.specialization import Specialization
+from cupy_flash._src.device import NAMED
 from cupy_flash._src.toolchain import ToolchainError
-
-KERNEL = Specialization("mma/forward.cu", "attention_forward", (), ())
-
-
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
-    group=st.sampled_from([1, 2, 5]), heads_k=st.integers(1, 2), dv=st.sampled_from([32, 64]),
-    deterministic=st.booleans(), batch=st.sampled_from([(), (2,)]), wide_out=st.booleans(),
-)  # fmt: skip
-def test_traffic_is_what_the_emulator_counts(
-    sq, sk, causal, offset, group, heads_k, dv, deterministic, batch, wide_out
-):
-    case = Case(
-        dtype="float16", batch=batch, heads_k=heads_k, group=group, sq=sq, sk=sk, dv=dv, causal=causal,
-        q_offset=offset if causal else None,
-    )  # fmt: skip
-    q, k, v, dout, _ = case.arrays()
-    problem = AttentionProblem.from_arrays(q, k, v, **case.options)
-    with emulator.settings(mode="counted"):
-        out, lse = flash_attention(q, k, v, **case.options, return_lse=True, backend="emulator")
-        runs = [(plan_forward(problem, named("sm_80")), emulator.last_run())]
-        if wide_out:
-            out, problem = out.astype(lse.dtype), problem.with_wide_out
-        flash_attention_backward(
-            dout, q, k, v, out, lse, **case.options, deterministic=deterministic, backend="emulator"
-        )
-        runs.append((plan_backward(problem, named("sm_80"), deterministic), emulator.last_run()))
-    for plan, report in runs:
-        for launch, counted in zip(plan.launches, report.launches, strict=True):
-            expected = launch_bytes(problem, plan, launch)
-            assert counted.bytes_read + counted.bytes_written == expected, launch.kernel
-
-
-@given(sq=st.integers(0, 30), sk=st.integers(0, 30), offset=st.integers(-40, 40), causal=st.booleans())
-def test_visible_pairs(sq, sk, offset, causal):
-    q, k = np.zeros((2, sq, 4)), np.zeros((2, sk, 4))
-    problem = AttentionProblem.from_arrays(q, k, k, causal=causal, q_offset=offset if causal else None)
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + (offset if causal else sk)
-    assert visible_pairs(problem) == 2 * seen.sum()
-    assert flops(problem, backward=False) * 5 == 2 * flops(problem, backward=True)
-
-
-@pytest.mark.parametrize(("shared", "registers", "block", "blocks", "limited_by"), [
-    (0, 32, 1024, 2, "threads"), (0, 32, 32, 32, "blocks"), (0, 128, 256, 2, "registers"),
-    (81920, 128, 128, 2, "shared memory"), (83968, 32, 128, 1, "shared memory"), (0, 255, 128, 2, "registers"),
-])  # fmt: skip
-def test_occupancy(shared, registers, block, blocks, limited_by):
-    o = occupancy(Launch(KERNEL, 216, block, shared), named("sm_80"), registers)
-    assert (o.blocks, o.limited_by, o.warps) == (blocks, limited_by, blocks * block // 32)
-    assert o.waves == 216 / (108 * blocks)
-
-
-def test_standard_attention_moves_its_scores():
-    problem = AttentionProblem.from_arrays(*(np.zeros((2, 4, 128, 64), np.float16),) * 3)
-    scores, tensor = 2 * 4 * 128 * 128 * 2, 2 * 4 * 128 * 64 * 2
-    assert standard_bytes(problem, backward=False) == 4 * scores + 4 * tensor
-    assert standard_bytes(problem, backward=True) == 7 * scores + 7 * tensor
-    doubled = dataclasses.replace(problem, dtype="float32")
-    assert standard_bytes(doubled, backward=False) == 2 * standard_bytes(problem, backward=False)
-
-
-@pytest.mark.parametrize("wide_out", [False, True])
-@pytest.mark.parametrize(("offset", "queries", "keys"), [(None, 5, 7), (2, 5, 7), (-1, 4, 4), (0, 5, 5), (-9, 0, 0)])
-def test_compulsory_bytes_are_each_array_once(offset, queries, keys, wide_out):
-    """Counted on arrays: the queries that see a key, the keys that a query sees, and all of the results."""
-    q, k, v = np.zeros((2, 3, 5, 8), np.float16), np.zeros((2, 1, 7, 8), np.float16), np.zeros((2, 1, 7, 6), np.float16)
-    out, lse = np.zeros((2, 3, 5, 6), np.float16), np.zeros((2, 3, 5), np.float32)
-    options = {} if offset is None else {"causal": True, "q_offset": offset}
-    problem = AttentionProblem.from_arrays(q, k, v, **options)
-    read = q[:, :, :queries].nbytes + k[:, :, :keys].nbytes + v[:, :, :keys].nbytes
-    assert compulsory_bytes(problem, backward=False) == read + out.nbytes + lse.nbytes
-    if wide_out:
-        problem, out = problem.with_wide_out, out.astype(np.float32)
-    seen = out[:, :, :queries].nbytes + np.zeros(out.shape, np.float16)[:, :, :queries].nbytes  # and dout
-    dq = q.size * out.itemsize
-    grads = dq + k.nbytes + v.nbytes
-    assert compulsory_bytes(problem, backward=True) == read + seen + lse.nbytes + grads
-
-
-def test_no_kernel_beats_the_bound():
-    """The bound of a decode is memory's, that of a long sequence arithmetic's."""
-    x, rates = np.broadcast_to(np.float16(0), (2, 16, 4096, 128)), DATASHEET["sm_90a"]
-    long, decode = (AttentionProblem.from_arrays(q, x, x) for q in (x, x[:, :, :1]))
-    a, m = (bound(problem, rates, tensor_cores=True, backward=False) for problem in (long, decode))
-    assert a.by == "arithmetic" and a.seconds == 2 * 16 * 4 * 4096**2 * 128 / 989.4e12
-    assert m.by == "memory" and m.seconds == compulsory_bytes(decode, backward=False) / 3350e9
-
-
-def test_every_datasheet_is_of_a_named_gpu():
-    assert set(DATASHEET) <= set(NAMED)
-    for rates in DATASHEET.values():
-        assert rates.peak("float16", True) > rates.peak("float16", False) > rates.peak("float64", False) > 0
 
 
 @pytest.mark.parametrize("options", [

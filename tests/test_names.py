@@ -51,6 +51,8 @@ def test_the_table_is_true():
             answer = str(error.value)
             assert answer.startswith(f"flash_attention() got an unexpected keyword argument {name!r}: ")
             assert ("not supported yet" in answer) == ("not yet" in text)
+            words = answer.partition("not supported yet: ")[2].split()
+            assert all(word.rstrip("s") in text for word in words if word != "and"), f"{answer}; the table: {text}"
             if ours:
                 assert any(f"called {our!r} here" in answer for our in ours)
 

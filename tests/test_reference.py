@@ -64,6 +64,28 @@ def test_naive_arithmetic_rounds_to_the_dtype_of_the_inputs(dtype):
             assert error > np.abs(y.astype(dtype).astype(np.float64) - y).max()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_intermediate_is_rounded(dtype):
+    """Bit for bit what a framework stores between its operations."""
+    q, k, v, dout, dlse = make((20, 16), (30, 16), (30, 8), {}, dtype)
+    f = [x.astype(np.float32) for x in (q, k, v, dout)]
+
+    def stored(x):
+        return x.astype(dtype).astype(np.float32)
+
+    s = stored(stored(f[0] @ f[1].T) * np.float32(0.3))
+    m = s.max(1, keepdims=True)
+    e = stored(np.exp(stored(s - m)))
+    total = stored(e.sum(1, keepdims=True))
+    p = stored(e / total)
+    out, lse = stored(p @ f[2]), stored(m + stored(np.log(total)))[:, 0]
+    delta = stored(stored((f[3] * out).sum(1)) - dlse.astype(np.float32))[:, None]
+    ds = stored(stored(p * stored(stored(f[3] @ f[2].T) - delta)) * np.float32(0.3))
+    expected = out, lse, ds @ f[1], ds.T @ f[0], p.T @ f[3]
+    for x, y in zip(run(q, k, v, dout, dlse, {"scale": 0.3}, None), expected, strict=True):
+        np.testing.assert_array_equal(x, y.astype(x.dtype))
+
+
 @pytest.mark.parametrize("name", ["grouped heads", "causal, rows that see nothing", "v alone has a batch"])
 def test_gradients_are_finite_differences(name):
     *shapes, options = CASES[name]

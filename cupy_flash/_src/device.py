@@ -45,8 +45,11 @@ class Device:
         return int(self.arch.removeprefix("sm_").rstrip("a"))
 
     def shared_of_block(self, dynamic: int) -> int:
-        """Shared memory that a block with this much dynamic shared memory takes: from Ampere on, 1 KiB on top."""
-        return dynamic + (1024 if self.compute_capability >= 80 else 0)
+        """Shared memory that a block with this much dynamic shared memory takes: from Ampere on with 1 KiB on top, and
+        in whole units (cuda_occupancy.h of the CUDA toolkit).
+        """
+        reserved, unit = (1024, 128) if self.compute_capability >= 80 else (0, 256)
+        return -(-(dynamic + reserved) // unit) * unit
 
 
 def _kib(n: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from cupy_flash._src.broadcast import sum_to_shape
 from cupy_flash._src.names import answered
 from cupy_flash._src.options import boolean
-from cupy_flash._src.problem import AttentionProblem, check_like, check_plain
+from cupy_flash._src.problem import DTYPES, AttentionProblem, check_like, check_plain
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -106,7 +106,7 @@ def attention_reference_backward(
     q, k, v : array
         The inputs of the forward pass; what else is needed is computed again.
     dlse : array, shape (..., Hq, Sq), optional
-        Gradient of the loss with respect to the log-sum-exp.
+        Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
     causal, scale, q_offset, compute_dtype
         As in `attention_reference`.
 
@@ -118,7 +118,7 @@ def attention_reference_backward(
     Raises
     ------
     TypeError, ValueError
-        As `attention_reference`; also if `dout` or `dlse` does not have the shape above.
+        As `attention_reference`; also if `dout` or `dlse` does not have a shape or dtype as above.
 
     References
     ----------
@@ -139,9 +139,9 @@ def attention_reference_backward(
     problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
     math = _Arithmetic(xp, problem, compute_dtype)
     shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
-    check_like("dout", dout, shape, np.dtype(dout.dtype))
+    check_like("dout", dout, shape, *DTYPES.values())
     if dlse is not None:
-        check_like("dlse", dlse, shape[:-1], np.dtype(dlse.dtype))
+        check_like("dlse", dlse, shape[:-1], *DTYPES.values())
 
     with np.errstate(all="ignore"):
         qg, kg, vg = _by_key_head(math, problem, q, k, v)

@@ -8,8 +8,9 @@ from math import ceil
 from cupy_flash._src.device import Device
 from cupy_flash._src.plan import Launch
 
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-_REGISTER_UNIT = 256  # registers are allocated to warps in these
+# cuda_occupancy.h of the CUDA toolkit: registers are allocated to warps in these, and each of the schedulers of a
+# multiprocessor has its own part of them.
+_REGISTER_UNIT, _SCHEDULERS = 256, 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def occupancy(launch: Launch, device: Device, registers: int) -> Occupancy:
     limits = {
         "blocks": device.blocks_per_sm,
         "threads": device.threads_per_sm // launch.block,
-        "registers": device.registers_per_sm // per_warp // warps,
+        "registers": device.registers_per_sm // _SCHEDULERS // per_warp * _SCHEDULERS // warps,
         "shared memory": device.shared_per_sm // max(1, device.shared_of_block(launch.shared_bytes)),
     }
     limited_by = min(limits, key=lambda name: limits[name])

@@ -98,18 +98,21 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     >>> compulsory_bytes(problem, backward=False) == 4 * x.nbytes + 2 * 4 * 4  # lse is float32
     True
     """
-    batch, d, dv, itemsize = prod(problem.batch), problem.head_dim, problem.head_dim_v, problem.storage.itemsize
-    rows, keys = batch * problem.num_heads_q * problem.seqlen_q, batch * problem.num_heads_k * problem.seqlen_k
-    all_rows, all_keys, lse = rows * itemsize, keys * itemsize, rows * problem.accumulator.itemsize
+    d, dv, itemsize, out = problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.out_storage.itemsize
+    seeing, seen = problem.seqlen_q, problem.seqlen_k
     if problem.causal:  # keys behind the last query, and queries before the first key, are not read
+        seeing -= min(max(-problem.q_offset, 0), problem.seqlen_q)
         seen = min(max(problem.q_offset + problem.seqlen_q, 0), problem.seqlen_k)
-        seeing = problem.seqlen_q - min(max(-problem.q_offset, 0), problem.seqlen_q)
-        rows, keys = rows // max(problem.seqlen_q, 1) * seeing, keys // max(problem.seqlen_k, 1) * seen
-    read = (rows * d + keys * (d + dv)) * itemsize
+    if not seeing or not seen:
+        seeing = seen = 0
+    heads_q, heads_k = (prod(problem.batch) * heads for heads in (problem.num_heads_q, problem.num_heads_k))
+    all_rows, all_keys = heads_q * problem.seqlen_q, heads_k * problem.seqlen_k
+    read = (heads_q * seeing * d + heads_k * seen * (d + dv)) * itemsize
+    lse = all_rows * problem.accumulator.itemsize
     if not backward:
-        return read + all_rows * dv + lse
-    out = problem.out_storage.itemsize
-    return read + rows * dv * (itemsize + out) + lse + all_rows // itemsize * d * out + all_keys * (d + dv)
+        return read + all_rows * dv * itemsize + lse
+    cotangents = heads_q * seeing * dv * (itemsize + out) + lse
+    return read + cotangents + all_rows * d * out + all_keys * (d + dv) * itemsize
 
 
 def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:

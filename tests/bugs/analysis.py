@@ -1,0 +1,155 @@
+"""Numbers about plans and results: occupancy, traffic, roofline, and the budget of errors."""
+
+from . import Bug
+
+BUDGET, OCCUPANCY, ROOFLINE, TRAFFIC = (
+    f"cupy_flash/_src/analysis/{name}.py" for name in ("budget", "occupancy", "roofline", "traffic")
+)
+BY_BUDGET, ANALYSIS = "tests/test_budget.py", "tests/test_analysis.py"
+BY_LOOPS = f"{BY_BUDGET}::test_magnitudes_are_those_of_the_definition"
+SPENT = f"{BY_BUDGET}::test_what_is_spent_and_what_there_is"
+NO_NUMBER = f"{BY_BUDGET}::test_what_is_no_number_in_the_wrong_place_is_refused"
+BY_NVIDIA = f"{ANALYSIS}::test_occupancy_is_what_nvidia_computes"
+BY_ARRAYS = f"{ANALYSIS}::test_a_problems_work_and_bytes_are_those_of_its_arrays"
+WALK = f"{ANALYSIS}::test_traffic_is_what_a_walk_over_the_blocks_counts"
+
+BUGS = [
+    # --- budget.py ---
+    Bug(
+        BUDGET,
+        "naive attention's error counts four times",
+        "float(2 * naive_error",
+        "float(4 * naive_error",
+        (SPENT,),
+    ),
+    Bug(
+        BUDGET,
+        "delta is taken for as exact as sums are",
+        "delta = abs(scale) * storage_eps / sum_eps *",
+        "delta = abs(scale) *",
+        (BY_LOOPS, f"{BY_BUDGET}::test_delta_of_a_rounded_output_is_in_the_budget"),
+    ),
+    Bug(
+        BUDGET,
+        "a causal offset counts from the first key",
+        "((sk - sq if q_offset is None else q_offset) if causal else sk)",
+        "((0 if q_offset is None else q_offset) if causal else sk)",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
+        "dlse has no part in the gradients",
+        "(0 if dlse is None else np.abs(dlse)[..., None])",
+        "0",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
+        "a number passes for the NaN that is exact",
+        "if not np.array_equal(x[~finite], exact[~finite], equal_nan=True):",
+        "if not np.array_equal(np.isneginf(x), np.isneginf(exact)):",
+        (NO_NUMBER,),
+    ),
+    Bug(
+        BUDGET,
+        "naive attention's overflow excuses everything",
+        "_largest(np.abs(naive - exact)[np.isfinite(naive)])",
+        "_largest(np.abs(naive - exact))",
+        (NO_NUMBER,),
+    ),
+    Bug(
+        BUDGET,
+        "a result that broadcasts has the right shape",
+        "if x.shape != exact.shape:",
+        "if x.ndim != exact.ndim:",
+        (f"{BY_BUDGET}::test_a_wrong_shape_is_refused",),
+    ),
+    # --- occupancy.py ---
+    Bug(
+        OCCUPANCY,
+        "registers are allocated one by one",
+        "per_warp = ceil(32 * registers / _REGISTER_UNIT) * _REGISTER_UNIT",
+        "per_warp = 32 * registers",
+        (BY_NVIDIA,),
+    ),
+    Bug(
+        OCCUPANCY,
+        "one scheduler has all registers",
+        "_REGISTER_UNIT, _SCHEDULERS = 256, 4",
+        "_REGISTER_UNIT, _SCHEDULERS = 256, 1",
+        (BY_NVIDIA,),
+    ),
+    Bug(
+        OCCUPANCY,
+        "what limits most is what limits least",
+        "limited_by = min(limits,",
+        "limited_by = max(limits,",
+        (f"{ANALYSIS}::test_what_limits_occupancy",),
+    ),
+    # --- roofline.py ---
+    Bug(
+        ROOFLINE,
+        "two products of the backward have the columns of the other size",
+        "(3 * d + 2 * dv if backward else d + dv)",
+        "(2 * d + 3 * dv if backward else d + dv)",
+        (BY_ARRAYS,),
+    ),
+    Bug(
+        ROOFLINE,
+        "one query too few sees one key more than the last",
+        "last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset))",
+        "last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset - 1))",
+        (BY_ARRAYS,),
+        equivalent="the query left out sees all keys: it is counted among those after the rise",
+    ),
+    Bug(
+        ROOFLINE,
+        "keys are counted once for each query head",
+        "for heads in (problem.num_heads_q, problem.num_heads_k))",
+        "for heads in (problem.num_heads_q, problem.num_heads_q))",
+        (BY_ARRAYS,),
+    ),
+    Bug(
+        ROOFLINE,
+        "tensor cores take float64",
+        '        if dtype == "float64":\n            return self.double\n',
+        "",
+        (f"{ANALYSIS}::test_peaks_are_those_of_the_units_that_compute",),
+    ),
+    Bug(
+        ROOFLINE,
+        "an RTX 4090 has its rate with float16 sums",
+        'Rates("RTX 4090", 165.2,',
+        'Rates("RTX 4090", 330.3,',
+        (f"{ANALYSIS}::test_a_datasheets_rates_are_clocks_times_units",),
+    ),
+    # --- traffic.py ---
+    Bug(
+        TRAFFIC,
+        "keys end at the query, not behind it",
+        "np.clip(rows + problem.q_offset + 1, 0,",
+        "np.clip(rows + problem.q_offset, 0,",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "a block of packed heads ends with its last row, not with that row's query",
+        "rows) - 1) // packed",
+        "rows) - 1)",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "dQ is in the type of the inputs",
+        "dq = problem.head_dim * problem.out_storage.itemsize",
+        "dq = problem.head_dim * problem.storage.itemsize",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "atomic additions begin at the first query that sees a key",
+        "added = int((sq - begin // block_m * block_m)[begin < sq].sum())",
+        "added = int((sq - begin)[begin < sq].sum())",
+        (WALK,),
+    ),
+]
