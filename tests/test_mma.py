@@ -160,7 +160,7 @@ def test_heads_of_a_group_in_unequal_shares(replan):
         dkdv = dataclasses.replace(whole.dkdv, grid=whole.dkdv.grid // whole.num_splits * 5)
         return dataclasses.replace(whole, num_splits=5, dkdv=dkdv)
 
-    case = dataclasses.replace(RAGGED, heads_k=2, group=7, dv=40, layouts=("strided_cols",) * 3)
+    case = dataclasses.replace(RAGGED, heads_k=2, group=7, dv=40).all_in("strided_cols")
     assert planned(case)[1].convert_dkdv and planned(case)[1].atomic_dq
     with replan(plan_backward=plan):
         check(case, ON)
