@@ -112,7 +112,7 @@ SMALL = next(core_specializations(named("sm_80")))
 
 
 def test_a_second_compilation_comes_from_the_cache(cache, count):
-    """Whole, though CuPy cuts the last byte off: the program headers end the file. What is damaged is compiled again."""
+    """Whole, though CuPy cuts the last byte off: the program headers end it. What is damaged is made again."""
     assert compile.find(SMALL, "sm_80") is None
     first = compile.to_cubin(SMALL, "sm_80")
     assert compile.to_cubin(SMALL, "sm_80") == compile.find(SMALL, "sm_80") == first
