@@ -20,7 +20,7 @@ from processes import start
 from cupy_flash._src import cache
 from cupy_flash._src.cache import files, places, room, trust
 
-NAME = "emulator/fast-0.so"
+NAME, OTHER = "emulator/fast-0.so", "emulator/other-0.so"
 
 
 @pytest.fixture(autouse=True)
@@ -201,23 +201,25 @@ def test_the_first_file_that_is_whole_is_found(folder, tmp_path):
 # --- locks ---
 
 
-def test_a_lock_ends_with_its_block_whatever_ends_that(folder):
+def test_a_lock_ends_with_its_block_whatever_ends_that(folder, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 10)
     opened = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
     for error in (ValueError, KeyboardInterrupt, None):
-        with contextlib.suppress(ValueError, KeyboardInterrupt), cache.lock(NAME), cache.lock("emulator/other-0.so"):
-            assert below(folder) == ["emulator/fast-0.lock", "emulator/other-0.lock"]
-            with open(folder / "emulator" / "fast-0.lock") as file, pytest.raises(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            child = os.fork()
-            if child == 0:  # has it not, and keeps nobody from it
-                signal.pause()
-            if error:
-                raise error
-        assert below(folder) == [] and not files._held
-        with cache.lock(NAME):
-            pass
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with contextlib.ExitStack() as children:
+            with contextlib.suppress(ValueError, KeyboardInterrupt), cache.lock(NAME), cache.lock(OTHER):
+                assert below(folder) == ["emulator/fast-0.lock", "emulator/other-0.lock"]
+                with open(folder / "emulator" / "fast-0.lock") as file, pytest.raises(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                child = os.fork()
+                if child == 0:  # has it not, and keeps nobody from it
+                    signal.pause()
+                children.callback(os.waitpid, child, 0)
+                children.callback(os.kill, child, signal.SIGKILL)
+                if error:
+                    raise error
+            assert below(folder) == [] and not files._held
+            with cache.lock(NAME):
+                pass
     assert not opened or len(os.listdir("/proc/self/fd")) == opened
 
 

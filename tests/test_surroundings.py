@@ -78,8 +78,10 @@ def test_a_work_folder_goes_whatever_ends_its_block():
             (folder / "below").mkdir()
             (folder / "below" / "file").touch()
             if os.fork() == 0:  # a child that ends takes nothing along
-                multiprocessing.util._exit_function()
-                os._exit(0)
+                try:
+                    multiprocessing.util._exit_function()
+                finally:
+                    os._exit(0)
             os.wait()
             assert (folder / "below" / "file").is_file()
             if error:

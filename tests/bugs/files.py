@@ -367,10 +367,8 @@ BUGS = [
     Bug(
         file=f"{SRC}/temporary.py",
         what="folders are removed by atexit, in no process of multiprocessing and in a child that ends",
-        old='    remove = Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)\n'
-        "    return Path(folder), remove\n",
-        new="    import atexit\n\n    remove = atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True))\n"
-        "    return Path(folder), remove\n",
+        old='Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)\n',
+        new='(lambda: shutil.rmtree(folder, True))\n    __import__("atexit").register(remove)\n',
         noticed_by=(f"{AROUND}::test_a_process_of_multiprocessing_removes_its_own_folder",),
     ),
     Bug(
