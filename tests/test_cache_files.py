@@ -145,9 +145,11 @@ def test_what_fits_nowhere_is_an_error_and_the_warning_names_the_folders(folder,
         with pytest.raises(OSError, match="File too large"):
             cache.store(NAME, bytes(1001))
     assert path.is_relative_to(folder) and path.read_bytes() == bytes(1000)
-    (warning,) = (str(x.message) for x in told)
-    assert f"puts nothing new into its cache {folder}: it cannot be written (" in warning
-    assert "File too large" in warning and f"New files go to {tmp_path / 'users' / 'cupy_flash'}. Set" in warning
+    assert len(told) == 2, "where new files go next, and that they go nowhere for good"
+    ends = [f"{tmp_path / 'users' / 'cupy_flash'}. Set", f"{places._own[os.getpid()]} until this process ends. Set"]
+    for warning, end in zip((str(x.message) for x in told), ends, strict=True):
+        assert f"puts nothing new into its cache {folder}: it cannot be written ([Errno 27] File too large" in warning
+        assert f"New files go to {end}" in warning
     places._refusals[places._key(tmp_path / "users" / "cupy_flash" / "emulator")] = None  # it has room again
     path = cache.store(NAME, b"0")
     assert path == tmp_path / "users" / "cupy_flash" / NAME
@@ -221,6 +223,16 @@ def test_a_lock_ends_with_its_block_whatever_ends_that(folder, monkeypatch):
             with cache.lock(NAME):
                 pass
     assert not opened or len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_lock_whose_file_cannot_be_removed_ends_too(folder):
+    with cache.lock(NAME):
+        (path := folder / "emulator" / "fast-0.lock").unlink()
+        path.mkdir()
+    path.rmdir()
+    with cache.lock(NAME):
+        path.unlink()
+    assert not files._held
 
 
 def test_one_at_a_time_passes_a_lock(folder, monkeypatch):

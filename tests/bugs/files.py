@@ -89,6 +89,14 @@ BUGS = [
         new="        _held.pop()\n",
         noticed_by=("tests/test_cache.py::test_a_child_forked_while_a_thread_compiles_keeps_nobody_waiting",),
     ),
+    Bug(
+        file=f"{CACHE}/files.py",
+        what="a lock whose file cannot be removed stays",
+        old="            with contextlib.suppress(OSError):  # it is gone, or the folder can no longer be written\n"
+        "                path.unlink()\n",
+        new="            path.unlink()\n",
+        noticed_by=(f"{FILES}::test_a_lock_whose_file_cannot_be_removed_ends_too",),
+    ),
     # --- cache/places.py ---
     Bug(
         file=f"{CACHE}/places.py",
@@ -107,8 +115,8 @@ BUGS = [
     Bug(
         file=f"{CACHE}/places.py",
         what="a refusal holds for all subfolders",
-        old='    _refusals[_key(place / below)] = Refusal(f"it cannot be written ({error})", False)\n',
-        new='    _refusals[_key(place)] = Refusal(f"it cannot be written ({error})", False)\n',
+        old='f"puts nothing new into its cache {name}"',
+        new='f"puts nothing new into its cache {place}"',
         noticed_by=(f"{FILES}::test_the_first_file_that_is_whole_is_found",),
     ),
     Bug(
@@ -116,6 +124,13 @@ BUGS = [
         what="the warning names the folder that takes new files as the one that does not",
         old='f"puts nothing new into its cache {name}", f"New files go to {place}{until}. "',
         new='f"puts nothing new into its cache {place}", f"New files go to {place}{until}. "',
+        noticed_by=(f"{FILES}::test_what_fits_nowhere_is_an_error_and_the_warning_names_the_folders",),
+    ),
+    Bug(
+        file=f"{CACHE}/places.py",
+        what="where a second folder fails for the reason of the first, nobody is told",
+        old="    passing = instead is not None and is_own(instead)\n",
+        new="    passing = False\n",
         noticed_by=(f"{FILES}::test_what_fits_nowhere_is_an_error_and_the_warning_names_the_folders",),
     ),
     # --- cache/room.py ---
