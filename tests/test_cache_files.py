@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
     monkeypatch.delenv("CUPY_FLASH_CACHE_LIMIT", raising=False)
     monkeypatch.setattr(room, "_uses", uses := room._Uses())
-    for name, nothing in (("_told", set()), ("_own", {}), ("_refusals", {})):
+    for name, nothing in (("_told", {}), ("_own", {}), ("_refusals", {})):
         monkeypatch.setattr(places, name, nothing)
     yield tmp_path / "cache"
     for file in uses._files.values():

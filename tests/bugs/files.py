@@ -129,8 +129,8 @@ BUGS = [
     Bug(
         file=f"{CACHE}/places.py",
         what="where a second folder fails for the reason of the first, nobody is told",
-        old="    passing = instead is not None and is_own(instead)\n",
-        new="    passing = False\n",
+        old="    if reason not in _told or (_told[reason] and not lasts):\n",
+        new="    if reason not in _told:\n",
         noticed_by=(f"{FILES}::test_what_fits_nowhere_is_an_error_and_the_warning_names_the_folders",),
     ),
     # --- cache/room.py ---

@@ -19,7 +19,7 @@ from cupy_flash._src.temporary import own_folder
 
 _absolute: dict[str, Path] = {}  # a relative path means for good what it meant when first seen
 _own: dict[int, Path] = {}  # this process' own folder, by its number: a forked child makes another
-_told: set[tuple[str, bool]] = set()
+_told: dict[str, bool] = {}  # reasons, and whether a folder was named that lasts
 
 
 class Refusal(NamedTuple):
@@ -112,9 +112,9 @@ def _key(folder: Path) -> tuple[int, Path]:
 
 
 def tell(reason: str, what: str, instead: Path | None = None) -> None:
-    """Warn, once for each reason, of what is not done for it, and again where what is done `instead` does not last."""
-    passing = instead is not None and is_own(instead)
-    if (reason, passing) not in _told:
-        _told.add((reason, passing))
-        further = f"New files go to {instead}{' until this process ends' if passing else ''}. " if instead else ""
+    """Warn, once for each reason, of what is not done for it; and again if what was named `instead` failed likewise."""
+    lasts = instead is not None and not is_own(instead)
+    if reason not in _told or (_told[reason] and not lasts):
+        _told[reason] = lasts
+        further = f"New files go to {instead}{'' if lasts else ' until this process ends'}. " if instead else ""
         warn(f"cupy_flash {what}: {reason}. {further}Set CUPY_FLASH_CACHE_DIR to a folder of your own")
