@@ -115,15 +115,15 @@ BUGS = [
     Bug(
         file=f"{CACHE}/places.py",
         what="a refusal holds for all subfolders",
-        old='f"puts nothing new into its cache {name}"',
-        new='f"puts nothing new into its cache {place}"',
+        old='    _refusals[_key(place / below)] = Refusal(f"it cannot be written ({error})", False)\n',
+        new='    _refusals[_key(place)] = Refusal(f"it cannot be written ({error})", False)\n',
         noticed_by=(f"{FILES}::test_the_first_file_that_is_whole_is_found",),
     ),
     Bug(
         file=f"{CACHE}/places.py",
         what="the warning names the folder that takes new files as the one that does not",
-        old='f"puts nothing new into its cache {name}", f"New files go to {place}{until}. "',
-        new='f"puts nothing new into its cache {place}", f"New files go to {place}{until}. "',
+        old='f"puts nothing new into its cache {name}"',
+        new='f"puts nothing new into its cache {place}"',
         noticed_by=(f"{FILES}::test_what_fits_nowhere_is_an_error_and_the_warning_names_the_folders",),
     ),
     Bug(
