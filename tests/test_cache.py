@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
     for name in ("CUPY_FLASH_CACHE_DIR", "XDG_CACHE_HOME", "CUPY_FLASH_CACHE_LIMIT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(folder))
-    for name, nothing in (("_told", set()), ("_own", {}), ("_refusals", {}), ("_absolute", {})):
+    for name, nothing in (("_told", {}), ("_own", {}), ("_refusals", {}), ("_absolute", {})):
         monkeypatch.setattr(places, name, nothing)
     return folder
 

@@ -8,12 +8,14 @@ import types
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from processes import AS_A_USER, python
 
-from cupy_flash.__main__ import main
+import cupy_flash
+from cupy_flash.__main__ import COMMANDS, main
 from cupy_flash._src import tuning
-from cupy_flash._src.cli import UserError, demo, measure, progress
+from cupy_flash._src.cli import Unavailable, UserError, demo, measure, progress
 from cupy_flash._src.cli import explain as explain_command
 from cupy_flash._src.cli.arguments import check_output, writing
 from cupy_flash._src.cli.bench import book as books
@@ -147,6 +149,62 @@ def test_other_files_are_left_alone(name, content, arguments, message, tmp_path,
     assert list(tmp_path.iterdir()) == [path]
 
 
+# Statuses.
+
+
+@pytest.mark.parametrize(("error", "status", "told"), [
+    (None, 0, ""), (UserError("what to put right"), 1, "cupy_flash info: what to put right\n"),
+    (Unavailable("no GPU"), 2, "cupy_flash info: no GPU\n"), (KeyboardInterrupt(), 130, ""),
+    (BrokenPipeError(), 141, ""),
+    (OSError(28, "No space left", "a file"), 1, "cupy_flash info: [Errno 28] No space left: 'a file'\n"),
+], ids=lambda x: type(x).__name__)  # fmt: skip
+def test_a_status_says_how_a_command_ended(error, status, told, monkeypatch, capsys):
+    def run(args):
+        print("begun")
+        if error:
+            raise error
+
+    monkeypatch.setattr(COMMANDS["info"], "run", run)
+    assert main(["info"]) == status
+    assert capsys.readouterr() == ("begun\n", told)
+
+
+def test_other_errors_are_faults_of_ours_and_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(COMMANDS["info"], "run", lambda args: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0 and capsys.readouterr() == (f"cupy_flash {cupy_flash.__version__}\n", "")
+
+
+ENDED = """
+import os, runpy, signal, sys
+from cupy_flash._src.cli import info
+
+def run(args):
+    print("what was found")
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        print("is written", file=sys.stderr)
+
+info.run = run
+sys.argv = ["cupy_flash", "info"]
+runpy.run_module("cupy_flash", run_name="__main__")
+"""
+
+
+def test_a_command_that_is_ended_writes_what_it_has():
+    environment = processes.environment({})
+    done = subprocess.run([sys.executable, "-c", ENDED], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "what was found\n", "is written\n")
+
+
 # Outputs.
 
 
@@ -269,8 +327,9 @@ def test_a_full_disk_for_standard_output_is_an_error():
     assert (done.returncode, done.stderr) == (1, b"cupy_flash info: [Errno 28] No space left on device\n")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize(("arguments", "status"), [(["info"], 0), (explain(""), 1)])
+@pytest.mark.parametrize(("arguments", "status", "closed"), [
+    (["info"], 0, ">&-"), (["info"], 0, "2>&-"), (explain(""), 1, ">&-"), (explain(""), 1, "<&- >&- 2>&-"),
+])  # fmt: skip
 def test_closed_streams_are_no_error(arguments, status, closed):
     done = command(*arguments, shell=closed)
     assert done.returncode == status and b"Traceback" not in done.stdout + done.stderr

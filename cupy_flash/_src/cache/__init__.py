@@ -53,7 +53,7 @@ def find(name: str, read: Callable[[Path], T | None]) -> T | None:
         except OSError:  # it cannot be looked at
             continue
         if objection is not None:
-            places.tell(objection, f"does not load {path}", "")
+            places.tell(objection, f"does not load {path}")
         elif room.hold(place, name):
             found = read(path)
             if found is not None:

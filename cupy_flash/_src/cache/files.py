@@ -63,7 +63,8 @@ def lock(path: Path) -> Iterator[None]:
     finally:
         if file in _held:
             _held.remove(file)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is gone, or the folder can no longer be written
+                path.unlink()
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)  # which closing leaves to a forked child that has the file too
             os.close(file)

@@ -19,7 +19,7 @@ from cupy_flash._src.temporary import own_folder
 
 _absolute: dict[str, Path] = {}  # a relative path means for good what it meant when first seen
 _own: dict[int, Path] = {}  # this process' own folder, by its number: a forked child makes another
-_told: set[str] = set()
+_told: dict[str, bool] = {}  # reasons, and whether a folder was named that lasts
 
 
 class Refusal(NamedTuple):
@@ -77,9 +77,8 @@ def writable(below: str = "") -> Path:
         place = _own.get(os.getpid()) or _own.setdefault(os.getpid(), own_folder())
         make_folder(place / below)
     if passed_over is not None:
-        until = " until this process ends" if is_own(place) else ""
         name, found = passed_over
-        tell(found.reason, f"puts nothing new into its cache {name}", f"New files go to {place}{until}. ")
+        tell(found.reason, f"puts nothing new into its cache {name}", place)
     return place
 
 
@@ -112,8 +111,10 @@ def _key(folder: Path) -> tuple[int, Path]:
     return os.geteuid() if hasattr(os, "geteuid") else 0, folder
 
 
-def tell(reason: str, what: str, further: str) -> None:
-    """Warn, once for each reason, of what is not done for it."""
-    if reason not in _told:
-        _told.add(reason)
+def tell(reason: str, what: str, instead: Path | None = None) -> None:
+    """Warn, once for each reason, of what is not done for it; and again if what was named `instead` failed likewise."""
+    lasts = instead is not None and not is_own(instead)
+    if reason not in _told or (_told[reason] and not lasts):
+        _told[reason] = lasts
+        further = f"New files go to {instead}{'' if lasts else ' until this process ends'}. " if instead else ""
         warn(f"cupy_flash {what}: {reason}. {further}Set CUPY_FLASH_CACHE_DIR to a folder of your own")
