@@ -1,0 +1,188 @@
+"""What carries out plans: memory that is not zeroed, rights to write, and what repeated calls share."""
+
+import ctypes
+import dataclasses
+import functools
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from cases import Case, check
+from conftest import On
+from oracle import attention
+
+from cupy_flash import emulator, flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
+from cupy_flash._src import emulator as inner
+from cupy_flash._src import launch
+from cupy_flash._src.backends.device_seal import DeviceSeal
+from cupy_flash._src.backends.emulator import _WRITES, EmulatorBackend
+from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.tuning import tiles
+
+ON = On("emulator")
+FLOATS = Case(group=2, sq=70, sk=90, causal=True, q_offset=20)
+HALVES = dataclasses.replace(FLOATS, dtype="float16", group=1)
+DECODE = Case(dtype="float16", batch=(2,), group=4, sq=3, sk=300, causal=True)  # packed; split over keys and heads
+IN_SPANS = {"plan_forward": functools.partial(plan_forward, num_spans=3)}
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Whatever is allocated without zeros is NaN, and -1 in integers."""
+    empty = np.empty
+
+    def full(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        if not x.dtype.hasobject:
+            ctypes.memset(x.ctypes.data, 0xFF, x.nbytes)
+        return x
+
+    monkeypatch.setattr(np, "empty", full)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """A list of what each launch was given and did: entry, buffers, and the names of those that it changed."""
+    found, plain = [], inner.launch
+
+    def recorded(text, entry, grid, block, params, shared_bytes, buffers, **options):
+        before = [ctypes.string_at(b.address, b.nbytes) for b in buffers]
+        report = plain(text, entry, grid, block, params, shared_bytes, buffers, **options)
+        after = [ctypes.string_at(b.address, b.nbytes) for b in buffers]
+        found.append((entry, buffers, {b.name for b, x, y in zip(buffers, before, after, strict=True) if x != y}))
+        return report
+
+    monkeypatch.setattr(inner, "launch", recorded)
+    return found
+
+
+def test_kernels_write_exactly_what_they_may(launches, replan):
+    """Scratch memory, results that are added up and results that are stored need no zeros but those they are given."""
+    for case, deterministic in ((FLOATS, False), (FLOATS, True), (HALVES, False), (DECODE, False), (DECODE, True)):
+        check(case, ON, deterministic=deterministic)
+    with replan(**IN_SPANS):
+        check(FLOATS, ON)
+    q, k, v, *_ = HALVES.arrays()
+    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend="emulator")
+    merge_attention(out, lse, out[:, ::-1], lse[:, ::-1], backend="emulator")
+    seal = DeviceSeal(EmulatorBackend(), vjp._problem, q, k, v, out, lse)
+    out += 1
+    seal.spoil(seal.check(), *(np.zeros_like(x) for x in (q, k, v)))
+    assert {entry for entry, *_ in launches} == set(_WRITES)
+    may, written = defaultdict(set), defaultdict(set)
+    for entry, buffers, changed in launches:
+        writable = {b.address for b in buffers if b.writable}
+        may[entry] |= {b.name for b in buffers if b.writable}
+        assert changed <= {b.name for b in buffers if b.address in writable}, entry  # one array may have two names
+        written[entry] |= changed
+    for entry, names in may.items():
+        assert names <= written[entry], entry
+
+
+def test_only_what_is_added_up_is_zeroed(launches, monkeypatch):
+    """By dtype and schedule: dQ itself, or what is converted to it; dK and dV where blocks share them."""
+    zeroed, zeros = [], np.zeros
+
+    def noted(*args, **kwargs):
+        zeroed.append(zeros(*args, **kwargs))
+        return zeroed[-1]
+
+    expected = {
+        (FLOATS, False): {"dq"}, (HALVES, False): {"dq_acc"}, (DECODE, False): {"dq_acc", "dk_acc", "dv_acc"},
+        (FLOATS, True): set(), (HALVES, True): set(), (DECODE, True): set(),
+    }  # fmt: skip
+    for (case, deterministic), names in expected.items():
+        q, k, v, dout, lse = case.arrays()
+        launches.clear(), zeroed.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "zeros", noted)
+            options = {"deterministic": deterministic, "backend": "emulator"} | case.options
+            flash_attention_backward(dout, q, k, v, dout, lse, **options)
+        addresses = {x.ctypes.data for x in zeroed if x.size}
+        found = {b.name for _, buffers, _ in launches for b in buffers if b.address in addresses}
+        assert found - ({"dq_acc"} if case is FLOATS else set()) == names, (case.dtype, deterministic)
+
+
+def test_sections_of_key_heads_may_leave_a_rest(replan):
+    """The cache holds the keys of 1 to all of 4 heads in a batch; tiles hold a head or a group; blocks share keys."""
+    for case, packed in ((Case(sq=120), 1), (Case(sq=130, sk=150), 2)):
+        case = dataclasses.replace(case, dtype="float16", batch=(2,), heads_k=2, group=2, causal=True)
+        q, k, v, *_ = case.arrays()
+        exact = attention(q, k, v, **case.options)
+        for sections, splits in ((1, 1), (2, 2), (3, 1), (3, 2), (5, 1)):
+
+            def small(problem, device, tiles, sections=sections, splits=splits, packed=packed):
+                key_bytes = problem.seqlen_k * 2 * 64 * 2
+                device = dataclasses.replace(device, l2_bytes=2 * sections * key_bytes)
+                plan = plan_forward(problem, device, tiles, num_splits=splits)
+                found = plan.section_heads, plan.num_splits, plan.packed_heads
+                assert found == (min(4, sections), splits, packed)
+                return plan
+
+            with replan(plan_forward=small):
+                out, lse = flash_attention(q, k, v, return_lse=True, backend="emulator", **case.options)
+            np.testing.assert_allclose(out.astype(float), exact.out, atol=2e-3)
+            np.testing.assert_allclose(lse, exact.lse, atol=1e-5)
+
+
+# ---- what repeated calls share
+
+
+def results(case, deterministic=False, **changes):
+    q, k, v, dout, dlse = case.arrays()
+    options = case.options | changes
+    dlse = options.pop("dlse", True) and dlse
+    out, lse = flash_attention(q, k, v, return_lse=True, backend="emulator", **options)
+    options |= {"deterministic": deterministic, "backend": "emulator"}
+    return out, lse, *flash_attention_backward(dout, q, k, v, out, lse, dlse=dlse, **options)
+
+
+def forget():
+    for prepared in (launch._forward_parts, launch._backward_parts, plan_forward, plan_backward):
+        prepared.cache_clear()
+
+
+def bits(arrays):
+    return [x.tobytes() for x in arrays]
+
+
+def test_a_call_is_not_taken_for_another_that_is_like_it():
+    """Calls that differ in one thing each, by turns, give what they give alone."""
+    changes = [
+        {}, {"causal": False, "q_offset": None}, {"q_offset": None}, {"q_offset": 19}, {"scale": 0.25}, {"scale": 0.0},
+        {"dlse": None}, {"deterministic": True},
+    ]  # fmt: skip
+    cases = [dataclasses.replace(FLOATS, group=1, seed=3, sq=n, sk=50) for n in (40, 41)]
+    calls = [functools.partial(results, cases[0], **x) for x in changes]
+    calls += [functools.partial(results, dataclasses.replace(case, layouts=(x,) * 3))
+              for case in cases for x in ("bshd", "offset", "reversed")]  # fmt: skip
+    alone = []
+    for call in calls:
+        forget()
+        alone.append(bits(call()))
+    forget()
+    for _ in range(2):
+        assert [bits(call()) for call in calls] == alone
+
+
+def test_spans_begin_anew_in_each_call(replan):
+    """Parameters are kept for the next call, in which the first span is the first again."""
+    q, k, v, *_ = FLOATS.arrays()
+    with replan(**IN_SPANS):
+        first, *others = [
+            bits(flash_attention(q, k, v, return_lse=True, backend="emulator", **FLOATS.options)) for _ in range(3)
+        ]
+    assert others == [first, first]
+
+
+def test_threads_share_what_is_prepared_and_nothing_else(replan):
+    def call(seed):
+        with tiles() if seed % 2 else emulator.settings(seed=seed):
+            return bits(results(dataclasses.replace(FLOATS, seed=seed % 3), deterministic=True))
+
+    with replan(**IN_SPANS):
+        expected = {seed: call(seed) for seed in range(3)}
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(call, range(12)))
+    assert found == [expected[i % 3] for i in range(12)]
