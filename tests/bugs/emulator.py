@@ -173,13 +173,6 @@ BUGS = [
         'if any(self.block) else ""',
         (f"{_RUNS}::test_an_error_names_its_block",),
     ),
-    Bug(
-        f"{_SRC}/errors.py",
-        "an error of another process has lost its places",
-        "super().__init__(kind, kernel, text, block, threads, sites)",
-        "super().__init__(kind, kernel, text, block, threads)",
-        ("tests/test_exceptions.py::test_each_arrives_as_it_left",),
-    ),
     # ---- debug information
     Bug(
         f"{_SRC}/dwarf.py",
