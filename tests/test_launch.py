@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import functools
+import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from cases import Case, check
 from conftest import On
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from oracle import attention
 
 from cupy_flash import emulator, flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
@@ -17,7 +20,9 @@ from cupy_flash._src import emulator as inner
 from cupy_flash._src import launch
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.backends.emulator import _WRITES, EmulatorBackend
+from cupy_flash._src.device import named
 from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.tuning import tiles
 
 ON = On("emulator")
@@ -27,7 +32,7 @@ DECODE = Case(dtype="float16", batch=(2,), group=4, sq=3, sk=300, causal=True)  
 IN_SPANS = {"plan_forward": functools.partial(plan_forward, num_spans=3)}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def poisoned(monkeypatch):
     """Whatever is allocated without zeros is NaN, and -1 in integers."""
     empty = np.empty
@@ -57,7 +62,7 @@ def launches(monkeypatch):
     return found
 
 
-def test_kernels_write_exactly_what_they_may(launches, replan):
+def test_kernels_write_exactly_what_they_may(poisoned, launches, replan):
     """Scratch memory, results that are added up and results that are stored need no zeros but those they are given."""
     for case, deterministic in ((FLOATS, False), (FLOATS, True), (HALVES, False), (DECODE, False), (DECODE, True)):
         check(case, ON, deterministic=deterministic)
@@ -104,7 +109,7 @@ def test_only_what_is_added_up_is_zeroed(launches, monkeypatch):
         assert found - ({"dq_acc"} if case is FLOATS else set()) == names, (case.dtype, deterministic)
 
 
-def test_sections_of_key_heads_may_leave_a_rest(replan):
+def test_sections_of_key_heads_may_leave_a_rest(poisoned, replan):
     """The cache holds the keys of 1 to all of 4 heads in a batch; tiles hold a head or a group; blocks share keys."""
     for case, packed in ((Case(sq=120), 1), (Case(sq=130, sk=150), 2)):
         case = dataclasses.replace(case, dtype="float16", batch=(2,), heads_k=2, group=2, causal=True)
@@ -124,6 +129,86 @@ def test_sections_of_key_heads_may_leave_a_rest(replan):
                 out, lse = flash_attention(q, k, v, return_lse=True, backend="emulator", **case.options)
             np.testing.assert_allclose(out.astype(float), exact.out, atol=2e-3)
             np.testing.assert_allclose(lse, exact.lse, atol=1e-5)
+
+
+# ---- what kernels are told of arrays
+
+
+class Recorder:
+    """A runtime that keeps the parameters of each launch."""
+
+    namespace, device = np, named("sm_80")
+
+    def __init__(self):
+        self.params = []
+
+    def address(self, array):
+        return array.ctypes.data
+
+    def run(self, launch, params, tensors):
+        if launch.kernel.entry == "attention_forward":
+            self.params.append(params.copy())
+
+
+@st.composite
+def views(draw, shape, dtype, broadcast=0):
+    """A view of this shape: axes but the last in any order and direction, gaps, an offset; some axes of stride 0."""
+    lead = len(shape) - 1
+    order = draw(st.permutations(range(lead)))
+    pads = [draw(st.sampled_from([0, 0, 0, 1])) for _ in range(lead)] + [draw(st.sampled_from([0, 0, 3, 8]))]
+    dense = [1 if i < broadcast and draw(st.booleans()) else n for i, n in enumerate(shape)]
+    sizes = [dense[i] + pads[i] for i in order] + [shape[-1] + pads[-1]]
+    nbytes = math.prod(sizes) * dtype.itemsize
+    memory = np.zeros(nbytes + 160, np.uint8)
+    start = -memory.ctypes.data % 64 + draw(st.sampled_from([0, 0, dtype.itemsize, 16]))
+    whole = memory[start : start + nbytes].view(dtype).reshape(sizes)
+    view = whole.transpose([*np.argsort(order), lead])[tuple(slice(0, n) for n in dense)]
+    view = view[tuple(slice(None, None, draw(st.sampled_from([1, 1, -1]))) for _ in range(lead))]
+    return np.broadcast_to(view, shape)
+
+
+def addresses(begin, strides, shape):
+    """Of the elements of an array, or of the beginnings of its rows."""
+    return np.int64(begin) + np.tensordot(np.asarray(strides, np.int64), np.indices(shape), 1)
+
+
+@settings(max_examples=50)
+@given(data=st.data(), dtype=st.sampled_from(["float16", "float32", "float64"]))
+def test_parameters_lead_to_every_element(data, dtype):
+    """Arrays that belong together are found together in each part of the batch; vectors are whole and aligned."""
+    dtype = np.dtype(dtype)
+    batch = tuple(data.draw(st.lists(st.sampled_from([1, 2, 2, 3]), max_size=6)))
+    assume(math.prod(batch) <= 72)
+    sq, sk = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    d, dv = (data.draw(st.sampled_from([1, 8, 12, 16])) for _ in range(2))
+    shapes = {"q": (4, sq, d), "k": (2, sk, d), "v": (2, sk, dv), "out": (4, sq, dv)}
+    arrays = {
+        name: data.draw(views((*batch, *shape), dtype, 0 if name == "out" else len(batch)))
+        for name, shape in shapes.items()
+    }
+    arrays["lse"] = np.zeros((*batch, 4, sq), np.float64 if dtype.itemsize == 8 else np.float32)
+    problem = AttentionProblem.from_arrays(arrays["q"], arrays["k"], arrays["v"])
+    recorder = Recorder()
+    launch.forward(recorder, problem, *arrays.values())
+
+    expected = [addresses(x.ctypes.data, x.strides[: len(batch)], batch).ravel() for x in arrays.values()]
+    found = [[] for _ in arrays]
+    for params in recorder.params:
+        part = tuple(params["shape"]["batch"].tolist())
+        for (name, x), begins in zip(arrays.items(), found, strict=True):
+            tensor, (*_, rows, cols) = params[name], x.shape if name != "lse" else (*x.shape, 1)
+            strides = x.itemsize * np.concatenate([tensor["batch_strides"], [tensor["head_stride"]]])
+            row, col = x.itemsize * tensor["row_stride"], x.itemsize * tensor["col_stride"]
+            inner = x.strides[len(batch) :] if name != "lse" else (*x.strides[len(batch) :], x.itemsize)
+            assert (*strides[4:], row, col) == inner
+            begins.append(addresses(tensor["data"], strides[:4], part).ravel())
+            all_rows = addresses(tensor["data"], (*strides, row), (*part, x.shape[len(batch)], rows))
+            vectors = col == x.itemsize and cols * x.itemsize % 16 == 0
+            assert not tensor["vectorized"] or (vectors and (all_rows % 16 == 0).all())
+            if x.flags.c_contiguous and vectors and x.ctypes.data % 16 == 0:
+                assert tensor["vectorized"]
+    found = [np.concatenate(begins) for begins in found]
+    assert sorted(zip(*found, strict=True)) == sorted(zip(*expected, strict=True))
 
 
 # ---- what repeated calls share

@@ -355,7 +355,7 @@ BUGS = [
         "a barrier for some threads waits for all",
         "{threads[0] if threads else '0'}, PTX_SITE);\"",
         '0, PTX_SITE);"',
-        ("tests/emulator/test_ptx_conformance.py::test_paths_agree_with_the_oracle_and_each_other",),
+        (f"{_TRANSLATE}::test_barriers_of_some_threads",),
     ),
     Bug(
         f"{_SRC}/ptx/parser.py",

@@ -160,6 +160,22 @@ def test_votes_and_barrier_reductions():
     assert set(run(body, np.zeros(64, np.uint32), threads=64)) == {27 + 1000 + 2000}
 
 
+def test_barriers_of_some_threads():
+    """The second warp waits for what the first has written; each meets alone at a barrier of 32 too."""
+    body = f"""
+    .reg .b32 %r<5>; .reg .pred %p<3>;
+    shl.b32 %r2, %tid, 2; and.b32 %r2, %r2, 127; setp.lt.u32 %p1, %tid, 32; mov.u32 %r1, %tid;
+    @!%p1 bra $second;
+    st.shared.u32 [%r2], %tid; bar.sync 1, 32; bar.arrive 2, 64; bra $done;
+$second:
+    bar.sync 2, 64; ld.shared.u32 %r1, [%r2]; setp.lt.u32 %p2, %r1, 5;
+    bar.red.popc.u32 %r3, 3, 32, %p2; mad.lo.u32 %r1, %r3, 1000, %r1;
+$done:
+    {STORE} ret;"""
+    out = run(body, np.zeros(64, np.uint32), threads=64, shared_bytes=128)
+    np.testing.assert_array_equal(out, np.concatenate([np.arange(32), 5000 + np.arange(32)]))
+
+
 def test_special_registers():
     """Of every thread of a grid, who come in any order and take a row each."""
     axes = [f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
