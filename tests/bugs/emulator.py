@@ -295,6 +295,20 @@ BUGS = [
         (f"{_INSTRUCTIONS}::test_instruction",),
     ),
     Bug(
+        f"{_SRC}/ptx/arithmetic.py",
+        "a choice by a sign reads it in the type of what is chosen",
+        "{emit.read(c, condition)}",
+        "{emit.read(c, type_)}",
+        (f"{_INSTRUCTIONS}::test_instruction",),
+    ),
+    Bug(
+        f"{_SRC}/ptx/arithmetic.py",
+        "a product is added to half of its third operand",
+        '"mad.wide": "W=TTW"',
+        '"mad.wide": "W=TTT"',
+        (f"{_INSTRUCTIONS}::test_instruction",),
+    ),
+    Bug(
         f"{_SRC}/ptx/emit.py",
         "the lanes after this one include it",
         '"(~1u << (emulator_special_register(12) & 31))"',

@@ -160,6 +160,25 @@ def test_votes_and_barrier_reductions():
     assert set(run(body, np.zeros(64, np.uint32), threads=64)) == {27 + 1000 + 2000}
 
 
+def test_functions_of_floats():
+    """Those that test_ptx_instructions.py leaves out; mad rounds once."""
+    functions = {"ex2": np.exp2, "lg2": np.log2, "sin": np.sin, "cos": np.cos, "tanh": np.tanh}
+    texts = [f"{name}.approx.f32 %r1, %r2;" for name in functions]
+    texts += ["mad.rn.f32 %r1, %r2, %r2, %r2;", "max.NaN.f32 %r1, %r2, 0f3F000000;"]
+    texts += ["testp.number.f32 %p1, %r2; selp.b32 %r1, 0f3F800000, 0f00000000, %p1;"]
+    stores = " ".join(f"{text} st.global.b32 [%o+{128 * (i + 1)}], %r1;" for i, text in enumerate(texts))
+    x = np.concatenate([np.random.default_rng(0).uniform(-3, 3, 29), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+    out = np.concatenate([x, np.zeros(32 * len(texts), np.float32)])
+    body = ".reg .b64 %o; .reg .b32 %r<3>; .reg .pred %p<2>; mad.wide.u32 %o, %tid, 4, %out; ld.global.b32 %r2, [%o];"
+    found = run(f"{body} {stores} ret;", out).reshape(-1, 32)[1:]
+    with np.errstate(invalid="ignore"):
+        exact = [function(x.astype(float)) for function in functions.values()]
+        exact += [x.astype(float) ** 2 + x, np.maximum(x, np.float32(0.5)), ~np.isnan(x)]
+    for text, row, expected in zip(texts, found, exact, strict=True):
+        rtol = 1e-6 if "approx" in text else 0
+        np.testing.assert_allclose(row, np.asarray(expected).astype(np.float32), rtol=rtol, atol=rtol, err_msg=text)
+
+
 def test_barriers_of_some_threads():
     """The second warp waits for what the first has written; each meets alone at a barrier of 32 too."""
     body = f"""
