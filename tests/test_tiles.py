@@ -162,9 +162,12 @@ def neighbours(family, kernel):
                 yield Candidate(family, kernel, dtype, head_dims, dataclasses.replace(tile, **{name: value}))
 
 
+MANY = {("mma", "dkdv"), ("mma", "packed")}  # many candidates, and those of the forward once more
+
+
 @pytest.mark.parametrize(
     ("family", "kernel"),
-    [pytest.param(*key, marks=pytest.mark.slow if key == ("mma", "dkdv") else ()) for key in RULES],
+    [pytest.param(*key, marks=pytest.mark.slow if key in MANY else ()) for key in RULES],
 )
 def test_around_legal_tiles_those_that_compile_are_legal(family, kernel):
     found = list(neighbours(family, kernel))
