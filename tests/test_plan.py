@@ -268,6 +268,7 @@ def test_the_backward_takes_two_passes_where_few_keys_meet_many_queries():
     for heads, sq, count in passes:
         plan = plan_backward(large("float16", batch=1, heads_q=heads, heads_k=heads, sq=sq, sk=128), device)
         assert (plan.dkdv.grid, 1 + (plan.dq is not None)) == (heads, count)
+        assert plan.dkdv.kernel.constant("kAtomicDq") == (plan.dq is None) == (plan.convert_dq is not None)
         assert plan.dq is None or plan.dq.grid == heads * blocks_of(sq, 128)
 
 

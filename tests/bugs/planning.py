@@ -69,7 +69,7 @@ BUGS = [
         "dQ is added up by atomics and computed in a pass of its own",
         "dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)",
         "dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)",
-        (f"{_PLAN}::test_plans_keep_the_limits_of_the_device",),
+        (f"{_PLAN}::test_the_backward_takes_two_passes_where_few_keys_meet_many_queries",),
     ),
     Bug(
         f"{_SRC}/plan.py",
