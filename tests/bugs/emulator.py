@@ -50,7 +50,7 @@ BUGS = [
         "a seed may be 2**64, which the engine takes for 0",
         "self.seed < 2**64",
         "self.seed <= 2**64",
-        (f"{_RUNS}::test_settings_end_where_the_engine_s_numbers_do",),
+        (f"{_RUNS}::test_settings_end_where_numbers_of_the_engine_do",),
     ),
     Bug(
         f"{_SRC}/settings.py",

@@ -129,7 +129,7 @@ def test_a_launch_has_the_shared_memory_of_the_device_that_is_meant():
         emulator.launch(text, "kernel", (1,), (1,), params, 1001, [], shared_limit=1000)
 
 
-def test_settings_end_where_the_engine_s_numbers_do():
+def test_settings_end_where_numbers_of_the_engine_do():
     for name, bits in (("seed", 64), ("preempt", 32)):
         launch(mode="checked", **{name: 2**bits - 1})
         launch(mode="checked", **{name: 0})
