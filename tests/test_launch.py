@@ -158,17 +158,21 @@ def views(draw, shape, dtype, broadcast=0):
     """
     lead = len(shape) - 1
     order = draw(st.permutations(range(lead)))
-    pads = [draw(st.sampled_from([0, 0, 0, 1])) for _ in range(lead)] + [draw(st.sampled_from([0, 0, 3, 8]))]
+    to_vectors = -shape[-1] % (16 // dtype.itemsize)
+    pads, shift = [0] * lead + [to_vectors], 0
+    if draw(st.booleans()):
+        pads = [draw(st.sampled_from([0, 0, 1])) for _ in range(lead)] + [draw(st.sampled_from([0, 3]))]
+        shift = draw(st.sampled_from([0, dtype.itemsize, 16]))
     dense = [1 if i < broadcast and draw(st.booleans()) else n for i, n in enumerate(shape)]
     sizes = [dense[i] + pads[i] for i in order] + [shape[-1] + pads[-1]]
     nbytes = math.prod(sizes) * dtype.itemsize
     memory = np.zeros(nbytes + 160, np.uint8)
-    start = -memory.ctypes.data % 64 + draw(st.sampled_from([0, 0, dtype.itemsize, 16]))
+    start = -memory.ctypes.data % 64 + shift
     whole = memory[start : start + nbytes].view(dtype).reshape(sizes)
     view = whole.transpose([*np.argsort(order), lead])[tuple(slice(0, n) for n in dense)]
     view = view[tuple(slice(None, None, draw(st.sampled_from([1, 1, -1]))) for _ in range(lead))]
     view = np.broadcast_to(view, shape)
-    if broadcast and draw(st.integers(0, 2)) == 0:
+    if broadcast and draw(st.booleans()):
         view = np.lib.stride_tricks.as_strided(view, shape, (dtype.itemsize, *view.strides[1:]))
     return view
 
