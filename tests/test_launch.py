@@ -190,7 +190,7 @@ def test_parameters_lead_to_every_element(data, dtype):
     many = st.sampled_from([(2,) * 5, (2,) * 6, (3, 1, 2, 2, 2, 2)])  # the kernels stride through four
     batch = tuple(data.draw(many | st.lists(st.integers(1, 3), max_size=4)))
     sq, sk = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    d, dv = (data.draw(st.sampled_from([1, 8, 12, 16])) for _ in range(2))
+    d, dv = (data.draw(st.sampled_from([3, 5, 8, 12, 16])) for _ in range(2))
     shapes = {"q": (4, sq, d), "k": (2, sk, d), "v": (2, sk, dv), "out": (4, sq, dv)}
     arrays = {
         name: data.draw(views((*batch, *shape), dtype, 0 if name == "out" else len(batch)))
