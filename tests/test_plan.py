@@ -3,15 +3,24 @@
 import dataclasses
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from cases import Case, cases
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cupy_flash._src.device import NAMED, Device, from_attributes, named
-from cupy_flash._src.plan import all_specializations, core_specializations, plan_backward, plan_forward, plan_merge
+from cupy_flash._src.plan import (
+    _num_splits,
+    all_specializations,
+    core_specializations,
+    plan_backward,
+    plan_forward,
+    plan_merge,
+    plan_seal,
+)
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
 
@@ -36,7 +45,10 @@ def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_o
     forward, backward = plan_forward(problem, device), plan_backward(problem, device, deterministic)
     assert (forward.combine is None) == (forward.num_splits == 1)
     assert (backward.convert_dkdv is None) == (backward.num_splits == 1)
-    assert backward.dq is not None or not deterministic
+    # What repeats bit for bit adds nothing up by atomics; without a pass for dQ its sums are.
+    assert backward.dkdv.kernel.constant("kAtomicDq") == (backward.dq is None)
+    if deterministic:
+        assert backward.dq is not None and backward.num_splits == 1 and backward.convert_dq is None
     for launch in (*forward.launches, *backward.launches):
         if problem.scale >= 0 and one_size(problem.head_dim, problem.head_dim_v):
             assert launch.kernel in every_kernel[device.arch]
@@ -45,6 +57,9 @@ def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_o
         constants = dict(launch.kernel.constants)
         resident = constants.get("kMinBlocks", 1)
         assert resident * launch.block <= device.threads_per_sm
+        if launch.kernel.family == "mma":
+            assert resident * device.shared_of_block(launch.shared_bytes) <= device.shared_per_sm
+        assert launch.shared_bytes == constants.get("kSharedBytes", 0) and launch.block == 32 * constants["kNWarps"]
         assert constants.get("kHeadDim", 512) >= problem.head_dim
         assert constants.get("kHeadDimV", constants.get("kHeadDim", 512)) >= problem.head_dim_v
 
@@ -68,8 +83,34 @@ def test_grids_cover_every_row_once(case):
         (plan.dq, problem.seqlen_q, "kBlockM", heads),
         (plan.dkdv, problem.seqlen_k, "kBlockN", heads // problem.group_size),
     ]:
-        size = launch.kernel.constant(block)
-        assert launch.grid == count * ((rows + size - 1) // size)
+        assert launch.grid == count * blocks_of(rows, launch.kernel.constant(block))
+    batch = math.prod(problem.batch)
+    queries, keys = heads * problem.seqlen_q, problem.num_heads_k * batch * problem.seqlen_k
+    spread = plan_backward(problem, named("sm_80"))
+    seal = plan_seal(problem, "attention_seal")
+    row_wise = {plan.delta: queries, plan_merge(problem): queries, forward.combine: queries}
+    row_wise |= {spread.convert_dq: queries, spread.convert_dkdv: keys}
+    row_wise[seal] = batch * max(problem.num_heads_q * problem.seqlen_q, problem.num_heads_k * problem.seqlen_k)
+    for launch, rows in row_wise.items():
+        assert launch is None or (launch.grid, launch.block) == (blocks_of(rows, 4), 128)
+
+
+def blocks_of(rows, size):
+    return (rows + size - 1) // size
+
+
+@pytest.mark.parametrize("arch", NAMED)
+def test_kernels_have_only_instructions_of_the_architecture(arch):
+    """Turing multiplies in steps of 8 and copies by registers; before Hopper no atomic takes two neighbours."""
+    generation = int(arch[3:].rstrip("a"))
+    found = [dict(kernel.constants) for kernel in every_kernel[arch]]
+    for constants in found:
+        assert constants.get("kMmaDepth") in (None, 16 if generation >= 80 else 8)
+        assert constants.get("kAsyncCopy", 0) <= (generation >= 80)
+        assert constants.get("kAddsPairs", 0) <= (generation >= 90)
+    if generation >= 90:
+        assert any(constants.get("kAddsPairs") for constants in found)
+    assert any("kMmaDepth" in constants for constants in found) == (generation >= 75)
 
 
 def test_a_smaller_tile_is_chosen_where_the_best_does_not_fit():
@@ -148,6 +189,30 @@ def test_keys_are_split_only_where_blocks_are_few():
     assert blocks / slots / math.ceil(blocks / slots) >= 0.85 * 0.85
 
 
+@given(blocks=st.integers(0, 1200), slots=st.integers(1, 1000), parts=st.integers(0, 3000))
+@example(blocks=80, slots=100, parts=64).via("80% of the slots are enough")
+@example(blocks=79, slots=100, parts=64)
+@example(blocks=1, slots=1000, parts=3000).via("no more than 128")
+@example(blocks=1, slots=1000, parts=128)
+@example(blocks=1, slots=10, parts=3000).via("no more than run at a time")
+@example(blocks=3, slots=20, parts=7).via("no more than give a block fewer parts")
+def test_the_least_number_of_splits_that_fills_the_device(blocks, slots, parts):
+    """Within 85% of the best, of all numbers of which each gives the fullest block fewer parts than the one before."""
+    found = _num_splits(blocks, slots, parts)
+    if 5 * blocks >= 4 * slots:
+        assert found == 1
+        return
+
+    def filled(n):
+        return Fraction(blocks * n, slots * max(1, blocks_of(blocks * n, slots)))
+
+    numbers = range(1, min(128, slots, max(1, parts)) + 1)
+    useful = [n for n in numbers if n == 1 or blocks_of(parts, n) < blocks_of(parts, n - 1)]
+    enough = Fraction(85, 100) * max(map(filled, useful))
+    assert found in useful and filled(found) >= enough * (1 - Fraction(1, 10**9))
+    assert all(filled(n) < enough * (1 + Fraction(1, 10**9)) for n in useful if n < found)
+
+
 def test_on_cuda_cores_many_keys_of_floats_come_in_spans():
     device = named("sm_90a")
     few, many, doubles = (
@@ -164,24 +229,47 @@ def test_more_rows_than_32_bits_count_are_refused():
     problem = AttentionProblem.from_arrays(zero, zero, zero)
     with pytest.raises(ValueError, match=r"has 4294967296 rows of all .* takes at most 4294967292"):
         plan_backward(problem, named("sm_90a"))
+    zero = np.broadcast_to(np.zeros((), np.float16), (4, 3, 357913941, 1))  # 2**32 - 4 rows
+    assert plan_backward(AttentionProblem.from_arrays(zero, zero[..., :1, :], zero[..., :1, :]), named("sm_90a"))
 
 
 def test_the_group_is_packed_where_rows_are_few():
     device = named("sm_80")
     assert plan_forward(large("float16", heads_q=32, heads_k=4, sq=1), device).packed_heads == 8
     assert plan_forward(large("float16", heads_q=32, heads_k=4, sq=4096), device).packed_heads == 1
+    # Tiles of 128 rows of one head against ones of 64 rows of all four: a tenth emptier is too empty.
+    packed = {sq: plan_forward(large("float16", heads_q=4, heads_k=1, sq=sq), device) for sq in (112, 116, 224, 240)}
+    assert {sq: plan.packed_heads for sq, plan in packed.items()} == {112: 4, 116: 1, 224: 4, 240: 1}
+    assert {sq: plan.forward.kernel.constant("kPacked") for sq, plan in packed.items()} == {
+        112: 1, 116: 0, 224: 1, 240: 0
+    }  # fmt: skip
+    assert plan_forward(large("float16", heads_q=4, heads_k=4, sq=1), device).packed_heads == 1
 
 
 def test_key_heads_of_a_section_fit_half_the_cache():
     plan = plan_forward(large("float16", sk=16384, d=128), named("sm_80"))
     assert plan.section_heads * 16384 * 2 * 128 * 2 <= named("sm_80").l2_bytes / 2
     assert (plan.section_heads + 1) * 16384 * 2 * 128 * 2 > named("sm_80").l2_bytes / 2
+    key_bytes = 1000 * (64 + 32) * 2
+    for l2_bytes, heads in ((1, 1), (4 * key_bytes - 1, 1), (4 * key_bytes, 2), (100 * key_bytes, 6)):
+        zero = np.broadcast_to(np.zeros((), np.float16), (2, 3, 1000, 64))
+        problem = AttentionProblem.from_arrays(zero, zero, zero[..., :32])
+        device = dataclasses.replace(named("sm_80"), l2_bytes=l2_bytes)
+        assert plan_forward(problem, device).section_heads == heads
+    assert plan_forward(large("float16", sk=0), named("sm_80")).section_heads == 64
 
 
 def test_the_backward_takes_two_passes_where_few_keys_meet_many_queries():
     device = named("sm_80")
     assert plan_backward(large("float16"), device).dq is None
     assert plan_backward(large("float16", batch=1, heads_q=2, heads_k=2, sq=2**16, sk=64), device).dq is not None
+    # Blocks of 128 rows, one on each of 108 multiprocessors: three times as many, and where the device is full.
+    passes = [(9, 3 * 128, 1), (9, 3 * 128 + 1, 2), (36, 2**16, 1), (35, 2**16, 2)]
+    for heads, sq, count in passes:
+        plan = plan_backward(large("float16", batch=1, heads_q=heads, heads_k=heads, sq=sq, sk=128), device)
+        assert (plan.dkdv.grid, 1 + (plan.dq is not None)) == (heads, count)
+        assert plan.dkdv.kernel.constant("kAtomicDq") == (plan.dq is None) == (plan.convert_dq is not None)
+        assert plan.dq is None or plan.dq.grid == heads * blocks_of(sq, 128)
 
 
 def test_the_backward_spreads_a_group_where_key_heads_are_few():
@@ -189,6 +277,8 @@ def test_the_backward_spreads_a_group_where_key_heads_are_few():
     plan = plan_backward(large("float16", batch=1, heads_q=32, heads_k=1), device)
     assert plan.num_splits > 1 and plan.convert_dkdv is not None
     assert plan.dkdv.grid == plan.num_splits * 4096 // plan.dkdv.kernel.constant("kBlockN")
+    entries = ["delta", "dkdv", "convert_dq", "convert_dkdv"]
+    assert [launch.kernel.entry for launch in plan.launches] == [f"attention_{entry}" for entry in entries]
     assert plan_backward(large("float16", batch=1, heads_q=32, heads_k=1), device, True).num_splits == 1
 
 

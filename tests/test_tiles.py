@@ -20,7 +20,17 @@ from cupy_flash._src.backends.emulator import _text
 from cupy_flash._src.device import NAMED, named
 from cupy_flash._src.emulator import engine
 from cupy_flash._src.specialization import Variant
-from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, SimtTile
+from cupy_flash._src.tiles import (
+    HEAD_DIM_BUCKETS,
+    MMA_HEAD_DIM_BUCKETS,
+    MmaKeyTile,
+    MmaTile,
+    SimtTile,
+    mma_dkdv_candidates,
+    mma_dq_candidates,
+    mma_forward_candidates,
+    simt_candidates,
+)
 from cupy_flash._src.toolchain import find_compiler
 from cupy_flash._src.tuning import tiles
 
@@ -152,15 +162,38 @@ def neighbours(family, kernel):
                 yield Candidate(family, kernel, dtype, head_dims, dataclasses.replace(tile, **{name: value}))
 
 
+MANY = {("mma", "dkdv"), ("mma", "packed")}  # many candidates, and those of the forward once more
+
+
 @pytest.mark.parametrize(
     ("family", "kernel"),
-    [pytest.param(*key, marks=pytest.mark.slow if key == ("mma", "dkdv") else ()) for key in RULES],
+    [pytest.param(*key, marks=pytest.mark.slow if key in MANY else ()) for key in RULES],
 )
 def test_around_legal_tiles_those_that_compile_are_legal(family, kernel):
     found = list(neighbours(family, kernel))
     for candidate in found:
         check_compiles_if_legal(candidate)
     assert sum(c.fault is None for c in found) >= 5
+
+
+# Legal to the last warp of a block and the last byte of a thread's sums, and one step further.
+EDGES = [
+    ("mma", "forward", (32, 32), MmaTile(16, 2016, 1), MmaTile(16, 2032, 1)),
+    ("mma", "forward", (32, 32), MmaTile(512, 16, 32), MmaTile(528, 16, 33)),
+    ("mma", "dq", (32, 32), MmaTile(16, 1008, 1, 1), MmaTile(16, 1024, 1, 1)),
+    ("mma", "dkdv", (32, 32), MmaKeyTile(480, 32, 1, 1), MmaKeyTile(496, 32, 1, 1)),
+    ("simt", "forward", (32, 32), SimtTile(16, 2016, 32, 1, 32), SimtTile(16, 2048, 32, 1, 32)),
+]
+
+
+@pytest.mark.parametrize(("family", "kernel", "head_dims", "last", "beyond"), EDGES)
+def test_the_last_legal_tile(family, kernel, head_dims, last, beyond):
+    """By the rules, which the tests above hold to what compiles: a thread's sums are counted here by hand."""
+    candidates = [Candidate(family, kernel, "float16", head_dims, tile) for tile in (last, beyond)]
+    if family == "simt":
+        candidates = [dataclasses.replace(x, dtype="float32") for x in candidates]
+    assert candidates[0].fault is None
+    assert candidates[1].fault in ("a thread's sums have 4 KiB", "a block has 1 to 32 warps")
 
 
 def test_every_assertion_of_the_kernels_has_its_tile():
@@ -264,6 +297,28 @@ def test_no_more_blocks_are_asked_for_than_a_multiprocessor_takes(family, kernel
         assert specialization(kernel, variant, device, tile).constant("kMinBlocks") == most
         with pytest.raises(ValueError, match=f"{device.arch} has room for {most}"):
             specialization(kernel, variant, device, dataclasses.replace(tile, min_blocks=most + 1))
+
+
+def test_the_last_candidate_fits_every_device():
+    """Shared memory of Turing, the least; but for the backward of more than 128 columns on tensor cores."""
+    for dtype in ("float16", "float32", "float64"):
+        for head_dim in HEAD_DIM_BUCKETS:
+            itemsize = 8 if dtype == "float64" else 4
+            for kernel, backward in (("forward", False), ("dkdv", True), ("dq", True)):
+                tile = simt_candidates(head_dim, itemsize, backward=backward)[-1]
+                _, fault, shared_bytes = RULES["simt", kernel]
+                assert fault(tile, head_dim, itemsize) is None
+                assert shared_bytes(tile, head_dim, itemsize) <= 64 * 1024
+    for head_dim in MMA_HEAD_DIM_BUCKETS:
+        lists = {
+            kernel: mma_forward_candidates(head_dim, packed=kernel == "packed") for kernel in ("forward", "packed")
+        }
+        lists |= {"dkdv": mma_dkdv_candidates(head_dim), "dq": mma_dq_candidates(head_dim)}
+        for kernel, tiles_of in lists.items():
+            _, fault, shared_bytes = RULES["mma", kernel]
+            assert all(fault(tile, head_dim, head_dim) is None for tile in tiles_of)
+            if head_dim <= 128 or kernel in ("forward", "packed"):
+                assert shared_bytes(tiles_of[-1], head_dim, head_dim) <= 64 * 1024
 
 
 numbers = st.one_of(st.sampled_from([1, 2, 3, 4, 6, 8, 16, 24, 32, 48, 64, 96, 128]), st.integers(-2, 2**70))

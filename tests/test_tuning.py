@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_flash import emulator, flash_attention
+from cupy_flash import tuning as public
 from cupy_flash.__main__ import main
 from cupy_flash._src import tuning
 from cupy_flash._src.cli import tune
@@ -55,12 +56,33 @@ def test_a_tile_is_read_as_it_is_written(tile):
     assert parse_tile(str(tile)) == tile and type(parse_tile(str(tile))) is type(tile)
 
 
+@pytest.mark.parametrize(
+    ("text", "tile"),
+    [
+        ("64x32,num_warps=2", MmaTile(64, 32, 2)),
+        ("64x32,min_blocks=2,num_warps=2", MmaTile(64, 32, 2, min_blocks=2)),
+        ("64x32,num_warps=2,warps_m=2", MmaKeyTile(64, 32, 2, warps_m=2)),
+        ("64x32,num_warps=2,warps_n=2", MmaKeyTile(64, 32, 2, warps_n=2)),
+        ("64x32,slice_d=16,num_warps=4,lanes=8", SimtTile(64, 32, 16, 4, 8)),
+        ("64x32,slice_d=16,num_warps=4,lanes=8,query_resident=1", SimtTile(64, 32, 16, 4, 8, True)),
+    ],
+)
+def test_what_a_text_leaves_out_is_the_default(text, tile):
+    assert parse_tile(text) == tile and type(parse_tile(text)) is type(tile)
+
+
 @pytest.mark.parametrize("text", ["", "128", "128x64", "128x64,warps=4", "128x64,num_warps=four", "axb,num_warps=4"])
 def test_what_is_no_tile_is_refused(text):
     with pytest.raises(ValueError, match="expected one like"):
         parse_tile(text)
     with pytest.raises(ValueError, match="expected one like"), tiles(forward=text):
         pass
+
+
+def test_the_module_offers_what_it_names():
+    offered = {"MmaKeyTile": MmaKeyTile, "MmaTile": MmaTile, "SimtTile": SimtTile, "Tiles": Tiles, "tiles": tiles}
+    offered["Tile"] = SimtTile | MmaTile
+    assert {name: getattr(public, name) for name in public.__all__} == offered
 
 
 # By hand.
@@ -169,6 +191,42 @@ def test_a_measured_tile_that_cannot_run_is_passed_over(own, tile):
     q, k, v, *_ = HALF.arrays()
     kernel = plan_forward(AttentionProblem.from_arrays(q, k, v, **HALF.options), small).forward.kernel
     assert kernel.constant("kBlockN") == 64
+
+
+def test_of_several_tables_the_first_that_holds_any_counts(own, monkeypatch):
+    """Here, elsewhere, the package's: entries are of one measurement, and are not mixed; of two like ones the last."""
+    paths = [own, own.with_name("image.json"), own.with_name("package.json")]
+    monkeypatch.setattr(tuning, "own_tables", lambda arch: paths[:2])
+    monkeypatch.setattr(tuning, "package_table", lambda arch: paths[2])
+    tiles_of = [FORWARD, TINY, MmaTile(32, 32, 2)]
+    for path, tile in zip(paths, tiles_of, strict=True):
+        tuning.write_table(path, {}, [Entry("forward", 64, True, tile, 1.0, 1.0)])
+    tuning.write_table(paths[1], {}, [Entry("forward", 64, True, x, 1.0, 1.0) for x in (FORWARD, TINY)])
+
+    def found(kernel="forward", head_dim=64, causal=True):
+        tuning._table.cache_clear()
+        return tuning.measured("sm_90a", kernel, head_dim, causal)
+
+    assert found() == [FORWARD]
+    assert found("packed") == found(head_dim=128) == found(causal=False) == []
+    own.write_text("{}")
+    with pytest.warns(RuntimeWarning, match=f"left aside.*{own.name} is no table"):
+        assert found() == [TINY]
+    tuning.write_table(own, {}, [])
+    assert found() == [TINY]
+    own.unlink(), paths[1].unlink()
+    assert found() == [tiles_of[2]]
+    tuning.write_table(own, {}, [Entry("packed", 64, True, TINY, 1.0, 1.0)])
+    assert found() == [] and found("packed") == [TINY]
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: own.parent.read_bytes())  # as if not readable
+    with pytest.warns(RuntimeWarning, match="left aside"):
+        assert found("packed") == []
+
+
+def test_a_table_that_was_written_counts_at_once(own):
+    for tile in (FORWARD, TINY):
+        tuning.write_table(own, {}, [Entry("forward", 64, True, tile, 1.0, 1.0)])
+        assert tuning.measured("sm_90a", "forward", 64, True) == [tile]
 
 
 def test_what_was_tuned_here_stands_before_what_an_image_holds(monkeypatch):

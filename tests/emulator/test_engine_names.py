@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mutation import line_of
 
 from cupy_flash import emulator
-from cupy_flash._src.emulator import layout, lines
+from cupy_flash._src.emulator import dwarf, layout, lines
 from cupy_flash._src.emulator.errors import Site
 from cupy_flash._src.emulator.layout import member
 from cupy_flash._src.emulator.lines import find_site
@@ -299,7 +299,9 @@ def test_lines_without_entries():
 def test_calls_that_the_compiler_made_one_are_left_out(monkeypatch):
     calls = [(0, 9, depth, Site("kernel.cu", line)) for depth, line in enumerate((8, 0, 5))]
     monkeypatch.setattr(lines, "_tables", lambda library: ([(0, Site("kernel.cu", 3))], calls))
-    assert str(find_site(Path(), 4)) == "kernel.cu:3 from kernel.cu:5 from kernel.cu:8"
+    for at in (0, 8):
+        assert str(find_site(Path(), at)) == "kernel.cu:3 from kernel.cu:5 from kernel.cu:8"
+    assert str(find_site(Path(), 9)) == "kernel.cu:3"
 
 
 def test_two_plans_of_one_library_have_no_names():
@@ -327,6 +329,128 @@ def test_what_is_no_elf_file_has_no_names(tmp_path):
         path.write_bytes(content)
         forget()
         assert (find_site(path, 0), member(path, 0)) == (Site("?", 0), "")
+
+
+# ---- by the standard: what no compiler here writes too
+
+
+@pytest.mark.parametrize(
+    ("number", "unsigned", "signed"),
+    [  # DWARF 4, figures 22 and 23
+        (2, b"\x02", b"\x02"),
+        (127, b"\x7f", b"\xff\x00"),
+        (128, b"\x80\x01", b"\x80\x01"),
+        (129, b"\x81\x01", b"\x81\x01"),
+        (12857, b"\xb9\x64", b"\xb9\xe4\x00"),
+        (-2, None, b"\x7e"),
+        (-127, None, b"\x81\x7f"),
+        (-128, None, b"\x80\x7f"),
+        (-129, None, b"\xff\x7e"),
+    ],
+)
+def test_numbers_of_the_standard(number, unsigned, signed):
+    for content, has_sign in ((unsigned, False), (signed, True)):
+        if content is not None:
+            reader = dwarf.Reader(content + b"\xff")
+            assert (reader.leb128(has_sign), reader.at) == (number, len(content))
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "value"),
+    [
+        (0x01, b"\1\2\3\4\5\6\7\x88", 0x8807060504030201),  # an address
+        (0x05, b"\1\x82", 0x8201),
+        (0x06, b"\1\2\3\x84", 0x84030201),
+        (0x07, b"\1\2\3\4\5\6\7\x88", 0x8807060504030201),
+        (0x0B, b"\x81", 0x81),
+        (0x0C, b"\1", 1),
+        (0x0D, b"\x80\x7f", -128),
+        (0x0F, b"\x80\x7f", 127 << 7),
+        (0x08, b"name\0", "name"),
+        (0x0E, b"\2\0\0\0", "strings"),
+        (0x10, b"\1\2\0\0", 0x201),  # of another unit
+        (0x11, b"\x81", 0x1081),  # of this unit, which begins at 0x1000
+        (0x12, b"\1\x82", 0x9201),
+        (0x13, b"\1\0\1\0", 0x11001),
+        (0x14, b"\1\0\0\0\1\0\0\0", 0x100001001),
+        (0x15, b"\x80\1", 0x1080),
+        (0x16, b"\x0b\7", 7),  # the form comes first
+        (0x17, b"\1\2\0\0", 0x201),
+        (0x19, b"", 1),
+        (0x20, b"\1\0\0\0\0\0\0\0", 1),
+        (0x0A, b"\2--", None),  # expressions: a length, and as many bytes
+        (0x03, b"\2\0--", None),
+        (0x04, b"\2\0\0\0--", None),
+        (0x09, b"\x82\0--", None),
+        (0x18, b"\2--", None),
+    ],
+)
+def test_values_of_every_form(form, content, value):
+    reader = dwarf.Reader(content + b"\xff")
+    assert (dwarf._value(reader, form, 0x1000, b"\0\0strings\0"), reader.at) == (value, len(content))
+
+
+def test_ranges_of_the_standard(tmp_path):
+    (tmp_path / "empty").touch()
+    library, last = dwarf.Library(tmp_path / "empty"), 2**64 - 1
+    pairs = [(7, 8), (0, 0), (1, 2), (3, 3), (last, 0x500), (1, 9), (last, 0x70), (0, 1), (0, 0), (7, 8)]
+    library._sections[".debug_ranges"] = struct.pack("<20Q", *sum(pairs, ()))
+    entry = dwarf.Entry(dwarf.INLINED, {dwarf.RANGES: 32})
+    assert list(library.ranges(entry, 0x9000)) == [(0x9001, 0x9002), (0x501, 0x509), (0x70, 0x71)]
+    for is_size, end in ((False, 0x30), (True, 0x50)):
+        entry = dwarf.Entry(dwarf.INLINED, {dwarf.LOW: 0x20, dwarf.HIGH: 0x30}, high_is_size=is_size)
+        assert list(library.ranges(entry, 0x9000)) == [(0x20, end)]
+    assert list(library.ranges(dwarf.Entry(dwarf.INLINED, {}), 0x9000)) == []
+
+
+def line_unit(version, program):
+    """A unit of .debug_line whose instructions are 2 bytes long; a special opcode is 13 + 12 steps + lines + 3."""
+    head = b"\2" + (b"\1" if version >= 4 else b"") + b"\1" + struct.pack("<bBB", -3, 12, 13)
+    head += bytes([0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1]) + b"part\0other\0\0"
+    head += b"a.cuh\0\1\0\0" + b"k.cu\0\0\0\0" + b"x/b.h\0\2\0\0" + b"\0"
+    body = struct.pack("<HI", version, len(head)) + head + program
+    return struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_a_line_program(version, monkeypatch):
+    def begin(address):
+        return b"\0\x09\2" + struct.pack("<Q", address)
+
+    copy, end = b"\1", b"\0\1\1"
+    steps = begin(0x1000) + copy
+    steps += b"\3\x09" + bytes([13 + 12 * 1 + 5])  # nine lines on; then a step and two lines
+    steps += b"\4\2" + b"\2\xc8\1" + b"\3\x7b" + copy  # the second file, 200 steps, five lines back
+    steps += b"\x08" + bytes([13 + 3])  # the steps of opcode 255
+    steps += b"\x09\x2c\1" + b"\4\3" + b"\5\x81\1\6\7\x0a\x0b\x0c\5" + b"\0\2\4\1" + copy  # 300 bytes
+    steps += b"\2\x0a" + end
+    last = 0x1002 + 400 + 40 + 300 + 20
+    first = begin(last) + copy + b"\2\1" + end  # begins where the other ends
+    sections = {".debug_line": line_unit(version, first) + line_unit(version, steps)}
+    library = type("Library", (), {"section": lambda _, name: sections[name], "entries": {}})
+    monkeypatch.setattr(dwarf, "Library", lambda path: library())
+    places = {
+        0xFFF: "?:0",
+        0x1000: "part/a.cuh:1",
+        0x1001: "part/a.cuh:1",
+        0x1002: "part/a.cuh:12",
+        0x1002 + 399: "part/a.cuh:12",
+        0x1002 + 400: "k.cu:7",
+        0x1002 + 439: "k.cu:7",
+        0x1002 + 440: "k.cu:7",
+        0x1002 + 739: "k.cu:7",
+        0x1002 + 740: "x/b.h:7",
+        last - 1: "x/b.h:7",
+        last: "part/a.cuh:1",
+        last + 1: "part/a.cuh:1",
+        last + 2: "?:0",
+    }
+    forget()
+    try:
+        found = {at: str(find_site(Path("made"), at)) for at in places}
+    finally:
+        forget()
+    assert found == (places if version < 5 else dict.fromkeys(places, "?:0"))
 
 
 def forget():

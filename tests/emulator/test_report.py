@@ -167,6 +167,18 @@ def test_modes_that_count_nothing_have_one_table():
     assert len(printed(report)) == len(Cells(report._repr_html_()).tables) == 1
 
 
+def test_totals_are_sums_and_of_what_was_not_counted_an_error():
+    some = launch(mma=3, atomics=0, bank_conflicts=0, buffers={"q": Bytes(5, 0), "out": Bytes(2, 8)})
+    report = RunReport((some, launch(mma=4, bank_conflicts=6)))
+    totals = {"mma": 7, "atomics": 0, "bank_conflicts": 6, "bytes_read": 7, "bytes_written": 8}
+    assert {name: report.total(name) for name in totals} == totals
+    fast = RunReport((some, launch(mode="fast", buffers=None, bank_conflicts=None, shared_accesses=None)))
+    assert (fast.total("mma"), fast.total("barriers")) == (3, 0)
+    for name in ("bytes_read", "bytes_written", "bank_conflicts", "shared_accesses"):
+        with pytest.raises(ValueError, match=f"'{name}' is not counted in mode 'fast'"):
+            fast.total(name)
+
+
 def test_many_launches():
     report = RunReport(tuple(launch(kernel=f"kernel_{i}", barriers=i) for i in range(500)))
     ((names, *rows),) = printed(report)

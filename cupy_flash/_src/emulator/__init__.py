@@ -38,15 +38,19 @@ _last: ContextVar[RunReport | None] = ContextVar("cupy_flash_emulator_last", def
 def run(*, continued: bool = False) -> Iterator[None]:
     """Gather the launches inside the ``with`` statement into one report, which `last_run` then returns.
 
-    If `continued` they join those of the last run.
+    If `continued` they join those of the last run. What is launched in a run within a run, as each call of the package
+    is one, belongs to both.
     """
-    launches = list(last_run().launches) if continued else []
+    outer, earlier = _open.get(), list(last_run().launches) if continued else []
+    launches = earlier.copy()
     token = _open.set(launches)
     try:
         yield
     finally:
         _open.reset(token)
         _last.set(RunReport(tuple(launches)))
+        if outer is not None:
+            outer += launches[len(earlier) :]
 
 
 def last_run() -> RunReport:
