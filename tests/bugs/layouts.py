@@ -15,13 +15,6 @@ def any_of(backend):
 BUGS = [
     Bug(
         "cupy_flash/_src/launch.py",
-        "rows are vectors wherever the part of the batch begins",
-        "for stride in (*batch, head, row, offset))",
-        "for stride in (*batch, head, row))",
-        (MANY.format("emulator"),),
-    ),
-    Bug(
-        "cupy_flash/_src/launch.py",
         "rows are vectors wherever heads begin",
         "for stride in (*batch, head, row, offset))",
         "for stride in (*batch, row, offset))",
@@ -39,28 +32,10 @@ BUGS = [
     ),
     Bug(
         "cupy_flash/_src/launch.py",
-        "rows are vectors wherever the first begins",
-        "        and x.aligned\n",
-        "",
-        ("tests/test_layouts.py::test_layouts_that_people_use[emulator-float16-offset]",),
-    ),
-    Bug(
-        "cupy_flash/_src/launch.py",
         "batch dimensions merge if the last array strides through them as one",
         "all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts)",
         "all(x.strides[groups[-1][-1]] == x.strides[i] * batch[i] for x in layouts[-1:])",
         (*any_of("emulator"), MANY.format("emulator")),
-    ),
-    Bug(
-        "cupy_flash/_src/launch.py",
-        "a merged dimension has the stride of its outermost",
-        "strides = [x.strides[group[-1]] for group in groups]",
-        "strides = [x.strides[group[0]] for group in groups]",
-        (
-            "tests/test_contract.py::test_leading_dimensions_broadcast[emulator]",
-            *any_of("emulator"),
-            MANY.format("emulator"),
-        ),
     ),
     Bug(
         "cupy_flash/_src/launch.py",
@@ -95,13 +70,6 @@ BUGS = [
         "packed heads are apart as if each were a row's",
         "first.at(packing.query(row), col) + packing.head(row) * head_stride",
         "first.at(packing.query(row), col) + packing.head(row) * first.row_stride",
-        (*any_of("emulator"),),
-    ),
-    Bug(
-        "cuda_src/mma/backward_dkdv.cu",
-        "heads of a group lie apart in dout as in q",
-        "member * params.dout.head_stride",
-        "member * params.q.head_stride",
         (*any_of("emulator"),),
     ),
     Bug(
@@ -152,13 +120,6 @@ BUGS = [
         "columns in the other direction are taken for contiguous",
         "void load_elements(T* y, const char* x, int64_t stride, int64_t count) {",
         "void load_elements(T* y, const char* x, int64_t stride, int64_t count) {\n  if (stride < 0) stride = -stride;",
-        (*any_of("cpu"),),
-    ),
-    Bug(
-        "cupy_flash/_src/api.py",
-        "an output's own memory may overlap where an axis is reversed",
-        "sorted((abs(stride), n) for stride",
-        "sorted((stride, n) for stride",
         (*any_of("cpu"),),
     ),
 ]
