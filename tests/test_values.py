@@ -1,0 +1,186 @@
+"""Where NaN, hidden keys, padding and the number of blocks could leave a trace: results that must not have one."""
+
+import dataclasses
+import functools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Case
+from oracle import attention
+
+from cupy_flash import emulator, flash_attention, flash_attention_backward
+from cupy_flash._src.plan import plan_forward
+from cupy_flash._src.problem import DTYPES
+
+NAN = Case(heads_k=2, group=2, sq=40, sk=70)
+KINDS = [("float32", 24, 33), ("float16", 24, 33), ("bfloat16", 264, 24)]  # the last on CUDA cores, as the first
+
+
+def reach(q, k, v, dout, out, lse, dlse, q_offset, hidden):
+    """Which elements of out, lse, dq, dk and dv are NaN by the formulas, the backward's of this out and lse.
+
+    Terms of keys that a query does not see are left out, or, with `hidden`, multiplied by 0.
+    """
+    arrays = [x.astype(np.float64) for x in (q, k, v, dout, out, lse, dlse)]
+    q, k, v, dout, out, lse, dlse = arrays
+    results = np.zeros_like(out), np.zeros_like(lse), *map(np.zeros_like, (q, k, v))
+    sq, sk, scale = q.shape[-2], k.shape[-2], q.shape[-1] ** -0.5
+    for head, i in np.ndindex(len(q), sq):
+        key_head = head // (len(q) // len(k))
+        n = sk if q_offset is None else min(max(i + q_offset + 1, 0), sk)
+        row, keys = (head, i), (key_head, slice(sk if hidden else n))
+        sees = np.arange(keys[1].stop) < n
+        s = scale * (k[keys] @ q[row])
+        out_row, lse_row, dq, dk, dv = results
+        lse_row[row] = np.where(sees, s, 0).sum()
+        out_row[row] = np.where(sees, s, 0) @ v[keys] + lse_row[row]
+        p = np.where(sees, s - lse[row], 0)
+        ds = np.where(sees, p * (v[keys] @ dout[row] - dout[row] @ out[row] - dlse[row]), 0)
+        dq[row] = ds @ k[keys]
+        dk[keys] += np.outer(ds, q[row])
+        dv[keys] += np.outer(p, dout[row])
+    return [np.isnan(x) for x in results]
+
+
+def run(on, arrays, changes, options, deterministic):
+    """All results where `changes` are made, those of out and lse between the two calls; and what the second was given."""
+    arrays = {name: x.copy() for name, x in arrays.items()}
+    for name in arrays.keys() & changes.keys():
+        arrays[name][changes[name]] = np.nan
+    q, k, v, dout, dlse = arrays.values()
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+    given = {"out": out.copy(), "lse": lse.copy()}
+    for name in given.keys() & changes.keys():
+        given[name][changes[name]] = np.nan
+    grads = on(
+        flash_attention_backward, dout, q, k, v, *given.values(), dlse=dlse, deterministic=deterministic, **options
+    )
+    return (out, lse, *grads), (q, k, v, dout, *given.values(), dlse)
+
+
+@pytest.mark.parametrize("q_offset", [None, -8, 25])
+@pytest.mark.parametrize(("dtype", "d", "dv"), KINDS)
+def test_nan_reaches_what_it_must_and_nothing_else(on, dtype, d, dv, q_offset):
+    """One NaN in one array; a CUDA block takes keys that some of its queries see times 0 for the others."""
+    case = dataclasses.replace(NAN, dtype=dtype, d=d, dv=dv, causal=q_offset is not None, q_offset=q_offset)
+    arrays = dict(zip(("q", "k", "v", "dout", "dlse"), case.arrays(), strict=True))
+    deterministic = q_offset == 25
+    clean, _ = run(on, arrays, {}, case.options, deterministic)
+    eps = float(ml_dtypes.finfo(arrays["q"].dtype).eps)
+    for name in ("q", "k", "v", "dout", "out", "lse", "dlse"):
+        place = (1, 20, 3)[: 2 if name in ("lse", "dlse") else 3] if name not in ("k", "v") else (1, 12, 3)
+        results, given = run(on, arrays, {name: place}, case.options, deterministic)
+        least, most = (reach(*given, q_offset, hidden) for hidden in (False, on.name != "cpu"))
+        for what, x, usual, low, high in zip(
+            ("out", "lse", "dq", "dk", "dv"), results, clean, least, most, strict=True
+        ):
+            nan, x, usual = np.isnan(x.astype(np.float64)), x.astype(np.float64), usual.astype(np.float64)
+            assert (low <= nan).all() and (nan <= high).all(), f"NaN in {name}: {what}"
+            np.testing.assert_allclose(
+                x[~nan], usual[~nan], rtol=8 * eps, atol=8 * eps, err_msg=f"NaN in {name}: {what}"
+            )
+
+
+@pytest.mark.parametrize("q_offset", [-30, -8, 25])
+@pytest.mark.parametrize(("dtype", "d", "dv"), KINDS)
+def test_what_nobody_sees_may_be_nan(on, dtype, d, dv, q_offset):
+    """Queries without keys, keys without queries: they are 0 in the results, and leave the others as they are."""
+    case = dataclasses.replace(NAN, sq=100, dtype=dtype, d=d, dv=dv, causal=True, q_offset=q_offset)
+    case = dataclasses.replace(case, heads_k=1, sk=130)
+    arrays = dict(zip(("q", "k", "v", "dout", "dlse"), case.arrays(), strict=True))
+    first, end = max(0, -q_offset), case.sq + q_offset
+    rows, keys = np.s_[:, :first], np.s_[:, end:]
+    changes = {"q": rows, "k": keys, "v": keys, "dout": rows, "out": rows, "dlse": rows}
+    for deterministic in (False, True):
+        clean, _ = run(on, arrays, {}, case.options, deterministic)
+        results, _ = run(on, arrays, changes, case.options, deterministic)
+        out, lse, dq, dk, dv_ = results
+        assert np.isneginf(lse[rows]).all() and np.isfinite(lse[:, first:]).all()
+        assert all(not x[rows].any() for x in (out, dq)) and all(not x[keys].any() for x in (dk, dv_))
+        for x, usual in zip(results, clean, strict=True):
+            np.testing.assert_array_equal(x, usual)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_never_wins_the_maximum(on, dtype, causal):
+    """All scores are equal and far below 0, which is what the keys that fill up a block would have."""
+    rng = np.random.default_rng(0)
+    eps = float(ml_dtypes.finfo(DTYPES[dtype]).eps)
+    for score, sk in ((-1e4, 1), (-1e4, 65), (-1e8, 33), (-1e30, 129), (-1e30, 63)):
+        q, k, v, dout = (rng.standard_normal((1, n, 24)).astype(DTYPES[dtype]) for n in (3, sk, sk, 3))
+        q[...], k[...] = 0, 0
+        q[..., 0], k[..., 0] = -100, 100
+        options = {"scale": -score / 1e4, "causal": causal}
+        exact = attention(q, k, v, dout=dout, **options)
+        out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+        np.testing.assert_allclose(out.astype(np.float64), exact.out, atol=4 * eps + 1e-6)
+        np.testing.assert_allclose(lse, exact.lse, rtol=3e-7)
+        if score == -1e4:  # the backward has the score and lse rounded: 1e-3
+            *_, dv = on(flash_attention_backward, dout, q, k, v, out, lse, **options)
+            np.testing.assert_allclose(dv.astype(np.float64), exact.dv, rtol=2e-3 + 2 * eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("q_offset", [*range(-3, 3), *range(61, 67), 125, 126, 127, 128])
+def test_every_offset_around_the_edge_of_a_block(on, q_offset):
+    """Two blocks of queries and of keys with more than there are, so that every kind of block meets every edge."""
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float16"):
+        for sk in (127, 128):
+            q, k, v, dout = (rng.standard_normal((1, n, 24)).astype(DTYPES[dtype]) for n in (66, sk, sk, 66))
+            options = {"causal": True, "q_offset": q_offset}
+            exact = attention(q, k, v, dout=dout, **options)
+            out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+            grads = on(flash_attention_backward, dout, q, k, v, out, lse, **options)
+            for x, truth in zip((out, lse, *grads), exact, strict=True):
+                tolerance = 16 * float(ml_dtypes.finfo(x.dtype).eps)
+                np.testing.assert_allclose(x.astype(np.float64), truth, rtol=tolerance, atol=tolerance)
+
+
+def with_plan(replan, **changes):
+    """Forward plans of which fields are changed."""
+
+    def plan(*args):
+        return dataclasses.replace(plan_forward(*args), **changes)
+
+    return replan(plan_forward=plan)
+
+
+@pytest.mark.parametrize(("sq", "causal"), [(3, False), (5, True)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_more_splits_than_a_warp_has_lanes(replan, dtype, sq, causal):
+    """The largest scores first, last, and nowhere: they are all low; beside a row of NaN and, with causal, one of none."""
+    rng = np.random.default_rng(0)
+    keys = 2500
+    q, k, v = (rng.standard_normal((2, n, 24)).astype(DTYPES[dtype]) for n in (sq, keys, keys))
+    q[..., 1:], k[..., 1:] = q[..., 1:] / 8, k[..., 1:] / 8
+    q[..., 0] = 16
+    q[0, 2, 1] = np.nan
+    options = {"causal": causal, "q_offset": keys - 3 - sq if causal else None, "scale": 1.0}
+    rising = np.linspace(0, 30, keys)
+    for heights in (rising, rising[::-1], np.full(keys, -600.0)):
+        k[..., 0] = heights
+        exact = attention(q, k, v, **options)
+        for splits in (33, 40):
+            with replan(plan_forward=functools.partial(plan_forward, num_splits=splits)):
+                out, lse = flash_attention(q, k, v, return_lse=True, backend="emulator", **options)
+            assert emulator.last_run().launches[-1].kernel == "attention_combine"
+            eps = float(ml_dtypes.finfo(q.dtype).eps)
+            np.testing.assert_allclose(out.astype(np.float64), exact.out, atol=16 * eps)
+            np.testing.assert_allclose(lse, exact.lse, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("sq", "group"), [(3, 2), (70, 2)])  # a tile for a whole group, and for one head
+def test_key_heads_need_not_divide_into_sections(replan, sq, group):
+    case = Case(dtype="float16", batch=(2,), heads_k=3, group=group, sq=sq, sk=150, d=24, causal=True)
+    q, k, v, *_ = case.arrays()
+    results = []
+    for sections in (6, 1, 2, 3, 4, 5, 7):
+        with with_plan(replan, section_heads=sections):
+            results.append(flash_attention(q, k, v, causal=True, return_lse=True, backend="emulator"))
+    exact = attention(q, k, v, causal=True)
+    np.testing.assert_allclose(results[0][0].astype(np.float64), exact.out, atol=4e-3)
+    for out, lse in results[1:]:
+        np.testing.assert_array_equal(out, results[0][0])
+        np.testing.assert_array_equal(lse, results[0][1])
