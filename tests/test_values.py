@@ -58,7 +58,7 @@ def run(on, arrays, changes, options, deterministic):
     return (out, lse, *grads), (q, k, v, dout, *given.values(), dlse)
 
 
-@pytest.mark.parametrize("q_offset", [None, -8, 25])
+@pytest.mark.parametrize("q_offset", [None, pytest.param(-8, marks=pytest.mark.slow), 25])
 @pytest.mark.parametrize(("dtype", "d", "dv"), KINDS)
 def test_nan_reaches_what_it_must_and_nothing_else(on, dtype, d, dv, q_offset):
     """One NaN in one array; a CUDA block takes keys that some of its queries see times 0 for the others."""
@@ -78,7 +78,7 @@ def test_nan_reaches_what_it_must_and_nothing_else(on, dtype, d, dv, q_offset):
             np.testing.assert_allclose(x[~nan], usual[~nan].astype(np.float64), tolerance, tolerance, err_msg=message)
 
 
-@pytest.mark.parametrize("q_offset", [-30, -8, 25])
+@pytest.mark.parametrize("q_offset", [-30, 25])
 @pytest.mark.parametrize(("dtype", "d", "dv"), KINDS)
 def test_what_nobody_sees_may_be_nan(on, dtype, d, dv, q_offset):
     """Queries without keys, keys without queries: they are 0 in the results, and leave the others as they are."""
@@ -118,7 +118,7 @@ def test_padding_never_wins_the_maximum(on, dtype, causal):
             np.testing.assert_allclose(dv.astype(np.float64), exact.dv, rtol=2e-3 + 2 * eps, atol=1e-3)
 
 
-@pytest.mark.parametrize("q_offset", [*range(-3, 3), *range(61, 67), 125, 126, 127, 128])
+@pytest.mark.parametrize("q_offset", [-1, 0, 1, 62, 63, 64, 126, 127, 128])
 def test_every_offset_around_the_edge_of_a_block(on, q_offset):
     """Two blocks of queries and of keys with more than there are, so that every kind of block meets every edge."""
     rng = np.random.default_rng(0)
@@ -134,8 +134,7 @@ def test_every_offset_around_the_edge_of_a_block(on, q_offset):
                 np.testing.assert_allclose(x.astype(np.float64), truth, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("q_offset", [None, 4990, -2])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "q_offset"), [("float16", None), ("bfloat16", 4990), ("float16", -2)])
 def test_more_splits_than_a_warp_has_lanes(on, dtype, q_offset):
     """The largest scores come first, last, or are all low; one row is NaN, and in the last case two have no key."""
     rng = np.random.default_rng(0)
@@ -154,15 +153,16 @@ def test_more_splits_than_a_warp_has_lanes(on, dtype, q_offset):
         np.testing.assert_allclose(lse, exact.lse, rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("sq", "group"), [(3, 2), (70, 2)])  # a tile for a whole group, and for one head
-def test_key_heads_need_not_divide_into_sections(replan, sq, group):
-    case = Case(dtype="float16", batch=(2,), heads_k=3, group=group, sq=sq, sk=150, d=24, causal=True)
+@pytest.mark.parametrize(("sq", "splits"), [(3, 1), (70, 2)])  # a tile for a whole group, and for one head
+def test_key_heads_need_not_divide_into_sections(replan, sq, splits):
+    """Nor does their order within a batch whose dimensions the arrays stride through in their own ways."""
+    case = Case(dtype="float16", batch=(2, 3), batch_k=(3,), group=2, sq=sq, sk=150, d=24, causal=True)
     q, k, v, *_ = case.arrays()
     results = []
     for sections in (6, 1, 2, 3, 4, 5, 7):
 
         def plan(*args, sections=sections):
-            return dataclasses.replace(plan_forward(*args), section_heads=sections)
+            return dataclasses.replace(plan_forward(*args, num_splits=splits), section_heads=sections)
 
         with replan(plan_forward=plan):
             results.append(flash_attention(q, k, v, causal=True, return_lse=True, backend="emulator"))

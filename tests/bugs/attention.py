@@ -90,7 +90,7 @@ BUGS = [
     Bug(
         "cuda_src/attention/matrix.cuh", "batch dimensions counted from the outermost",
         "for (int dim = kBatchDims - 1; dim >= 0; --dim) {", "for (int dim = 0; dim < kBatchDims; ++dim) {",
-        ("tests/test_vjp.py::test_more_batch_dimensions_than_the_kernels_stride[emulator]",),
+        (SECTIONS,),
     ),
     Bug(
         "cuda_src/attention/matrix.cuh", "the outermost batch dimension is not counted",
