@@ -100,7 +100,7 @@ BUGS = [
     Bug(
         "cuda_src/attention/matrix.cuh", "rows are counted from one batch",
         "return num_batches(shape) * shape.num_heads_q * shape.seqlen_q;",
-        "return static_cast<int64_t>(shape.num_heads_q) * shape.seqlen_q;", (SPLITS,),
+        "return static_cast<int64_t>(shape.num_heads_q) * shape.seqlen_q;", (SECTIONS,),
     ),
     # merge.cu
     Bug(
