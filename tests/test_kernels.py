@@ -97,7 +97,8 @@ def check_tile(replan, data, dtype, d, spans, det):
 
 @pytest.mark.parametrize("q_offset", [-2, 230])
 @pytest.mark.parametrize(
-    ("dtype", "d"), [("float32", 64), ("float64", 64), pytest.param("float16", 264, marks=pytest.mark.slow)]
+    ("dtype", "d"),
+    [("float32", 64), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("float64", 64), ("float16", 264)))],
 )
 def test_spans_of_keys_change_nothing_beyond_rounding(replan, dtype, d, q_offset):
     """On CUDA cores, with rows that see all spans, or some, or none, and one of NaN."""
