@@ -134,9 +134,9 @@ BUGS = [
         ("tests/test_merge.py::test_kernels_on_cuda_cores[emulator-bfloat16-264-False]",),
     ),
     Bug(
-        "cuda_src/attention/online_softmax.cuh", "rows are taken for near twice as long",
-        "kFar = sizeof(Accumulator) == 4 ? 0x1p24", "kFar = sizeof(Accumulator) == 4 ? 0x1p34",
-        ("tests/test_extremes.py::test_large_scores_give_what_standard_attention_gives[emulator-False-70-150-float16]",),
+        "cuda_src/attention/online_softmax.cuh", "rows are taken for near far too long",
+        "kFar = sizeof(Accumulator) == 4 ? 0x1p24", "kFar = sizeof(Accumulator) == 4 ? 0x1p60",
+        ("tests/test_extremes.py::test_scores_of_every_size[emulator-44-bfloat16]",),
     ),
     Bug(
         "cuda_src/attention/online_softmax.cuh", "what a far row owes is 2^(to - from)",
