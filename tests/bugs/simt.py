@@ -118,11 +118,6 @@ BUGS = [
         "cuda_src/simt/matmul.cuh", "odd columns are written past the row",
         "if (col + u < g.cols) *g.at(row, col + u)", "if (col < g.cols) *g.at(row, col + u)", (REACH.format(25),),
     ),
-    Bug(
-        "cuda_src/simt/matmul.cuh", "slices are summed up as one",
-        "if (kSlices == 1) return matmul_nt", "if (kSlices >= 1) return matmul_nt",
-        ("tests/test_contract.py::test_head_dims[emulator-512-512-float32]",),
-    ),
     # tile.cuh
     Bug(
         "cuda_src/simt/tile.cuh", "what lies outside is what the last row holds",
