@@ -170,8 +170,8 @@ def test_key_heads_need_not_divide_into_sections(replan, sq, packed, splits):
             results.append(flash_attention(q, k, 2**n * v, causal=True, return_lse=True, backend="emulator"))
     exact = attention(q, k, v, causal=True)
     np.testing.assert_allclose(results[0][0].astype(np.float64), exact.out, atol=4e-3)
-    for n, (out, lse) in enumerate(results):  # of other values each, which what is left in memory is not
-        np.testing.assert_array_equal(out, 2**n * results[0][0])
+    for n, (out, lse) in enumerate(results):  # other values each time than what memory has left
+        np.testing.assert_allclose(out, 2**n * results[0][0], rtol=0, atol=1e-6)  # of subnormals
         np.testing.assert_array_equal(lse, results[0][1])
 
 
