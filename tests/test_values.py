@@ -153,13 +153,13 @@ def test_more_splits_than_a_warp_has_lanes(on, dtype, q_offset):
         np.testing.assert_allclose(lse, exact.lse, rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("sq", "packed", "splits"), [(3, 2, 1), (120, 1, 2)])
+@pytest.mark.parametrize(("sq", "packed", "splits"), [(3, 2, 1), (250, 1, 2)])
 def test_key_heads_need_not_divide_into_sections(replan, sq, packed, splits):
     """Nor does their order within a batch whose dimensions the arrays stride through in their own ways."""
     case = Case(dtype="float16", batch=(2, 3), batch_k=(3,), heads_k=2, group=2, sq=sq, sk=150, d=24, causal=True)
     q, k, v, *_ = case.arrays()
     results = []
-    for n, sections in enumerate((12, 1, 5, 7)):
+    for n, sections in enumerate((12, 5, 7)):
 
         def plan(*args, sections=sections):
             planned = plan_forward(*args, num_splits=splits)
