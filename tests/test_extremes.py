@@ -34,15 +34,16 @@ def test_one_key_gives_its_value(on, dtype, value):
 def far_scores(dtype, rows, keys, seed=0):
     """q, k, v and a scale: score[i, j] is about sign[i] * height[j], far apart or equal but for small integers times 4.
 
-    Everything is exact in float32, the scores and their products with the scale too. Heights are 0 or 2^25 in natural
-    units: a row of positive sign meets keys that are 2^25 higher later on, one of negative sign loses them.
+    These grow along the keys of one head and fall along the other's. Everything is exact in float32, the scores and
+    their products with the scale too. Heights are 0 or 2^25 in natural units: a row of positive sign meets keys that
+    are 2^25 higher later on, one of negative sign loses them.
     """
     rng = np.random.default_rng(seed)
     q, k = np.zeros((2, rows, 8)), np.zeros((2, keys, 8))
     q[..., 0] = 2.0**15 * rng.choice([1, -1, 0], (2, rows))
     q[..., 1] = 2.0**7
     k[:, keys // 3 :, 0] = 2.0**15
-    k[..., 1] = rng.integers(-2, 3, (2, keys))
+    k[..., 1] = rng.integers(-2, 3, (2, keys)) + np.outer([1, -1], np.arange(keys) // 50)
     v = rng.standard_normal((2, keys, 8))
     return *(x.astype(DTYPES[dtype]) for x in (q, k, v)), 2.0**-5
 

@@ -1,0 +1,249 @@
+"""Bugs in what all kernel families share: masks, softmax, schedules, row-wise kernels, numbers and parameters."""
+
+from bugs import Bug
+
+REACH_FULL = "tests/test_values.py::test_nan_reaches_what_it_must_and_nothing_else[emulator-float32-24-33-None]"
+UNSEEN = "tests/test_values.py::test_what_nobody_sees_may_be_nan[emulator-float32-24-33--30]"
+ROWS = "tests/test_kernels.py::test_rows_that_do_not_fill_the_last_block_of_row_wise_kernels"
+SPLITS = "tests/test_values.py::test_more_splits_than_a_warp_has_lanes[emulator-float16-None]"
+SECTIONS = "tests/test_values.py::test_key_heads_need_not_divide_into_sections"
+OFFSET = "tests/test_values.py::test_every_offset_around_the_edge_of_a_block[emulator-{}]"
+PADDING = "tests/test_values.py::test_padding_never_wins_the_maximum[emulator-False-{}]"
+LAYOUT = "tests/test_kernels.py::test_params_have_the_layout_of_the_kernels"
+PLATFORM = "tests/test_kernels.py::test_the_platform_has_what_its_names_say[ptx]"
+SPOILT = "tests/test_vjp.py::test_on_a_gpu_gradients_become_nan[float32]"
+
+
+def change(name):
+    return f"tests/test_vjp.py::test_a_change_is_named[emulator-float64-{name}]"
+
+
+BUGS = [
+    # backward_rows.cu
+    Bug(
+        "cuda_src/attention/backward_rows.cu", "dlse is added to delta",
+        "sum -= *head_matrix<Accumulator>(params.dlse", "sum += *head_matrix<Accumulator>(params.dlse", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/backward_rows.cu", "delta sums only the first 32 columns",
+        "sum += to_accumulator(*gO.at(r.row, col)) * to_accumulator(*gDout.at(r.row, col));\n  }",
+        "sum += to_accumulator(*gO.at(r.row, col)) * to_accumulator(*gDout.at(r.row, col));\n    break;\n  }", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/backward_rows.cu", "delta without the columns of neighbouring lanes",
+        "lane_mask = 16; lane_mask > 0;", "lane_mask = 16; lane_mask > 1;", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/backward_rows.cu", "dv is converted as far as dk has columns",
+        "params.dv_acc, params.shape, r, params.shape.head_dim_v);",
+        "params.dv_acc, params.shape, r, params.shape.head_dim);", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/backward_rows.cu", "gradients of keys are converted by query rows",
+        "const Row r = key_row_of_warp(params.shape);", "const Row r = query_row_of_warp(params.shape);", (ROWS,),
+    ),
+    # combine.cu
+    Bug(
+        "cuda_src/attention/combine.cu", "the maximum is of the first 32 splits",
+        "for (int split = r.lane; split < num_splits; split += 32) row_max",
+        "for (int split = r.lane; split < min(num_splits, 32); split += 32) row_max", (SPLITS,),
+    ),
+    Bug(
+        "cuda_src/attention/combine.cu", "maxima start at 0",
+        "float row_max = -infinity<float>();", "float row_max = 0;", (SPLITS,),
+    ),
+    Bug(
+        "cuda_src/attention/combine.cu", "the output leaves out the splits after 32",
+        "    for (int split = 0; split < num_splits; ++split) {",
+        "    for (int split = 0; split < min(num_splits, 32); ++split) {", (SPLITS,),
+    ),
+    # mask.cuh
+    Bug(
+        "cuda_src/attention/mask.cuh", "a block is whole that hides its last key from its first query",
+        "col0 + cols - 1 <= row0 + q_offset", "col0 + cols - 1 <= row0 + q_offset + 1",
+        (OFFSET.format(62), OFFSET.format(126)),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "a causal block is whole though keys end within it",
+        "return col0 + cols <= seqlen_k && col0", "return col0", (OFFSET.format(128),),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "a block of one key too few is whole",
+        "bool covers(int row0, int col0, int cols) const { return col0 + cols <= seqlen_k; }",
+        "bool covers(int row0, int col0, int cols) const { return col0 + cols <= seqlen_k + 1; }",
+        (PADDING.format("float32"),),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "keys end before the last that the last query sees",
+        "clamp(last_row + q_offset + 1, 0, seqlen_k)", "clamp(last_row + q_offset, 0, seqlen_k)", (OFFSET.format(0),),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "keys meet queries that do not see them",
+        "return clamp(first_col - q_offset, 0, seqlen_q);", "return 0;", (UNSEEN,),
+    ),
+    # matrix.cuh
+    Bug(
+        "cuda_src/attention/matrix.cuh", "rows before the first that takes part are read",
+        "return row >= row_begin && row < rows && col < cols;", "return row < rows && col < cols;", (UNSEEN,),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh", "batch dimensions counted from the outermost",
+        "for (int dim = kBatchDims - 1; dim >= 0; --dim) {", "for (int dim = 0; dim < kBatchDims; ++dim) {",
+        (SECTIONS,),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh", "the outermost batch dimension is not counted",
+        "for (int dim = 0; dim < kBatchDims; ++dim) size", "for (int dim = 1; dim < kBatchDims; ++dim) size",
+        ("tests/test_vjp.py::test_more_batch_dimensions_than_the_kernels_stride[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/matrix.cuh", "rows are counted from one batch",
+        "return num_batches(shape) * shape.num_heads_q * shape.seqlen_q;",
+        "return static_cast<int64_t>(shape.num_heads_q) * shape.seqlen_q;", (SECTIONS,),
+    ),
+    # merge.cu
+    Bug(
+        "cuda_src/attention/merge.cu", "a row is empty where the first result is",
+        "lse_a == -infinity<Accumulator>() && lse_b", "lse_a == -infinity<Accumulator>() || lse_b",
+        ("tests/test_merge.py::test_rows_without_keys[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/merge.cu", "rows empty in both give NaN",
+        "base = empty ? Accumulator(0) : high;", "base = high;",
+        ("tests/test_merge.py::test_rows_without_keys[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/merge.cu", "the log-sum-exp in log2 units",
+        "high + ptx::lg2(sum) * static_cast<Accumulator>(kLn2);", "high + ptx::lg2(sum);", (ROWS,),
+    ),
+    # online_softmax.cuh
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "the maximum misses half of a row's lanes",
+        "for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) m = max",
+        "for (int lane_mask = kLanes / 4; lane_mask > 0; lane_mask /= 2) m = max", (OFFSET.format(0),),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "rows without keys subtract -inf",
+        "Accumulator base_of(Accumulator m) { return m == -infinity<Accumulator>() ? Accumulator(0) : m; }",
+        "Accumulator base_of(Accumulator m) { return m; }", (UNSEEN,),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "the log-sum-exp of exact rows lacks the headroom",
+        "fma(m, multiplier, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));",
+        "fma(m, multiplier, ptx::lg2(sum));",
+        ("tests/test_merge.py::test_kernels_on_cuda_cores[emulator-bfloat16-264-False]",),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "rows are taken for near far too long",
+        "kFar = sizeof(Accumulator) == 4 ? 0x1p24", "kFar = sizeof(Accumulator) == 4 ? 0x1p60",
+        ("tests/test_extremes.py::test_one_key_gives_its_value[emulator-bfloat16-133120]",),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "what a far row owes is 2^(to - from)",
+        "is_far(after) ? (from - to) * multiplier", "is_far(after) ? (to - from) * multiplier",
+        ("tests/test_extremes.py::test_large_scores_give_what_standard_attention_gives[emulator-False-3-400-float16]",),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "a probability of NaN becomes 1",
+        "return ptx::ex2(ptx::min_nan(x, Accumulator(0)));", "return ptx::ex2(min(x, Accumulator(0)));", (REACH_FULL,),
+    ),
+    # row.cuh
+    Bug(
+        "cuda_src/attention/row.cuh", "warps after the last row take rows of others",
+        "batch < num_batches(shape)", "batch <= num_batches(shape)", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "heads of keys are counted as those of queries",
+        "return row_of_warp(shape, shape.num_heads_k, shape.seqlen_k);",
+        "return row_of_warp(shape, shape.num_heads_q, shape.seqlen_k);", (change("last_bit"),),
+    ),
+    # schedule.cuh
+    Bug(
+        "cuda_src/attention/schedule.cuh", "the last section has as many heads as the others",
+        "count = min(schedule.section_heads, key_heads - first);", "count = schedule.section_heads;", (SECTIONS,),
+    ),
+    Bug(
+        "cuda_src/attention/schedule.cuh", "the head within a batch is that within a section",
+        "head_k = key_head % shape.num_heads_k;", "head_k = rest % count % shape.num_heads_k;", (SECTIONS,),
+    ),
+    Bug(
+        "cuda_src/attention/schedule.cuh", "members of a group lie a group apart",
+        "(head_k * members + member) * schedule.packed_heads",
+        "(member * shape.num_heads_k + head_k) * schedule.packed_heads",
+        (SECTIONS,),
+    ),
+    # score.cuh
+    Bug(
+        "cuda_src/attention/score.cuh", "a scale of 0 multiplies -inf", "kLog2E, 1.2e-38)", "kLog2E, 0.0)",
+        ("tests/test_values.py::test_zeros_of_either_sign_give_the_mean[emulator-1]",),
+    ),
+    Bug(
+        "cuda_src/attention/score.cuh", "gradients in log2 units", "return dscore * scale;",
+        "return dscore * multiplier;",
+        (OFFSET.format(0),),
+    ),
+    Bug(
+        "cuda_src/attention/score.cuh", "gradients of a negative scale have the sign of a positive one",
+        ": scale(static_cast<Accumulator>(shape.scale))", ": scale(static_cast<Accumulator>(fabs(shape.scale)))",
+        ("tests/test_contract.py::test_scales_above_1[emulator--3.7-float32]",),
+    ),
+    # seal.cu
+    Bug(
+        "cuda_src/attention/seal.cu", "all lanes begin alike: elements may change places",
+        "uint32_t x = mix(0, lane);", "uint32_t x = mix(0, 0);", (change("swap_neighbours"),),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "the upper halves of doubles are left out",
+        "if (sizeof(T) == 8) x = mix", "if (sizeof(T) == 16) x = mix", (change("double"),),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "no shift: changed signs cancel each other",
+        "x = (x ^ x >> 15) * 0x85ebca77u;\n  return x ^ x >> 13;", "return x * 0x85ebca77u;",
+        ("tests/test_vjp.py::test_changed_signs_of_one_short_row_are_noticed[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "a change of q spoils nothing",
+        "for (int array = 0; array < kArrays; ++array) any", "for (int array = 1; array < kArrays; ++array) any",
+        (SPOILT,),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "dv is spoilt as far as dk has columns",
+        "spoil_row(params.dv, shape, r, shape.head_dim_v);", "spoil_row(params.dv, shape, r, shape.head_dim);",
+        (SPOILT,),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "v is sealed where k is",
+        "params.key_digests, s.head_dim_v, 1, 2);", "params.key_digests, s.head_dim_v, 0, 2);", (change("add"),),
+    ),
+    # numeric.cuh
+    Bug(
+        "cuda_src/numeric.cuh", "no headroom in bfloat16", "constexpr int kHeadroom<BFloat16> = 30;",
+        "constexpr int kHeadroom<BFloat16> = 0;",
+        ("tests/test_extremes.py::test_equal_keys_give_their_value_however_large[emulator-bfloat16-256-40]",),
+    ),
+    Bug(
+        "cuda_src/numeric.cuh", "log2(e) with a float's digits", "kLog2E = 1.4426950408889634074;",
+        "kLog2E = 1.44269504f;", ("tests/test_kernels.py::test_a_maximum_that_stays_costs_no_accuracy",),
+    ),
+    Bug(
+        "cuda_src/numeric.cuh", "infinity is the largest number", "__int_as_float(0x7f800000)",
+        "__int_as_float(0x7f7fffff)",
+        (UNSEEN,),
+    ),
+    # params.cuh
+    Bug("cuda_src/params.cuh", "strides of rows and heads change places", "int64_t head_stride;\n  int64_t row_stride;",
+        "int64_t row_stride;\n  int64_t head_stride;", (LAYOUT,)),
+    Bug("cuda_src/params.cuh", "both head dimensions change places", "int head_dim;\n  int head_dim_v;",
+        "int head_dim_v;\n  int head_dim;", (LAYOUT,)),
+    # platform.cuh
+    Bug("cuda_src/platform.cuh", "shared memory is aligned to vectors only", "__align__(1024) unsigned char",
+        "__align__(16) unsigned char", (PLATFORM,)),
+    Bug("cuda_src/platform.cuh", "64 bits are 32", "using uint64_t = unsigned long long;",
+        "using uint64_t = unsigned int;",
+        (PLATFORM,)),
+    Bug("cuda_src/platform.cuh", "16 unsigned bits have a sign", "using uint16_t = unsigned short;",
+        "using uint16_t = short;",
+        (PLATFORM,)),
+    Bug("cuda_src/platform.cuh", "any alignment is accepted", "static_assert(alignof(T) <= 1024,",
+        "static_assert(alignof(T) >= 1,", (PLATFORM,)),
+]  # fmt: skip
