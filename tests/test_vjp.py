@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cases import LAYOUTS, Case
+from cases import Case
+from layouts import LAYOUTS
 
 from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp
 from cupy_flash._src import launch
@@ -94,7 +95,7 @@ def test_changed_signs_of_one_short_row_are_noticed(backend):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_lies_between_the_elements_does_not_matter(backend, layout):
-    case = dataclasses.replace(CASE, dtype="float16", layouts=(layout,) * 3)
+    case = dataclasses.replace(CASE, dtype="float16").all_in(layout)
     arrays, vjp, dout = kept(case, backend)
     for x in arrays.values():
         if x.base is not None:
