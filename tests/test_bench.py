@@ -5,6 +5,7 @@ import csv
 import gc
 import itertools
 import re
+import shutil
 import sys
 import types
 import weakref
@@ -19,7 +20,7 @@ from cupy_flash.__main__ import main
 from cupy_flash._src import backends
 from cupy_flash._src.cli import UserError, ahead, bench
 from cupy_flash._src.cli.bench import book as books
-from cupy_flash._src.cli.bench import listing, machine, methods, readme, runner, table, timing
+from cupy_flash._src.cli.bench import listing, machine, methods, readme, runner, table, telemetry, timing
 from cupy_flash._src.cli.bench.cases import HIDDEN, TOKENS, Case, Numbers, cases
 from cupy_flash._src.cli.bench.plot import plot
 from cupy_flash._src.cli.bench.verify import Expected
@@ -93,6 +94,8 @@ def test_work_is_counted_as_the_papers_do():
     assert Case("backward", "float16", 2, 4, 4, 6, 6, 8, True).flops == 2.5 * 4 * 2 * 4 * 6 * 6 * 8 / 2
     decode = Case("decode", "float16", 1, 8, 2, 1, 1000, 64, False)
     assert decode.bytes_moved == 2 * (2 * 8 * 64 + 2 * 2 * 1000 * 64)
+    backward = Case("backward", "bfloat16", 2, 8, 2, 5, 6, 64, True)  # q, out, dout, dq; k, v, dk, dv
+    assert backward.bytes_moved == 2 * 2 * 64 * (4 * 8 * 5 + 4 * 2 * 6)
 
 
 def test_inputs_are_views_of_shared_memory_and_differ_by_row():
@@ -100,6 +103,7 @@ def test_inputs_are_views_of_shared_memory_and_differ_by_row():
     long, short = (numbers.inputs(small(batch=b, seqlen_q=s, seqlen_k=s)) for b, s in ((1, 64), (2, 32)))
     assert long.q.shape == (1, 4, 64, 32) and long.q.swapaxes(1, 2).flags.c_contiguous
     assert np.shares_memory(long.q, short.q)
+    assert len({x.tobytes() for x in long}) == 4 and all(0.9 < x.astype(float).std() < 1.1 for x in long)
     case = Case("forward", "float16", 1, 1, 1, 1, 2**15, 64, False)
     k = numbers.inputs(case).k  # more than the pool of numbers
     assert len(np.unique(k[0, 0].view(np.uint16), axis=0)) == 2**15
@@ -111,6 +115,13 @@ def test_launches_are_those_of_the_plan():
     assert forward[0].kernel.entry == "attention_forward" and forward[0].kernel.family == "mma"
     entries = {x.kernel.entry for x in runner.launches(small("backward", dtype="bfloat16"), named("sm_80"))}
     assert entries >= {"attention_forward", "attention_delta", "attention_dkdv"}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_what_is_compiled_ahead_is_what_is_launched(arch):
+    every = {Case(**{**vars(c), "dtype": dtype}) for c in cases("float16", False) for dtype in ("float16", "bfloat16")}
+    launched = {launch.kernel for case in every for launch in runner.launches(case, named(arch))}
+    assert bench.kernels(named(arch)) == launched
 
 
 # Verification.
@@ -409,21 +420,30 @@ def test_bench_measures_writes_and_plots(command, cupy, figures, tmp_path, monke
     def refuse():
         raise ValueError("no kernel for this |\n shape")
 
+    class Wrong(Numbered):
+        def bind(self, case, x):
+            bound = super().bind(case, x)
+            bound.forward, bound.backward = (lambda: x.q), (lambda saved, dout: (x.q, x.k, x.v))
+            return bound
+
     class Missing(Numbered):
         def load(self):
             raise ImportError("No module named 'other'")
 
     monkeypatch.setattr(bench, "plot", plot)
-    peers = [Numbered("peer"), Numbered("refusing", refuse), Missing("absent"), methods.Standard()]
+    peers = [Numbered("peer"), Numbered("refusing", refuse), Missing("absent"), Wrong("wrong"), methods.Standard()]
+    (tmp_path / "results.csv").touch()
     assert command(peers=peers) == 0
     rows = rows_of(tmp_path / "results.csv")
     assert tuple(rows[0]) == books.FIELDS
-    assert len(rows) == 2 + 4 * len(SMALL)
+    assert len(rows) == 2 + 5 * len(SMALL)
     by_method = {name: [r for r in rows if r["method"] == name] for name in ("cupy_flash", "peer", "refusing", "cupy")}
     rates = {r["direction"]: r["tflops"] or r["gbps"] for r in by_method["cupy"]}
     assert rates == {"matmul": f"{2 * 64**3 / 0.004 / 1e12:.6g}", "copy": f"{2 * 2**30 / 0.004 / 1e9:.6g}"}
     for row in rows:
-        if row["method"] != "refusing":
+        if row["method"] == "wrong":
+            assert re.match(r"wrong: (out|dq) is off by ", row["status"]) and row["median_us"] == row["tflops"] == ""
+        elif row["method"] != "refusing":
             times = [row[name] for name in ("median_us", "p10_us", "p90_us", "repeats", "timer")]
             assert times == ["4000", "1600", "44800", "7", "events"]
     for row in by_method["cupy_flash"]:
@@ -441,8 +461,8 @@ def test_bench_measures_writes_and_plots(command, cupy, figures, tmp_path, monke
     assert "not compared: absent, ImportError: No module named 'other'" in printed.out
     assert printed.out.count("failed: refusing") == len(SMALL)
     assert "| 1.00 |" in printed.out  # all take the same time
-    told = re.findall(r"^\[(\d+)/16\] .* S 40 .*$", printed.err, flags=re.MULTILINE)
-    assert told == ["4", "8", "12", "16"] and "TFLOP/s" in printed.err and "\r" not in printed.err
+    told = re.findall(r"^\[(\d+)/20\] .* S 40 .*$", printed.err, flags=re.MULTILINE)
+    assert told == ["5", "10", "15", "20"] and "\r" not in printed.err
     assert list(figures) == [f"results-{direction}.png" for direction in ("forward", "backward", "decode")]
     assert all(f"{tmp_path / name}\n" in printed.out for name in figures)
 
@@ -536,13 +556,98 @@ def test_without_progress_bars_and_plots_bench_still_measures(command, tmp_path,
     assert "no plots" in printed.out and printed.err.count("cupy_flash") == len(SMALL)
 
 
-def test_a_terminal_gets_a_bar(command, monkeypatch, capsys):
+def test_a_terminal_gets_a_bar_and_every_rate(command, monkeypatch, capsys):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert command(peers=[Numbered("peer")]) == 0
     told = capsys.readouterr().err
-    assert "bench |" in told and "[1/8] " in told and "[8/8] " in told
+    assert "bench |" in told
+    rates = re.findall(r"\[(\d)/8\] (\w+) .* (\S+) +(\S+) (\S+)", told)
+    for (number, direction, method, rate, unit), case, ours in zip(
+        rates, [c for c in SMALL for _ in range(2)], [True, False] * 4, strict=True
+    ):
+        assert (direction, method) == (case.direction, "cupy_flash" if ours else "peer")
+        amount, expected = (case.bytes_moved / 1e9, "GB/s") if direction == "decode" else (case.flops / 1e12, "TFLOP/s")
+        assert (rate, unit) == (f"{amount / 0.004:.4g}", expected)
+    assert [number for number, *_ in rates] == list("12345678")
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [
+    (["--minutes", "2"], 120), (["--minutes", "0.5", "--quick"], 30), (["--quick"], 270), ([], float("inf")),
+])  # fmt: skip
+def test_minutes_are_of_sixty_seconds(command, arguments, seconds, monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(bench.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(runner, "measure_all", lambda *arguments: deadlines.append(arguments[-1]))
+    assert command(*arguments) == 0
+    assert deadlines == [1000 + seconds]
+
+
+def test_time_is_up_between_two_measurements(command, monkeypatch, tmp_path, capsys):
+    now = itertools.count(0, 20)  # one at 20 s, at 40 and at 60
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(now))
+    assert command("--minutes", "1") == 0
+    assert [r["direction"] for r in rows_of(tmp_path / "results.csv")[2:]] == ["forward", "backward", "decode"]
+    assert "1 measurements left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_limit_that_fails_is_written_down(command, cupy, lost, tmp_path, capsys):
+    def matmul(x, y):
+        cupy.lost = lost
+        raise RuntimeError("cuBLAS is missing")
+
+    cupy.matmul = matmul
+    assert command() == int(lost)
+    first, *others = rows_of(tmp_path / "results.csv")
+    assert (first["direction"], first["status"], first["tflops"]) == ("matmul", "RuntimeError: cuBLAS is missing", "")
+    printed = capsys.readouterr()
+    if lost:
+        assert not others and "the GPU refuses more after RuntimeError: cuBLAS is missing" in printed.err
+    else:
+        assert len(others) == 1 + len(SMALL) and "and copy: 537 GB/s." in printed.out
+        assert re.search(r"\| forward, causal, float16 .* \| - \| - \| - \| - \| 4\.1 kB \|", printed.out)
+
+
+def test_peak_memory_is_of_the_calls_own_pool(cupy):
+    """Asked while the result is alive, and after the call alone has taken from it."""
+    pools = []
+
+    class Pool(cupy.cuda.MemoryPool):
+        def __init__(self):
+            pools.append(self)
+
+        def total_bytes(self):
+            return self.taken if held() is not None else 0
+
+    class Result:
+        pass
+
+    def call():
+        nonlocal held
+        result = Result()
+        held = weakref.ref(result)
+        pools[-1].taken += 100
+        return result
+
+    held = lambda: None  # noqa: E731
+    cupy.cuda.MemoryPool = Pool
+    assert machine.Gpu(named("sm_80")).peak_bytes(call) == 4196
+    assert len(pools) == 1 and held() is None
+
+
+@pytest.mark.parametrize(("text", "version"), [
+    ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\nGCC version:  gcc version 12.2.0\n", "550.54.15"),
+    ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57  Release Build\n", "575.57"),
+    ("NVRM\n", None), (None, None),
+])  # fmt: skip
+def test_the_drivers_version_is_its_own(text, version, monkeypatch, tmp_path):
+    path = tmp_path / "version"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(machine, "Path", lambda name: path if name == "/proc/driver/nvidia/version" else None)
+    assert machine._driver() == version
 
 
 def test_bench_is_rehearsed_in_the_emulator(command, tmp_path, monkeypatch, capsys):
@@ -561,7 +666,7 @@ def test_bench_is_rehearsed_in_the_emulator(command, tmp_path, monkeypatch, caps
 
 
 def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
-    found = {"torch": "2.14", "flash-attn-4": None}
+    found = {"torch": "2.14"}
 
     def version(name):
         if found.get(name) is None:
@@ -577,9 +682,15 @@ def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
         assert f"  {method.name}  " in printed
     assert re.search(r"torch flash +installed, 2\.14\n", printed)
     assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4\n", printed)
-    assert re.search(r"FlashInfer +left out: ", printed) and re.search(r"about \d+ min", printed)
-    assert main(["bench", "--list", "--minutes", "2"]) == 0
-    assert "about 2 min\n" in capsys.readouterr().out
+    assert re.search(r"FlashInfer +left out: ", printed)
+    # Torch's three fast methods and ours take 1.5 s each, FlexAttention 15, the standard ones 3 each.
+    monkeypatch.setattr(listing, "find_spec", lambda name: name == "cupy")
+    monkeypatch.setattr(methods.Standard, "version", "14.0")
+    for options, minutes in (["--quick"], 5), (["--quick", "--minutes", "99"], 13), (["--minutes", "2"], 2), ([], 37):
+        assert main(["bench", "--list", *options]) == 0
+        count = len(cases("float16", "--quick" in options))
+        expected = f"{7 * count} measurements with what is installed, about {minutes} min\n"
+        assert capsys.readouterr().out.endswith(expected)
     assert main(["bench", "--list", "--backend", "emulator", "--only", "decode"]) == 0
     assert f"  {cases_there[0].reduced()}\n" in capsys.readouterr().out
 
@@ -608,7 +719,27 @@ def test_files_are_named_after_device_and_day(tmp_path, monkeypatch):
     assert bench._default_path("NVIDIA H200", TODAY) == Path("nvidia-h200-2026-01-02.csv")
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     assert bench._default_path("NVIDIA H200", TODAY).parent == tmp_path / "benchmarks" / "results"
-    assert re.fullmatch(r"sources-[0-9a-f]{12}", bench.commit_of_sources())  # no repository
+    digest = bench.commit_of_sources()
+    assert re.fullmatch(r"sources-[0-9a-f]{12}", digest)  # no repository
+    shutil.copytree(bench.source.root(), tmp_path / "sources")
+    monkeypatch.setattr(bench.source, "root", lambda: tmp_path / "sources")
+    assert bench.commit_of_sources() == digest
+    next((tmp_path / "sources").rglob("combine.cu")).write_text("changed")
+    assert bench.commit_of_sources() != digest
+
+
+@pytest.mark.parametrize("changed", ["", " M cuda_src/mma/forward.cu\n"])
+def test_a_commit_tells_whether_the_code_has_changed_since(changed, tmp_path, monkeypatch):
+    def git(command, cwd, **options):
+        assert command[0] == "git" and cwd == tmp_path
+        if command[1] == "status":
+            assert command[-3:] == ["--", "cupy_flash", "cuda_src"] and "--untracked-files=no" in command
+        return types.SimpleNamespace(stdout=changed if command[1] == "status" else "0123456789ab\n")
+
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench.subprocess, "run", git)
+    assert bench.commit_of_sources() == "0123456789ab" + "+changes" * bool(changed)
 
 
 # Table and README.
@@ -678,14 +809,62 @@ def test_the_readme_is_in_step_with_the_results():
     assert readme.replace(text, ROOT / "benchmarks" / "results") == text
 
 
-def test_the_plot_of_the_full_set_of_cases(tmp_path):
-    pytest.importorskip("matplotlib")
+def bars(ax, number):
+    """Of each method in a panel: where its bars stand, how high they are, and their lines, those that failed left out."""
+    lines = [tuple(map(tuple, line.get_data())) for line in ax.lines if len(set(line.get_xdata())) == 1]
+    found = {}
+    for container in (patch for patch in ax.containers):
+        (bar,) = container
+        middle = bar.get_x() + bar.get_width() / 2
+        ((_, spread),) = [line for line in lines if line[0][0] == pytest.approx(middle)]
+        found.setdefault(bar.get_facecolor(), []).append((middle, bar.get_height(), *spread))
+    return {number[color]: values for color, values in found.items()}
+
+
+def test_the_plot_shows_every_number(figures, tmp_path):
+    """Bars are rates, lines from that of the ninetieth percentile of the time to that of the tenth."""
+    colors = pytest.importorskip("matplotlib.colors")
+    chosen = [c for c in cases("float16", quick=False) if c.head_dim in (64, 128)]
     measured = [
-        row(c, m, 100 + i) for c in cases("float16", quick=False) for i, m in enumerate(("cupy_flash", "a", "b"))
+        row(c, method, 1000 * i + n) for i, c in enumerate(chosen) for n, method in enumerate(("b", "cupy_flash", "a"))
     ]
+    for each in measured:  # the other unit's column is no rate of this case
+        each["tflops" if each["direction"] == "decode" else "gbps"] = "7777777"
+    spread = measured[0]
+    spread.update(median_us="300", p10_us="200", p90_us="600")
     written = plot([*rows()[:2], *measured], tmp_path / "x")
-    assert [p.name for p in written] == ["x-forward.png", "x-backward.png", "x-decode.png"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+    assert [path.name for path in written] == list(figures) == ["x-forward.png", "x-backward.png", "x-decode.png"]
+    palette = sys.modules[plot.__module__]
+    number = {colors.to_rgba(c): m for c, m in zip(palette.PEER_COLORS, "ab", strict=False)}
+    number[colors.to_rgba(palette.OUR_COLOR)] = "cupy_flash"
+    seen = 0
+    for name, figure in figures.items():
+        direction = name[2:-4]
+        decode = direction == "decode"
+        assert figure._suptitle.get_text().startswith(f"Attention {direction} on NVIDIA Fake 1, {TODAY}\n")
+        assert len(figure.axes) == (2 if decode else 4)
+        for ax in figure.axes:
+            title = ax.get_title(loc="left")
+            panel = [
+                c for c in sorted(chosen, key=lambda c: c.seqlen_k) if c.direction == direction
+                and title == (f"float16, head dimension 128, {c.heads_q} heads, {c.heads_k} of keys" if decode else
+                              f"float16, head dimension {c.head_dim}" + ", causal" * c.causal)
+            ]  # fmt: skip
+            assert panel and ax.get_ylabel() == ("GB/s" if decode else "TFLOP/s")
+            assert [tick.get_text().split("\n")[0] for tick in ax.get_xticklabels()] == [
+                f"{c.seqlen_k // 1024}k" if c.seqlen_k >= 1024 else str(c.seqlen_k) for c in panel
+            ]
+            (most,) = [line.get_ydata()[0] for line in ax.lines if line.get_label() == "measured matmul or copy"]
+            assert most == (4000 if decode else 800)
+            for place, method in enumerate(("cupy_flash", "a", "b")):
+                for s, (c, (x, rate, low, high)) in enumerate(zip(panel, bars(ax, number)[method], strict=True)):
+                    expected = 1000 * chosen.index(c) + ("b", "cupy_flash", "a").index(method)
+                    assert (round(x), rate) == (s, expected)
+                    assert np.sign(round(x - s, 9)) == place - 1
+                    slowest, fastest = (0.5, 1.5) if (c, method) == (chosen[0], "b") else (0.8, 1.25)
+                    assert (low, high) == pytest.approx((slowest * expected, fastest * expected))
+                    seen += 1
+    assert seen == len(measured)
 
 
 def test_the_plot_has_every_method_and_tells_no_memory_from_bad_memory(tmp_path, monkeypatch):
@@ -753,6 +932,12 @@ def test_rows_tell_clock_and_temperature_before_and_after(command, nvml, tmp_pat
     for number, row in enumerate(written):
         assert (row["sm_mhz_before"], row["sm_mhz_after"], row["watts_before"]) == ("1980", "1980", "")
         assert (row["celsius_before"], row["celsius_after"]) == (str(40 + 2 * number), str(41 + 2 * number))
+
+
+def test_power_is_in_watts(nvml, monkeypatch):
+    nvml.nvmlDeviceGetPowerUsage = lambda handle: 250_500
+    sensors = telemetry.Telemetry(lambda: "0000:1B:00.0")
+    assert sensors.read("after") == {"sm_mhz_after": 1980, "watts_after": 250.5, "celsius_after": 40}
 
 
 def test_without_nvml_the_columns_are_empty(command, monkeypatch, tmp_path):
