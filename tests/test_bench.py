@@ -790,11 +790,12 @@ def write(path, rows):
 def test_the_readme_section_is_of_the_newest_file_and_its_last_commit(tmp_path):
     assert readme.section(tmp_path) == readme.NOT_YET
     write(tmp_path / "z-2026-01-01.csv", rows())
-    old = [{**r, "commit": "older", "tflops": "1", "gbps": "1"} for r in rows()]
+    old = [{**r, "commit": "older", "tflops": "1", "gbps": "1"} for r in [*rows(), row(small(), "gone", 900)]]
     write(tmp_path / "a-2026-01-02.csv", old + rows())
     (tmp_path / "b-golden.csv").write_text("not results")
     text = readme.section(tmp_path)
-    assert "a-2026-01-02.csv" in text and "NVIDIA Fake 1, 2026-01-02" in text and "faster 9" in text
+    assert "a-2026-01-02.csv" in text and "NVIDIA Fake 1, 2026-01-02" in text
+    assert "faster 9" in text and "gone" not in text
     assert table.render(rows()) in text
     page = f"before\n{readme.BEGIN}\nwhatever\n{readme.END}\nafter\n"
     made = readme.replace(page, tmp_path)

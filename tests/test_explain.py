@@ -249,7 +249,7 @@ def test_explain_holds_the_formula_to_what_is_counted(options, extra, monkeypatc
         main(["explain", "--shape", "2,4,700,1500,64", "--heads-k", "2", "--causal", "--arch", "sm_90a", *options]) == 0
     )
     ((problem, formula),) = small
-    # One key head and its group, sequences halved, the longer first, until there are few pairs; the last query sees all keys.
+    # One key head and its group; the longer sequence is halved until there are few pairs.
     assert (problem.batch, problem.num_heads_q, problem.num_heads_k) == ((1,), 2, 1)
     assert (problem.seqlen_q, problem.seqlen_k, problem.q_offset) == (350, 187, -163)
     lines = capsys.readouterr().out.partition("counted by the emulator")[2].splitlines()[1:]

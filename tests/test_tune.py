@@ -49,7 +49,6 @@ class Tuner(machine.Emulated):
         return self.lost
 
 
-
 @pytest.fixture
 def tuner(monkeypatch):
     """`tune` of "forward" by default, with candidates GOOD, WRONG, FULL and SLOW; no kernel is made."""
@@ -135,6 +134,12 @@ def test_where_no_tile_is_right_nothing_is_written(tuner, tmp_path):
     assert (status, found, tuner.timed) == (0, {}, [])
 
 
+@pytest.mark.parametrize("backend", ["emulator", "emulator:sm_90a"])
+def test_emulated_figures_need_a_name(backend, tuner, capsys):
+    assert main(["tune", "--backend", backend]) == 1
+    assert "emulated figures are no measurements" in capsys.readouterr().err and not tuner.timed
+
+
 @pytest.mark.parametrize("kernel", tuning.KERNELS)
 def test_a_kernels_tile_is_in_force_alone_and_verified_by_its_own_results(kernel, tuner, monkeypatch):
     """Each of the backward's kernels by the gradients that it makes, dQ's own pass where bits must repeat."""
@@ -160,7 +165,7 @@ def test_a_kernels_tile_is_in_force_alone_and_verified_by_its_own_results(kernel
     expected = {"causal": True, "deterministic": True, "backend": "emulator:sm_90a"}
     assert passes == [expected] * (2 if kernel == "dq" else 0)
     tuner.spoil = {tile: wrong}
-    with pytest.raises(ArithmeticError, match="^wrong: "):
+    with pytest.raises(ArithmeticError, match=r"^wrong: "):
         searcher.trial(tile)
     assert tuner.timed == [tile]
 
