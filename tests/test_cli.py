@@ -62,7 +62,7 @@ def test_every_way_is_as_exact_as_the_standard_attention(dtype):
     agreement = Agreement(dtype, 48, 4, HEAD_DIM)
     standard = agreement.standard()
     out_eps, *grad_eps = (ml_dtypes.finfo(DTYPES[dtype]).eps * np.abs(x).max() for x in agreement.exact)
-    assert standard.out_error < 8 * out_eps
+    assert standard.out_error < 8 * out_eps and standard.grad_error < 16 * max(grad_eps)
     results = [agreement.flash(backend) for backend in ("cpu", "emulator")]
     for result in results:
         assert result.out_error <= 2 * standard.out_error + 8 * out_eps

@@ -15,7 +15,7 @@ from cupy_flash._src.cli.bench.cases import Case
 from cupy_flash._src.cli.bench.timing import Timing
 from cupy_flash._src.cli.tune import search
 from cupy_flash._src.cli.tune.search import Group, Searcher, planned_tile
-from cupy_flash._src.cli.tune.space import specialization
+from cupy_flash._src.cli.tune.space import candidates, specialization
 from cupy_flash._src.device import named
 from cupy_flash._src.tiles import MmaKeyTile, MmaTile
 from cupy_flash._src.tuning import Entry, read_table, tiles_by_hand, write_table
@@ -132,6 +132,16 @@ def test_where_no_tile_is_right_nothing_is_written(tuner, tmp_path):
     tuner.spoil = dict.fromkeys([GOOD, WRONG, FULL, SLOW, *planned], wrong)
     status, found = run(tmp_path)
     assert (status, found, tuner.timed) == (0, {}, [])
+
+
+@pytest.mark.parametrize("kernel", tuning.KERNELS)
+def test_a_tile_reaches_its_kernel(kernel):
+    names = {"block_m": "kBlockM", "block_n": "kBlockN", "num_warps": "kNWarps", "stages": "kStages"}
+    for tile in candidates(kernel, 64, DEVICE):
+        made = specialization(kernel, 64, True, tile, DEVICE, "bfloat16")
+        assert made.entry == f"attention_{ROLE[kernel]}" and made != specialization(kernel, 64, False, tile, DEVICE)
+        found = {field: made.constant(name) for field, name in (names | {"min_blocks": "kMinBlocks"}).items()}
+        assert found == {field: getattr(tile, field) for field in found}
 
 
 @pytest.mark.parametrize("backend", ["emulator", "emulator:sm_90a"])
