@@ -13,6 +13,20 @@ def bug(file: str, what: str, old: str, new: str, *tests: str) -> Bug:
 
 BUGS = [
     bug(
+        "__init__.py",
+        "what a machine lacks is the user's mistake",
+        "    status = 2\n",
+        "    status = 1\n",
+        CHECK + "test_without_a_gpu_the_commands_say_so",
+    ),
+    bug(
+        "__init__.py",
+        "a mistake has the status of a malformed command line",
+        "    status = 1\n",
+        "    status = 2\n",
+        CLI + "test_user_errors_take_one_line",
+    ),
+    bug(
         "check/__init__.py",
         "a check that failed is counted and not named",
         "self.failed.append(name)",
