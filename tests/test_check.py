@@ -229,7 +229,7 @@ def test_a_process_that_can_go_on_is_kept(survives, same):
 
 
 def slow_to_compile():
-    stage("compile")
+    stage("compile", "a kernel")
     time.sleep(3)
     stage("launch")
     return "done"
