@@ -131,7 +131,6 @@ def run(tree: Path, cache: Path, tests: tuple[str, ...] | list[str], *options: s
     environment = os.environ | {
         "CUPY_FLASH_CACHE_DIR": str(cache),
         "HYPOTHESIS_PROFILE": "unshrunk",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(tree),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={SECONDS_A_TEST}"]

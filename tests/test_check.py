@@ -1,8 +1,10 @@
 """`check`: what it runs, what its lines say, and that a check costs no more than itself."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cupy_flash import (
+    attention_reference,
+    attention_reference_backward,
+    flash_attention,
+    flash_attention_backward,
+    merge_attention,
+)
 from cupy_flash.__main__ import main
 from cupy_flash._src.cli import UserError, ahead, check, worker
 from cupy_flash._src.cli.check import staged, suite
-from cupy_flash._src.cli.problems import LAYOUTS, SMOKE, problems
+from cupy_flash._src.cli.problems import LAYOUTS, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, Worker, attempt, stage
 from cupy_flash._src.compile import CompileError
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import plan_backward, plan_forward
-from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 ROOT = Path(__file__).parents[1]
+TINY = Problem(batch=(2,), heads_k=2, group=2, sq=9, sk=13, d=16, causal=True)
 ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
 GOLDEN = ROOT / "tests" / "golden" / "primitives.npz"
 
@@ -90,9 +100,26 @@ def test_problems_reach_what_the_kernels_differ_in():
     assert {p.dtype for p in found} == set(DTYPES) and {p.layout for p in found} == set(LAYOUTS)
     assert {p.group for p in found} >= {1, 2, 7, 8} and any(p.sq == 1 and p.sk > 2000 for p in found)
     for p in found:
-        assert (p.problem().dtype == p.dtype and p.reduced().sk > 0) or p.sk == 0
-        q, k, v, dout, dlse = p.reduced().arrays()
+        assert p.reduced().sk > 0 or p.sk == 0
+        short = dataclasses.replace(p, sq=min(p.sq, 5), sk=min(p.sk, 7))
+        q, k, v, dout, dlse = short.arrays()
         assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
+        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **p.options)
+        assert dout.shape == short.problem().out_shape and dlse.shape == dout.shape[:-1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_layout_leaves_out_is_no_number(layout):
+    """A kernel that reads beside an array then gives no number, and the numbers are the same in every layout."""
+    p = dataclasses.replace(TINY, layout=layout)
+    for x, same in zip(p.arrays()[:4], TINY.arrays(), strict=False):
+        assert np.array_equal(x, same)
+        memory = x if x.base is None else x.base
+        while memory.base is not None and isinstance(memory.base, np.ndarray):
+            memory = memory.base
+        holes = memory.size - x.size
+        assert np.isnan(memory).sum() == holes and (holes > 0) == (layout in ("padded", "odd strides"))
+        assert x.flags.c_contiguous == (layout == "contiguous")
 
 
 def test_smoke_reaches_each_family_by_each_dtype():
@@ -113,10 +140,14 @@ def test_every_check_has_a_group():
     assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 2 + 3
 
 
-@pytest.mark.parametrize(
-    "name", ["smoke: mma float16", "values: float16, D 192, H 2, S 200x260", "repeats: float32", "merge: "]
-)
-def test_checks_pass_on_the_emulator(name, capsys):
+@pytest.mark.parametrize("name", [
+    "smoke: mma float16", "merge: two parts of the keys, deterministic=True",
+    pytest.param("values: float16, D 192, H 2, S 200x260", marks=pytest.mark.slow),
+    pytest.param("repeats: float32", marks=pytest.mark.slow),
+    pytest.param("merge: two parts of the keys, deterministic=False", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_checks_pass_on_the_emulator(name, monkeypatch, capsys):
+    monkeypatch.setattr(check, "Worker", Here)
     assert main([*ON_EMULATOR, "--only", name]) == 0
     printed = capsys.readouterr().out
     assert f"] ok     {name}" in printed and printed.endswith(" checks passed\n")
@@ -198,7 +229,7 @@ def test_a_process_that_can_go_on_is_kept(survives, same):
 
 
 def slow_to_compile():
-    stage("compile")
+    stage("compile", "a kernel")
     time.sleep(3)
     stage("launch")
     return "done"
@@ -296,6 +327,236 @@ def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, ca
     assert capsys.readouterr().err.endswith("simt/forward.cu -arch=sm_80: no\n")
 
 
+# What a check asks of the results: on the CPU backend, or on stand-ins for a GPU, whose results a test spoils.
+
+
+def put(x, value):
+    """A copy with another last element."""
+    x = x.copy()
+    x[(-1,) * x.ndim] = value
+    return x
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Let the checks compute on the CPU backend; `computed.spoil[name]` changes the result that a check reads."""
+    runtime = types.SimpleNamespace(namespace=np, device=named("sm_80"))
+    here = types.SimpleNamespace(spoil={})
+
+    def spoiled(**arrays):
+        return tuple(here.spoil.get(name, lambda x: x)(x) for name, x in arrays.items())
+
+    def forward(q, k, v, **options):
+        here.exact = flash_attention(q, k, v, **options | {"return_lse": True, "backend": "cpu"})
+        out, lse = spoiled(out=here.exact[0], lse=here.exact[1]) if here.whole else here.exact
+        return (out, lse) if options.get("return_lse") else out
+
+    def merge(*parts, backend):
+        here.exact = merge_attention(*parts, backend="cpu")
+        return spoiled(out=here.exact[0], lse=here.exact[1])
+
+    def backward(dout, q, k, v, out, lse, **options):  # not of what was spoiled
+        dq, dk, dv = flash_attention_backward(dout, q, k, v, *here.exact, **options | {"backend": "cpu"})
+        return spoiled(dq=dq, dk=dk, dv=dv)
+
+    here.whole = True
+    monkeypatch.setattr(suite, "runtime_of", lambda backend: runtime)
+    monkeypatch.setattr(suite, "ready", lambda backend, launches: None)
+    monkeypatch.setattr(suite, "one_by_one", lambda backend: contextlib.nullcontext())
+    monkeypatch.setattr(suite, "flash_attention", forward)
+    monkeypatch.setattr(suite, "merge_attention", merge)
+    monkeypatch.setattr(suite, "flash_attention_backward", backward)
+    return here
+
+
+SPOILS = {
+    "no number": lambda x: put(x, np.nan),
+    "infinite": lambda x: put(x, -np.inf),
+    "an element off": lambda x: put(x, x[(-1,) * x.ndim] + x.dtype.type(0.5)),
+    "an element too large": lambda x: put(x, x[(-1,) * x.ndim] - x.dtype.type(0.5)),
+    "zero": np.zeros_like,
+    "another shape": lambda x: x[..., :-1],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_a_wrong_number_in_any_result_fails_and_is_named(name, dtype, computed):
+    p = dataclasses.replace(TINY, dtype=dtype)
+    assert "% of the error budget (" in suite._values("cpu", p)
+    for spoil in SPOILS.values():
+        computed.spoil = {name: spoil}
+        with pytest.raises(Failed, match=rf"^{name}: error \S+, the budget is \S+$"):
+            suite._values("cpu", p)
+    computed.spoil = dict.fromkeys(suite.NAMES, SPOILS["no number"])
+    with pytest.raises(Failed, match="; ".join(rf"{n}: error \S+ the budget is \S+" for n in suite.NAMES)):
+        suite._values("cpu", p)
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_merged_results_are_held_to_the_same(name, computed):
+    computed.whole, p = False, dataclasses.replace(TINY, causal=False, deterministic=True)
+    assert "% of the error budget (" in suite._merge("cpu", p)
+    for spoil in (spoil for what, spoil in SPOILS.items() if what != "another shape"):
+        computed.spoil = {name: spoil}
+        with pytest.raises(Failed, match=f"^{name}: error "):
+            suite._merge("cpu", p)
+
+
+@pytest.mark.parametrize("name", suite.NAMES)
+def test_a_result_may_spend_its_budget_and_no_more(name):
+    p = dataclasses.replace(TINY, dtype="float64")
+    q, k, v, dout, dlse = p.arrays()
+    exact = [
+        *attention_reference(q, k, v, return_lse=True, **p.options),
+        *attention_reference_backward(dout, q, k, v, dlse=dlse, **p.options),
+    ]
+    index = suite.NAMES.index(name)
+    size = suite.magnitudes(q, k, v, dout, dlse, **p.options)[name]
+    budget = suite.spent(exact[index], exact[index], exact[index], size)[1]
+    for share in (0.9, -0.9, 1.1, -1.1):
+        off = [put(x, x[(-1,) * x.ndim] + share * budget) if i == index else x for i, x in enumerate(exact)]
+        if abs(share) < 1:
+            told = re.fullmatch(r"(\d+)% of the error budget \((\w+)\)", suite._within_budget(p, off))
+            assert abs(int(told[1]) - 90) < 8 and told[2] == name
+        else:
+            with pytest.raises(Failed, match=f"^{name}: error "):
+                suite._within_budget(p, off)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "emulator:sm_80"])
+@pytest.mark.parametrize("name", [*suite.NAMES, None])
+def test_bits_that_do_not_repeat_fail(name, backend, computed, monkeypatch):
+    """One bit in the last repeat, the sign of a zero here; what is no number repeats too."""
+    repeats = 100 if backend == "cuda" else 3
+    made, asked = [], []
+
+    def vjp(q, k, v, **options):
+        asked.append(options)
+        results = {n: np.array([0.0, np.nan, 1.0], np.float32) for n in suite.NAMES}
+        made.append(results)
+        if len(made) == repeats and name:
+            results[name][0] = -0.0
+        out, lse, *grads = results.values()
+        return (out, lse), lambda dout, dlse: tuple(grads)
+
+    monkeypatch.setattr(suite, "flash_attention_vjp", vjp)
+    p = dataclasses.replace(TINY, deterministic=True)
+    expected = {"causal": True, "q_offset": None, "scale": None, "backend": backend, "deterministic": True}
+    if name:
+        with pytest.raises(Failed, match=f"^{name} differs in repeat {repeats - 1}$"):
+            suite._repeats(backend, p)
+    else:
+        assert suite._repeats(backend, p) == f"{repeats} times the same bits"
+    assert len(made) == repeats and asked == [expected | {"return_lse": True}] * repeats
+
+
+def fake_cupy(monkeypatch, stream):
+    nothing = types.SimpleNamespace(synchronize=lambda: None, malloc=None)
+    cuda = types.SimpleNamespace(
+        Device=lambda: nothing, MemoryPool=lambda: nothing, Stream=lambda non_blocking: stream,
+        using_allocator=lambda malloc: contextlib.nullcontext(),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda, zeros_like=np.zeros_like))
+
+
+@pytest.mark.parametrize(("done", "spoil", "failure"), [
+    (False, lambda out: out, None), (True, lambda out: out, "the call waited for the stream"),
+    (False, np.zeros_like, "the result is not that of the stream's data"),
+    (False, SPOILS["no number"], "the result is not that of the stream's data"),
+    (False, lambda out: put(out, np.nextafter(out[-1, -1, -1, -1], np.float16(9))), "the result is not that of"),
+])  # fmt: skip
+def test_a_stream_is_not_waited_for_and_keeps_its_order(done, spoil, failure, computed, monkeypatch):
+    class Stream(contextlib.nullcontext):
+        def __enter__(self):
+            computed.spoil = {"out": spoil}
+
+        def synchronize(self):
+            spun.append("waited")
+
+    stream, spun = Stream(), []
+    stream.done = done
+    fake_cupy(monkeypatch, stream)
+    monkeypatch.setattr("cupy_flash._src.cli.bench.timing.spin", spun.append)
+    if failure:
+        with pytest.raises(Failed, match=f"^{failure}"):
+            suite._stream("cuda", TINY)
+    else:
+        assert suite._stream("cuda", TINY) == "asynchronous, in order"
+    cycles, waited = spun
+    assert cycles / 2.6e9 > 0.05 and waited == "waited"
+
+
+class OnGpu(np.ndarray):
+    def get(self):
+        return np.array(self)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("name", "off"), [
+    (None, 0.0), (None, "stale"), *((n, off) for n in ("out", "dq", "dk", "dv") for off in (np.nan, 2.0**-10, 2.0**-8)),
+])  # fmt: skip
+def test_a_replay_is_held_to_a_direct_call(name, off, deterministic, computed, monkeypatch):
+    """By atomic additions in another order dK, dV and dQ may be off by 2e-3."""
+    made, given = [], {}
+
+    def results(**options):
+        out, lse = flash_attention(*given["qkv"], causal=True, return_lse=True, backend="cpu")
+        return out, lse, *flash_attention_backward(given["dout"], *given["qkv"], out, lse, causal=True, backend="cpu")
+
+    def forward(*qkv, causal, return_lse):
+        given["qkv"] = qkv
+        made.append([x.view(OnGpu) for x in flash_attention(*qkv, causal=True, return_lse=True, backend="cpu")])
+        return made[-1]
+
+    def backward(dout, *arrays, causal, deterministic):
+        given["dout"] = dout
+        made[-1] += [x.view(OnGpu) for x in flash_attention_backward(dout, *arrays, causal=True, backend="cpu")]
+        return made[-1][2:]
+
+    def launch(stream):
+        assert len(made) == 2, "a call fills the pool, another is captured"
+        for n, x, new in zip(suite.NAMES, made[-1], results(), strict=True):
+            if off != "stale":
+                x[...] = new
+            if n == name:
+                x[-1, -1, 0, -1] += np.float16(off)
+
+    monkeypatch.setattr(suite, "flash_attention", forward)
+    monkeypatch.setattr(suite, "flash_attention_backward", backward)
+    stream = contextlib.nullcontext()
+    stream.begin_capture, stream.end_capture = (lambda: None), (lambda: types.SimpleNamespace(launch=launch))
+    fake_cupy(monkeypatch, stream)
+    p = dataclasses.replace(TINY, deterministic=deterministic)
+    if off == 0 or (off == 2.0**-10 and not deterministic):
+        assert re.fullmatch(r"the replay differs by 0(\.00[01]\d*)?", suite._graph("cuda", p))
+    else:
+        with pytest.raises(Failed, match=r"^the replay differs by"):
+            suite._graph("cuda", p)
+
+
+def test_a_primitive_that_answers_wrongly_fails_the_command(monkeypatch, capsys):
+    record = check._recorder(None, on_gpu=False)
+
+    def answer(primitive, arch):
+        outputs = primitive.expected(primitive.inputs)
+        if primitive.name == "vote":
+            for x in outputs.values():
+                x.view(np.uint8).flat[-1] ^= 1
+        return outputs
+
+    monkeypatch.setattr(record, "Worker", Here)
+    monkeypatch.setattr(record, "run_on_emulator", answer)
+    assert main([*ON_EMULATOR, "--only", "primitive: "]) == 1
+    printed = capsys.readouterr()
+    count = len(check._primitives(record, "emulator:sm_80", 80))
+    assert printed.err == f"cupy_flash check: 1 of {count} checks failed: primitive: vote\n"
+    assert printed.out.count("] ok     primitive: ") == count - 1
+
+
+# Mistakes.
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -316,7 +577,7 @@ def test_malformed_checks_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_emulator_answers_the_primitives(tmp_path, capsys):
+def test_the_emulator_answers_the_primitives(monkeypatch, tmp_path, capsys):
     file = tmp_path / "golden.npz"
     chosen = ["check", "--backend", "emulator:sm_90", "--only", "primitive: v"]
     assert main([*chosen, "--golden", str(file)]) == 0
@@ -327,6 +588,7 @@ def test_the_emulator_answers_the_primitives(tmp_path, capsys):
     assert summary["device"] == {"name": "emulator:sm_90a", "compute_capability": 90}
     assert summary["outcomes"] == {"vote": {"status": "passed", "message": ""}}
     before = set(GOLDEN.parent.iterdir())
+    monkeypatch.setattr(check._recorder(None, on_gpu=False), "Worker", Here)
     assert main(chosen) == 0
     assert "recorded" not in capsys.readouterr().out and set(GOLDEN.parent.iterdir()) == before
 

@@ -1,11 +1,18 @@
 """The command that prints occupancy, traffic and roofline of a problem's plan."""
 
+import re
+
+import numpy as np
 import pytest
 
 from cupy_flash.__main__ import main
 from cupy_flash._src.analysis.roofline import DATASHEET
 from cupy_flash._src.cli import explain
-from cupy_flash._src.device import NAMED
+from cupy_flash._src.cli.units import format_bytes, format_seconds
+from cupy_flash._src.compile import CompiledKernel
+from cupy_flash._src.device import NAMED, named
+from cupy_flash._src.plan import plan_backward, plan_forward
+from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.toolchain import ToolchainError
 
 
@@ -28,6 +35,127 @@ def test_explain(options, tmp_path, capsys):
     else:
         assert "mma/attention" in printed and "as the formula" in printed and "  formula" not in printed
         assert "by the formula" in printed
+
+
+CARDS = {
+    "sm_80": ("A100 SXM 40 GB", {True: 312, False: 19.5}, 1555),
+    "sm_90a": ("H100 SXM", {True: 989.4, False: 66.9}, 3350),
+}
+CALLS = {
+    "long": ("2,8,4096,4096,128", [], 2, 4, 1), "long, backward": ("2,8,4096,4096,128", ["--backward"], 2, 10, 1),
+    "short": ("64,8,128,128,64", [], 64, 4, 1), "short, backward": ("64,8,128,128,64", ["--backward"], 64, 10, 1),
+    "decode": ("8,8,1,4096,64", ["--heads-k", "2"], 8, 4, 4),
+    "float32": ("2,8,1024,1024,64", ["--dtype", "float32"], 2, 4, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", CARDS)
+@pytest.mark.parametrize("call", CALLS)
+def test_explain_tells_the_numbers_of_the_call(call, arch, monkeypatch, tmp_path, capsys):
+    """Work, bytes and bound by the definitions, on both sides of the ridge; what is drawn is what is printed."""
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(explain, "check_path", lambda path: None)
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path: drawn.append(self))
+    monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
+    monkeypatch.setattr(explain, "_print_counts", lambda *_: None)
+    shape, options, b, products, group = CALLS[call]
+    path = tmp_path / "roofline.svg"
+    assert main(["explain", "--shape", shape, *options, "--arch", arch, "--plot", str(path)]) == 0
+    printed = capsys.readouterr().out
+    _, h, sq, sk, d = map(int, shape.split(","))
+    itemsize, backward, mma = (4, False, False) if "float32" in options else (2, "--backward" in options, True)
+    work = products * b * h * sq * sk * d
+    q, kv, lse, scores = (
+        b * h * sq * d * itemsize,
+        b * h // group * sk * d * itemsize,
+        b * h * sq * 4,
+        b * h * sq * sk * itemsize,
+    )
+    once = (4 * q if backward else 2 * q) + (4 * kv if backward else 2 * kv) + lse
+    standard = 7 * scores + 3 * q + 4 * kv if backward else 4 * scores + 2 * q + 2 * kv
+    card, peaks, bandwidth = CARDS[arch]
+    arithmetic, memory = work / (peaks[mma] * 1e12), once / (bandwidth * 1e9)
+    by = "arithmetic" if arithmetic > memory else "memory"
+    assert by == ("memory" if call == "decode" or call.startswith("short") else "arithmetic")
+    assert f"  arithmetic              {work / 1e12:.3g} TFLOP\n" in printed
+    assert f"  memory, each array once {format_bytes(once)}\n" in printed
+    assert f"; the standard attention {format_bytes(standard)}\n" in printed
+    assert f"{card}, by its datasheet, {peaks[mma]:g} TFLOP/s and {bandwidth:g} GB/s:" in printed
+    least = max(arithmetic, memory)
+    assert (
+        f"  {by} bound, {format_seconds(least)} at least, {work / least / 1e12:.3g} TFLOP/s at most "
+        f"(arithmetic {format_seconds(arithmetic)}, memory {format_seconds(memory)})\n" in printed
+    )
+    # Each launch has its occupancy, by the registers that the assembler tells.
+    dtype = "float32" if itemsize == 4 else "float16"
+    arrays = (
+        np.broadcast_to(np.zeros((), dtype), (b, n, s, d)) for n, s in ((h, sq), (h // group, sk), (h // group, sk))
+    )
+    problem, target = AttentionProblem.from_arrays(*arrays), named(arch)
+    plan = plan_backward(problem, target) if backward else plan_forward(problem, target)
+    rows = [line.split() for line in printed.splitlines() if re.match(r"\w+/attention_\w+ ", line)]
+    assert len(rows) == len(plan.launches)
+    for row, launch in zip(rows, plan.launches, strict=True):
+        o = occupancy(launch, target, 168)
+        found = [f"{launch.kernel.family}/{launch.kernel.entry}", launch.grid, launch.block]
+        found += [
+            *format_bytes(launch.shared_bytes).split(),
+            168,
+            o.blocks,
+            o.warps,
+            *o.limited_by.split(),
+            f"{o.waves:.2f}",
+        ]
+        assert row == [str(x) for x in found]
+    moved = [launch_bytes(problem, plan, launch) for launch in plan.launches]
+    total = sum(moved) if None not in moved else None
+    assert (
+        f"  L2 cache, every access  {format_bytes(total)} by the formula;" if total else "no formula for these"
+    ) in printed
+    # The roof of each unit has its corner at the ridge, and each point lies on the higher one.
+    ((axes,),) = (f.axes for f in drawn)
+    roofs = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    heights = [peaks[unit] for unit in ([False, True] if mma else [False])]
+    low, high = axes.get_xlim()
+    for line, height in zip(roofs, heights, strict=True):
+        ridge = height * 1e3 / bandwidth
+        assert list(line.get_xdata()) == pytest.approx([low, max(low, ridge), high])
+        assert list(line.get_ydata()) == pytest.approx([min(height, bandwidth * x / 1e3) for x in line.get_xdata()])
+    points = {
+        line.get_label(): (*line.get_xdata(), *line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 1
+    }
+    sizes = {"each array once": once, "if no access met a cache": total, "standard attention, likewise": standard}
+    known = {name: size for name, size in sizes.items() if size}
+    assert [label.partition(":")[0] for label in points] == list(known)
+    for (label, point), size in zip(points.items(), known.values(), strict=True):
+        assert point == pytest.approx((work / size, min(peaks[mma], work / size * bandwidth / 1e3)))
+        assert format_bytes(size) in label and low < point[0] < high
+
+
+@pytest.mark.parametrize(("options", "extra"), [([], 0), ([], 64), (["--backward"], 0), (["--backward"], -1)])
+def test_explain_holds_the_formula_to_what_is_counted(options, extra, monkeypatch, tmp_path, capsys):
+    small = []
+
+    def count(problem, target, args):
+        plan = plan_backward(problem, target) if args.backward else plan_forward(problem, target)
+        small.append((problem, [launch_bytes(problem, plan, launch) for launch in plan.launches]))
+        return [size + extra * (i == 0) for i, size in enumerate(small[0][1])]
+
+    monkeypatch.setattr(explain, "_count", count)
+    monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
+    assert (
+        main(["explain", "--shape", "2,4,700,1500,64", "--heads-k", "2", "--causal", "--arch", "sm_90a", *options]) == 0
+    )
+    ((problem, formula),) = small
+    # One key head and its group; the longer sequence is halved until there are few pairs.
+    assert (problem.batch, problem.num_heads_q, problem.num_heads_k) == ((1,), 2, 1)
+    assert (problem.seqlen_q, problem.seqlen_k, problem.q_offset) == (350, 187, -163)
+    lines = capsys.readouterr().out.partition("counted by the emulator")[2].splitlines()[1:]
+    assert len(lines) == len(formula)
+    for i, (line, size) in enumerate(zip(lines, formula, strict=True)):
+        off = extra * (i == 0)
+        assert line.endswith(f"{format_bytes(size + off):>10}  {f'formula {size}' if off else 'as the formula'}")
 
 
 def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):

@@ -67,12 +67,14 @@ class Agreement:
     def _result(self, name: str, arrays: Any, seconds: float) -> Result:
         arrays = tuple(x.astype(np.float64) for x in arrays)
         errors = [float(np.abs(x - exact).max()) for x, exact in zip(arrays, self.exact, strict=True)]
-        return Result(name, arrays, errors[0], max(errors[1:]), seconds)
+        return Result(name, arrays, errors[0], float(np.max(errors[1:])), seconds)
 
 
 def largest_difference(results: list[Result]) -> float:
-    """Largest difference of any two results, over the output and all gradients."""
-    return max(float(np.ptp(np.stack(same), axis=0).max()) for same in zip(*(r.arrays for r in results), strict=True))
+    """Largest difference of any two results, over the output and all gradients; nan where one is no number."""
+    return float(
+        np.max([np.ptp(np.stack(same), axis=0).max() for same in zip(*(r.arrays for r in results), strict=True)])
+    )
 
 
 def _to_host(x: Any) -> np.ndarray:

@@ -63,19 +63,23 @@ class Problem:
         """The same with shorter sequences, at least one key where there was one."""
         return replace(self, sq=-(-self.sq // REDUCTION), sk=-(-self.sk // REDUCTION))
 
-    def arrays(self, xp: Any = np) -> list[Any]:
-        """q, k, v, dout and dlse, the same numbers in NumPy and CuPy; dlse is contiguous."""
-        rng, dtype = np.random.default_rng(0), DTYPES[self.dtype]
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of q, k, v and dout."""
         heads, dv = self.heads_k * self.group, self.d if self.dv is None else self.dv
-        shapes = (
+        return (
             (*self.batch, heads, self.sq, self.d),
             (*self.batch, self.heads_k, self.sk, self.d),
             (*self.batch, self.heads_k, self.sk, dv),
             (*self.batch, heads, self.sq, dv),
         )
+
+    def arrays(self, xp: Any = np) -> list[Any]:
+        """q, k, v, dout and dlse, the same numbers in NumPy and CuPy; dlse is contiguous."""
+        rng, dtype = np.random.default_rng(0), DTYPES[self.dtype]
         lse_dtype = np.float64 if self.dtype == "float64" else np.float32
-        laid_out = [self._lay_out(xp, rng.standard_normal(shape).astype(dtype)) for shape in shapes]
-        return [*laid_out, xp.asarray(rng.standard_normal(shapes[3][:-1]).astype(lse_dtype))]
+        laid_out = [self._lay_out(xp, rng.standard_normal(shape).astype(dtype)) for shape in self.shapes]
+        return [*laid_out, xp.asarray(rng.standard_normal(self.shapes[3][:-1]).astype(lse_dtype))]
 
     def _lay_out(self, xp: Any, x: np.ndarray) -> Any:
         memory_shape, view = LAYOUTS[self.layout]
@@ -84,7 +88,9 @@ class Problem:
         return view(xp.asarray(memory))  # moved whole, so the view and its holes are the same on a GPU
 
     def problem(self) -> AttentionProblem:
-        q, k, v, *_ = self.arrays()
+        """What is planned: by shapes and types, without the arrays."""
+        zero = np.zeros((), DTYPES[self.dtype])
+        q, k, v = (np.broadcast_to(zero, shape) for shape in self.shapes[:3])
         return AttentionProblem.from_arrays(q, k, v, **self.options)
 
 
