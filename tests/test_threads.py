@@ -110,26 +110,125 @@ static int allowed;
 """
 COUNT = """
 static Pool pool;
-static int64_t met, expected;
-extern "C" int64_t meet(int64_t to_start, int64_t threads) {
+static int64_t begun, ended, expected;
+
+static void rest() {
+  const timespec time = {0, 2000000};
+  nanosleep(&time, nullptr);
+}
+
+extern "C" {
+// How many threads take part where the caller waits for so many; less 1000 if it comes back before they end.
+int64_t meet(int64_t to_start, int64_t threads) {
   allowed = to_start;
   expected = threads;
-  met = 0;
+  begun = ended = 0;
   pool.run(3, [](void*, int64_t worker) {
-    __atomic_fetch_add(&met, 1, __ATOMIC_RELEASE);
-    while (worker == 0 && __atomic_load_n(&met, __ATOMIC_ACQUIRE) < expected) {}
+    __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE);
+    if (worker) rest();
+    while (worker == 0 && __atomic_load_n(&begun, __ATOMIC_ACQUIRE) < expected) {}
+    __atomic_fetch_add(&ended, 1, __ATOMIC_RELEASE);
   }, nullptr);
-  return met;
+  return __atomic_load_n(&ended, __ATOMIC_ACQUIRE) == begun ? begun : begun - 1000;
+}
+
+// How often somebody begins after the caller has come back.
+int64_t begin_late() {
+  int64_t late = 0;
+  for (int64_t i = 0; i < 50; ++i) {
+    begun = 0;
+    pool.run(3, [](void*, int64_t) { __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE); }, nullptr);
+    const int64_t before = __atomic_load_n(&begun, __ATOMIC_ACQUIRE);
+    rest();
+    late += __atomic_load_n(&begun, __ATOMIC_ACQUIRE) != before;
+  }
+  return late;
+}
+
+// How many threads a call inside a call has.
+int64_t nest() {
+  begun = 0;
+  pool.run(1, [](void*, int64_t worker) {
+    const auto count = [](void*, int64_t) { __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE); };
+    if (worker == 0) pool.run(3, count, nullptr);
+  }, nullptr);
+  return begun;
+}
 }
 """
 
 
-def test_the_compiled_pool_makes_do_with_the_threads_that_start():
+@pytest.fixture(scope="module")
+def compiled_pool():
     text = POOL + source.flatten("cpu/pool.h") + COUNT
     library = compile_shared(text, "pool", flags=("-std=c++17", "-O2", "-fPIC"), freestanding=True, folder="cpu")
-    meet = ctypes.CDLL(str(library)).meet
-    meet.restype, meet.argtypes = ctypes.c_int64, [ctypes.c_int64] * 2
+    functions = ctypes.CDLL(str(library))
+    for function in (functions.meet, functions.begin_late, functions.nest):
+        function.restype = ctypes.c_int64
+    functions.meet.argtypes = [ctypes.c_int64] * 2
+    return functions
+
+
+def test_the_compiled_pool_makes_do_with_the_threads_that_start(compiled_pool):
+    meet = compiled_pool.meet
     assert [meet(0, 1), meet(1, 2), meet(0, 2)] == [1, 2, 2]
+
+
+def test_a_job_of_the_compiled_pool_is_over_when_its_caller_comes_back(compiled_pool):
+    """Who takes part is waited for, who comes too late does not begin, and who finds it at work works alone."""
+    assert [compiled_pool.meet(3, 4) for _ in range(5)] == [4] * 5
+    assert compiled_pool.begin_late() == 0
+    assert compiled_pool.nest() == 1
+    assert compiled_pool.meet(0, 4) == 4
+
+
+HELPERS = """
+import os, signal
+import numpy as np
+from cupy_flash import flash_attention
+from cupy_flash._src.backends import native
+
+def tasks():
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+def blocked(task):
+    with open(f"/proc/self/task/{task}/status") as lines:
+        return int(next(line for line in lines if line.startswith("SigBlk")).split()[1], 16)
+
+def all_take_part():
+    # The last thread's scratch is the last of a call's memory; on busy CPUs it may come too late for one call.
+    lent = []
+    native._borrow = lambda size: lent.append(np.zeros(size, np.uint8)) or lent[-1]
+    for _ in range(300):
+        assert np.allclose(flash_attention(x, x, x), 1)
+        if lent.pop()[-(2**15) :].any():
+            return True
+
+x = np.ones((1, 1500, 64), np.float32)
+
+def attend():
+    before, mask = tasks(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert all_take_part()
+    helpers = tasks() - before
+    assert len(helpers) == 2, helpers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    for task in helpers:
+        for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+            assert blocked(task) >> (number - 1) & 1, (task, number)
+
+attend()
+child = os.fork()
+if child == 0:
+    assert len(tasks()) == 1
+    attend()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are told of in Linux's /proc")
+def test_compiled_helpers_take_part_and_no_signals_in_a_forked_child_too():
+    assert python(HELPERS, CUPY_FLASH_NUM_THREADS="3").strip() == "0"
 
 
 # --- the pool ---
