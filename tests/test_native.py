@@ -282,15 +282,18 @@ BUILDS = {
 
 @pytest.fixture
 def poisoned_memory(monkeypatch):
-    """What is read before it is written is nan."""
-    borrow = native._borrow
+    """Memory that begins a byte past a cache line. What is read before it is written is nan, what lies beyond stays."""
+    beyond = []
 
-    def poisoned(size):
-        memory = borrow(size)
-        memory.fill(0xFF)
-        return memory
+    def borrow(size):
+        whole = np.full(size + 4096, 0xFF, np.uint8)
+        begin = (1 - whole.ctypes.data) % 64
+        beyond.append(whole[begin + size :])
+        return whole[begin : begin + size]
 
-    monkeypatch.setattr(native, "_borrow", poisoned)
+    monkeypatch.setattr(native, "_borrow", borrow)
+    yield
+    assert beyond and all((x == 0xFF).all() for x in beyond)
 
 
 @pytest.fixture
