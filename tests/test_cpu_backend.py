@@ -224,11 +224,13 @@ def test_growing_scores_overflow_without_the_moving_reference_and_are_computed_a
 
     monkeypatch.setattr(numpy_, "_forward_block", record)
     q, k, v, _ = hard_inputs("growing")
-    exact = attention_reference(q, k, v)
+    exact, exact_lse = attention_reference(q, k, v, return_lse=True)
     for large, again in ((numpy_.LARGE, set()), (np.inf, {(numpy_.HEADROOM,)})):
         headrooms.clear()
         monkeypatch.setattr(numpy_, "LARGE", large)
-        np.testing.assert_allclose(flash_attention(q, k, v), exact, atol=1e-4)
+        out, lse = flash_attention(q, k, v, return_lse=True)
+        np.testing.assert_allclose(out, exact, atol=1e-4)
+        np.testing.assert_allclose(lse, exact_lse, rtol=1e-6)
         assert set(headrooms) == {()} | again
 
 
@@ -379,6 +381,45 @@ def test_blas_has_one_thread_inside_and_its_own_number_after():
         assert all(set(x) == {1} for x in inside)
         assert len(inside) == 3
         assert set(blas_threads()) == {2}
+
+
+def test_blas_has_one_thread_until_the_last_item_has_ended(with_threads):
+    """The caller is done while its helper still computes."""
+    with_threads(2)
+    both, inside = threading.Barrier(2), []
+
+    def item(_):
+        both.wait(timeout=30)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+            inside.extend(blas_threads())
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        threads.run(item, [0, 1])
+    assert set(inside) == {1}
+
+
+def test_no_thread_of_a_job_warns_of_numbers(with_threads):
+    """NumPy's error state is each thread's own."""
+    with_threads(2)
+    both, small = threading.Barrier(2), np.full(2, 1e-30, np.float32)
+
+    def item(_):
+        both.wait(timeout=30)
+        return small * small / 0
+
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads.run(item, [0, 1])
+
+
+def test_as_many_threads_work_as_there_may_be(with_threads):
+    used = set()
+    for number in (1, 3, 2, 1):
+        with_threads(number)
+        used.clear()
+        threads.run(lambda _: (used.add(threading.get_ident()), time.sleep(0.005)), range(20))
+        assert 1 <= len(used) <= number
 
 
 def test_exceptions_reach_the_caller(with_threads):

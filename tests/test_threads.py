@@ -17,7 +17,7 @@ import threadpoolctl
 from processes import interruptible
 
 from cupy_flash import flash_attention, flash_attention_vjp, merge_attention
-from cupy_flash._src import compile, source, workers
+from cupy_flash._src import compile, forks, source, workers
 from cupy_flash._src.backends import native, threads
 from cupy_flash._src.toolchain import compile_shared
 
@@ -199,7 +199,7 @@ def all_take_part():
     # The last thread's scratch is the last of a call's memory; on busy CPUs it may come too late for one call.
     lent = []
     native._borrow = lambda size: lent.append(np.zeros(size, np.uint8)) or lent[-1]
-    for _ in range(300):
+    for _ in range(100):
         assert np.allclose(flash_attention(x, x, x), 1)
         if lent.pop()[-(2**15) :].any():
             return True
@@ -256,14 +256,85 @@ def test_a_job_that_helpers_come_too_late_for_keeps_nothing_alive():
 
 
 def test_callers_share_the_threads_that_one_of_them_wanted():
-    before = threading.active_count()
+    before, used = threading.active_count(), set()
     pool = workers.Pool()
-    for wanted in (1, 3, 2, 3):
-        job = workers.Job(lambda _: None, range(9))
+    for wanted in (1, 3, 2, 1, 0, 3):
+        used.clear()
+        job = workers.Job(lambda _: (used.add(threading.get_ident()), time.sleep(0.005)), range(20))
         with job:
             pool.offer(job, wanted)
             job.work()
+        assert len(used) <= wanted + 1
     assert threading.active_count() == before + 3
+
+
+def test_callers_at_the_same_time_start_no_thread_twice():
+    pool, all_here = workers.Pool(), threading.Barrier(6)
+    before = threading.active_count()
+
+    def call():
+        all_here.wait(timeout=30)
+        pool.offer(workers.Job(print, []), 3)
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert threading.active_count() == before + 3
+
+
+def test_the_first_error_is_raised():
+    pool, second_begun = workers.Pool(), threading.Event()
+
+    def fail(n):
+        if n == 0:
+            assert second_begun.wait(30)
+            raise KeyError("first")
+        second_begun.set()
+        while job._error is None:
+            time.sleep(0.001)
+        raise ValueError("second")
+
+    job = workers.Job(fail, range(100))
+    with pytest.raises(KeyError, match="first"), job:
+        pool.offer(job, 1)
+        job.work()
+
+
+def test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it():
+    """Who is at work may come again meanwhile: the fork waits for it."""
+    gate, inside, leave, order = forks._Gate(), threading.Event(), threading.Event(), []
+
+    def work():
+        with gate.whole():
+            inside.set()
+            assert leave.wait(30)
+            with gate.whole():
+                order.append("at work")
+
+    def fork():
+        gate.before_fork()
+        order.append("fork")
+        gate.after_in_parent()
+
+    def come_later():
+        with gate.whole():
+            order.append("later")
+
+    started = []
+    for function in (work, fork, come_later):
+        started.append(threading.Thread(target=function, daemon=True))
+        started[-1].start()
+        assert inside.wait(30)
+        time.sleep(0.05)  # it waits
+    leave.set()
+    for thread in started:
+        thread.join(30)
+    assert order == ["at work", "fork", "later"]
+    with gate.whole():
+        gate.before_fork()  # a thread at work may fork
+        gate.after_in_parent()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -294,7 +365,7 @@ def test_a_fork_waits_until_the_limit_of_blas_is_set(monkeypatch):
         threads.run(lambda _: None, range(9))
         os._exit(library.num_threads != 2)
     other.join()
-    for _ in range(300):
+    for _ in range(100):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             break
@@ -306,6 +377,14 @@ def test_a_fork_waits_until_the_limit_of_blas_is_set(monkeypatch):
 
 
 # --- how many ---
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs os.sched_getaffinity")
+def test_the_least_of_affinity_and_quota_counts(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 4})
+    for quota, expected in ((None, 3), (2, 2), (3, 3), (8, 3)):
+        monkeypatch.setattr(workers, "_quota", lambda root, quota=quota: quota)
+        assert workers.cpus() == expected
 
 
 def blas_threads():
