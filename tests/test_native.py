@@ -138,8 +138,10 @@ def test_a_cached_library_needs_no_compiler(tmp_path):
 
 def test_a_library_that_cannot_be_loaded_is_warned_of_once(monkeypatch):
     """A folder where nothing may be executed, say."""
+    tried = []
 
     def refuse(path):
+        tried.append(path)
         raise OSError("seeded: failed to map segment")
 
     monkeypatch.setattr(native, "load", refuse)
@@ -151,6 +153,7 @@ def test_a_library_that_cannot_be_loaded_is_warned_of_once(monkeypatch):
     x = np.ones((4, 8), np.float32)
     assert np.array_equal(flash_attention(x, x, x), x)
     assert get("cpu").status().startswith("NumPy") and "seeded" in get("cpu").status()
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("value", ["fast", "Native", "1"])

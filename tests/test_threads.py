@@ -125,7 +125,7 @@ int64_t meet(int64_t to_start, int64_t threads) {
   begun = ended = 0;
   pool.run(3, [](void*, int64_t worker) {
     __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE);
-    if (worker) rest();
+    for (int64_t i = 0; i < worker; ++i) rest();  // so that they end one by one
     while (worker == 0 && __atomic_load_n(&begun, __ATOMIC_ACQUIRE) < expected) {}
     __atomic_fetch_add(&ended, 1, __ATOMIC_RELEASE);
   }, nullptr);
@@ -302,8 +302,8 @@ def test_the_first_error_is_raised():
         job.work()
 
 
-def test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it():
-    """Who is at work may come again meanwhile: the fork waits for it."""
+def meet_at_a_fork():
+    """A gate, what lets the thread inside leave, who was inside in which order, and threads: inside, forking, later."""
     gate, inside, leave, order = forks._Gate(), threading.Event(), threading.Event(), []
 
     def work():
@@ -322,19 +322,35 @@ def test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it():
         with gate.whole():
             order.append("later")
 
-    started = []
-    for function in (work, fork, come_later):
-        started.append(threading.Thread(target=function, daemon=True))
-        started[-1].start()
+    together = [threading.Thread(target=function, daemon=True) for function in (work, fork, come_later)]
+    for thread in together:
+        thread.start()
         assert inside.wait(30)
-        time.sleep(0.05)  # it waits
+        time.sleep(0.05)  # until it waits
+    return gate, leave, order, together
+
+
+def test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it():
+    """Who is at work may come again meanwhile: the fork waits for it."""
+    gate, leave, order, together = meet_at_a_fork()
     leave.set()
-    for thread in started:
+    for thread in together:
         thread.join(30)
     assert order == ["at work", "fork", "later"]
     with gate.whole():
         gate.before_fork()  # a thread at work may fork
         gate.after_in_parent()
+
+
+def test_a_fork_waits_no_longer_than_its_patience(monkeypatch):
+    monkeypatch.setattr(forks, "PATIENCE", 0.3)
+    _, leave, order, (work, *others) = meet_at_a_fork()
+    for thread in others:
+        thread.join(30)
+    assert order == ["fork", "later"] and work.is_alive()
+    leave.set()
+    work.join(30)
+    assert order == ["fork", "later", "at work"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -174,7 +174,7 @@ BUGS = [
         "out is told as lse, and lse as out",
         'NAMES = ("q", "k", "v", "out", "lse")',
         'NAMES = ("q", "k", "v", "lse", "out")',
-        ("tests/test_vjp.py::test_a_change_is_named[cpu-numpy-float32-add]",),
+        (f"{TESTS}::test_each_change_is_told_by_its_name",),
     ),
     # --- workers.py ---
     Bug(
@@ -218,7 +218,7 @@ BUGS = [
         "nobody wakes who waited for a fork",
         "            self._forking.remove(threading.get_ident())\n            self._changed.notify_all()\n",
         "            self._forking.remove(threading.get_ident())\n",
-        (f"{THREADS}::test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it",),
+        (f"{THREADS}::test_a_fork_waits_no_longer_than_its_patience",),
     ),
     Bug(
         f"{SRC}/forks.py",
