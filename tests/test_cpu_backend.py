@@ -565,6 +565,16 @@ def test_each_change_is_told_by_its_name():
     vjp(dout)
 
 
+@every_tier
+def test_changed_signs_of_a_row_of_float64_are_told():
+    """Bits of the same place in every word."""
+    (q,) = draw((1, 1, 64), dtype=np.float64)
+    _, vjp = flash_attention_vjp(q, q.copy(), q.copy())
+    q *= -1
+    with pytest.raises(ValueError, match=r"^q changed"):
+        vjp(q)
+
+
 # --- memory ---
 
 

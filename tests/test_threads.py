@@ -113,7 +113,7 @@ static Pool pool;
 static int64_t begun, ended, expected;
 
 static void rest() {
-  const timespec time = {0, 2000000};
+  const timespec time = {0, 10000000};
   nanosleep(&time, nullptr);
 }
 
@@ -135,7 +135,7 @@ int64_t meet(int64_t to_start, int64_t threads) {
 // How often somebody begins after the caller has come back.
 int64_t begin_late() {
   int64_t late = 0;
-  for (int64_t i = 0; i < 50; ++i) {
+  for (int64_t i = 0; i < 30; ++i) {
     begun = 0;
     pool.run(3, [](void*, int64_t) { __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE); }, nullptr);
     const int64_t before = __atomic_load_n(&begun, __ATOMIC_ACQUIRE);
