@@ -17,7 +17,7 @@ import threadpoolctl
 from processes import interruptible
 
 from cupy_flash import flash_attention, flash_attention_vjp, merge_attention
-from cupy_flash._src import compile, source, workers
+from cupy_flash._src import compile, forks, source, workers
 from cupy_flash._src.backends import native, threads
 from cupy_flash._src.toolchain import compile_shared
 
@@ -110,26 +110,125 @@ static int allowed;
 """
 COUNT = """
 static Pool pool;
-static int64_t met, expected;
-extern "C" int64_t meet(int64_t to_start, int64_t threads) {
+static int64_t begun, ended, expected;
+
+static void rest() {
+  const timespec time = {0, 10000000};
+  nanosleep(&time, nullptr);
+}
+
+extern "C" {
+// How many threads take part where the caller waits for so many; less 1000 if it comes back before they end.
+int64_t meet(int64_t to_start, int64_t threads) {
   allowed = to_start;
   expected = threads;
-  met = 0;
+  begun = ended = 0;
   pool.run(3, [](void*, int64_t worker) {
-    __atomic_fetch_add(&met, 1, __ATOMIC_RELEASE);
-    while (worker == 0 && __atomic_load_n(&met, __ATOMIC_ACQUIRE) < expected) {}
+    __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE);
+    for (int64_t i = 0; i < worker; ++i) rest();  // so that they end one by one
+    while (worker == 0 && __atomic_load_n(&begun, __ATOMIC_ACQUIRE) < expected) {}
+    __atomic_fetch_add(&ended, 1, __ATOMIC_RELEASE);
   }, nullptr);
-  return met;
+  return __atomic_load_n(&ended, __ATOMIC_ACQUIRE) == begun ? begun : begun - 1000;
+}
+
+// How often somebody begins after the caller has come back.
+int64_t begin_late() {
+  int64_t late = 0;
+  for (int64_t i = 0; i < 30; ++i) {
+    begun = 0;
+    pool.run(3, [](void*, int64_t) { __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE); }, nullptr);
+    const int64_t before = __atomic_load_n(&begun, __ATOMIC_ACQUIRE);
+    rest();
+    late += __atomic_load_n(&begun, __ATOMIC_ACQUIRE) != before;
+  }
+  return late;
+}
+
+// How many threads a call inside a call has.
+int64_t nest() {
+  begun = 0;
+  pool.run(1, [](void*, int64_t worker) {
+    const auto count = [](void*, int64_t) { __atomic_fetch_add(&begun, 1, __ATOMIC_RELEASE); };
+    if (worker == 0) pool.run(3, count, nullptr);
+  }, nullptr);
+  return begun;
+}
 }
 """
 
 
-def test_the_compiled_pool_makes_do_with_the_threads_that_start():
+@pytest.fixture(scope="module")
+def compiled_pool():
     text = POOL + source.flatten("cpu/pool.h") + COUNT
     library = compile_shared(text, "pool", flags=("-std=c++17", "-O2", "-fPIC"), freestanding=True, folder="cpu")
-    meet = ctypes.CDLL(str(library)).meet
-    meet.restype, meet.argtypes = ctypes.c_int64, [ctypes.c_int64] * 2
+    functions = ctypes.CDLL(str(library))
+    for function in (functions.meet, functions.begin_late, functions.nest):
+        function.restype = ctypes.c_int64
+    functions.meet.argtypes = [ctypes.c_int64] * 2
+    return functions
+
+
+def test_the_compiled_pool_makes_do_with_the_threads_that_start(compiled_pool):
+    meet = compiled_pool.meet
     assert [meet(0, 1), meet(1, 2), meet(0, 2)] == [1, 2, 2]
+
+
+def test_a_job_of_the_compiled_pool_is_over_when_its_caller_comes_back(compiled_pool):
+    """Who takes part is waited for, who comes too late does not begin, and who finds it at work works alone."""
+    assert [compiled_pool.meet(3, 4) for _ in range(5)] == [4] * 5
+    assert compiled_pool.begin_late() == 0
+    assert compiled_pool.nest() == 1
+    assert compiled_pool.meet(0, 4) == 4
+
+
+HELPERS = """
+import os, signal
+import numpy as np
+from cupy_flash import flash_attention
+from cupy_flash._src.backends import native
+
+def tasks():
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+def blocked(task):
+    with open(f"/proc/self/task/{task}/status") as lines:
+        return int(next(line for line in lines if line.startswith("SigBlk")).split()[1], 16)
+
+def all_take_part():
+    # The last thread's scratch is the last of a call's memory; on busy CPUs it may come too late for one call.
+    lent = []
+    native._borrow = lambda size: lent.append(np.zeros(size, np.uint8)) or lent[-1]
+    for _ in range(100):
+        assert np.allclose(flash_attention(x, x, x), 1)
+        if lent.pop()[-(2**15) :].any():
+            return True
+
+x = np.ones((1, 1500, 64), np.float32)
+
+def attend():
+    before, mask = tasks(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert all_take_part()
+    helpers = tasks() - before
+    assert len(helpers) == 2, helpers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    for task in helpers:
+        for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}:
+            assert blocked(task) >> (number - 1) & 1, (task, number)
+
+attend()
+child = os.fork()
+if child == 0:
+    assert len(tasks()) == 1
+    attend()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are told of in Linux's /proc")
+def test_compiled_helpers_take_part_and_no_signals_in_a_forked_child_too():
+    assert python(HELPERS, CUPY_FLASH_NUM_THREADS="3").strip() == "0"
 
 
 # --- the pool ---
@@ -157,14 +256,101 @@ def test_a_job_that_helpers_come_too_late_for_keeps_nothing_alive():
 
 
 def test_callers_share_the_threads_that_one_of_them_wanted():
-    before = threading.active_count()
+    before, used = threading.active_count(), set()
     pool = workers.Pool()
-    for wanted in (1, 3, 2, 3):
-        job = workers.Job(lambda _: None, range(9))
+    for wanted in (1, 3, 2, 1, 0, 3):
+        used.clear()
+        job = workers.Job(lambda _: (used.add(threading.get_ident()), time.sleep(0.005)), range(20))
         with job:
             pool.offer(job, wanted)
             job.work()
+        assert len(used) <= wanted + 1
     assert threading.active_count() == before + 3
+
+
+def test_callers_at_the_same_time_start_no_thread_twice():
+    pool, all_here = workers.Pool(), threading.Barrier(6)
+    before = threading.active_count()
+
+    def call():
+        all_here.wait(timeout=30)
+        pool.offer(workers.Job(print, []), 3)
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert threading.active_count() == before + 3
+
+
+def test_the_first_error_is_raised():
+    pool, second_begun = workers.Pool(), threading.Event()
+
+    def fail(n):
+        if n == 0:
+            assert second_begun.wait(30)
+            raise KeyError("first")
+        second_begun.set()
+        while job._error is None:
+            time.sleep(0.001)
+        raise ValueError("second")
+
+    job = workers.Job(fail, range(100))
+    with pytest.raises(KeyError, match="first"), job:
+        pool.offer(job, 1)
+        job.work()
+
+
+def meet_at_a_fork():
+    """A gate, what lets the thread inside leave, who was inside in which order, and threads: inside, forking, later."""
+    gate, inside, leave, order = forks._Gate(), threading.Event(), threading.Event(), []
+
+    def work():
+        with gate.whole():
+            inside.set()
+            assert leave.wait(30)
+            with gate.whole():
+                order.append("at work")
+
+    def fork():
+        gate.before_fork()
+        order.append("fork")
+        gate.after_in_parent()
+
+    def come_later():
+        with gate.whole():
+            order.append("later")
+
+    together = [threading.Thread(target=function, daemon=True) for function in (work, fork, come_later)]
+    for thread in together:
+        thread.start()
+        assert inside.wait(30)
+        time.sleep(0.05)  # until it waits
+    return gate, leave, order, together
+
+
+def test_a_fork_waits_for_who_is_at_work_and_who_comes_later_waits_for_it():
+    """Who is at work may come again meanwhile: the fork waits for it."""
+    gate, leave, order, together = meet_at_a_fork()
+    leave.set()
+    for thread in together:
+        thread.join(30)
+    assert order == ["at work", "fork", "later"]
+    with gate.whole():
+        gate.before_fork()  # a thread at work may fork
+        gate.after_in_parent()
+
+
+def test_a_fork_waits_no_longer_than_its_patience(monkeypatch):
+    monkeypatch.setattr(forks, "PATIENCE", 0.3)
+    _, leave, order, (work, *others) = meet_at_a_fork()
+    for thread in others:
+        thread.join(30)
+    assert order == ["fork", "later"] and work.is_alive()
+    leave.set()
+    work.join(30)
+    assert order == ["fork", "later", "at work"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -195,7 +381,7 @@ def test_a_fork_waits_until_the_limit_of_blas_is_set(monkeypatch):
         threads.run(lambda _: None, range(9))
         os._exit(library.num_threads != 2)
     other.join()
-    for _ in range(300):
+    for _ in range(100):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             break
@@ -207,6 +393,14 @@ def test_a_fork_waits_until_the_limit_of_blas_is_set(monkeypatch):
 
 
 # --- how many ---
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs os.sched_getaffinity")
+def test_the_least_of_affinity_and_quota_counts(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 4})
+    for quota, expected in ((None, 3), (2, 2), (3, 3), (8, 3)):
+        monkeypatch.setattr(workers, "_quota", lambda root, quota=quota: quota)
+        assert workers.cpus() == expected
 
 
 def blas_threads():

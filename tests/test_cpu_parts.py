@@ -1,0 +1,248 @@
+"""Parts of the CPU backend's compiled tier alone: conversions of every number, rows of every length, powers of 2.
+
+Each for the widest instruction set that this machine has, and for any CPU.
+"""
+
+import contextlib
+import ctypes
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cupy_flash._src import source
+from cupy_flash._src.backends import native
+from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
+
+PARTS = """
+extern "C" {
+int64_t lanes() { return kLanes<float>; }
+int64_t row_unit() { return kRowUnit; }
+void load_float(int64_t dtype, float* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
+  load_row(dtype, y, pitch, x, stride, width);
+}
+void load_double(int64_t dtype, double* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
+  load_row(dtype, y, pitch, x, stride, width);
+}
+void store_float(int64_t dtype, char* y, int64_t stride, const float* x, int64_t count) {
+  store_row(dtype, y, stride, x, count);
+}
+void store_double(int64_t dtype, char* y, int64_t stride, const double* x, int64_t count) {
+  store_row(dtype, y, stride, x, count);
+}
+const float* factor(int64_t dtype, float* y, int64_t pitch, const char* x, int64_t row, int64_t col, int64_t rows,
+                    int64_t width) {
+  return load_factor(dtype, y, pitch, x, Layout{nullptr, row, col}, rows, width);
+}
+void pairs_in_rows(Pair* y, int64_t pitch, const char* x, int64_t row, int64_t col, int64_t rows, int64_t width) {
+  load_pairs(y, pitch, x, Layout{nullptr, row, col}, rows, width);
+}
+void pairs_in_columns(Pair* y, int64_t pitch, const char* x, int64_t row, int64_t col, int64_t rows, int64_t width) {
+  load_row_pairs(y, pitch, x, Layout{nullptr, row, col}, rows, width);
+}
+void rounded_pairs(Pair* y, const float* x, int64_t panel, int64_t rows) { round_to_pairs(y, x, panel, rows); }
+void pair_products(float* sum, const Pair* x, const Pair* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i, y += kLanes<float>) {
+    Vector<float> total = load(sum);
+    multiply_add(total, x[i], load(y));
+    store(sum, total);
+  }
+}
+void exp2_float(float* x, int64_t count, float unit, float less) {
+  for (int64_t i = 0; i < count; i += kLanes<float>) store(x + i, exp2<float>(load(x + i), unit, less));
+}
+void exp2_double(double* x, int64_t count, double unit, double less) {
+  for (int64_t i = 0; i < count; i += kLanes<double>) store(x + i, exp2<double>(load(x + i), unit, less));
+}
+}
+"""
+KINDS = {"float": np.float32, "double": np.float64}  # of arithmetic
+HALVES = {name: np.dtype(DTYPES[name]) for name in ("float16", "bfloat16")}
+
+
+@pytest.fixture(scope="module", params=["widest", "portable"])
+def parts(request):
+    """Functions of the library by name; arrays are passed as addresses."""
+    isas = [name for name, features in native.ISAS.items() if cpu_features().issuperset(features)]
+    for isa in isas if request.param == "widest" else ["portable"]:
+        flags = (*native._FLAGS, *feature_flags(native.ISAS[isa]), "-DBFLOAT16_PAIRS")
+        text = source.flatten("cpu/convert.h") + PARTS
+        with contextlib.suppress(ToolchainError):  # a compiler that does not know it
+            library = ctypes.CDLL(str(compile_shared(text, "parts", flags=flags, freestanding=True, folder="cpu")))
+            break
+    library.factor.restype = ctypes.c_void_p
+    for name, kind in (("exp2_float", ctypes.c_float), ("exp2_double", ctypes.c_double)):
+        getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_int64, kind, kind]
+
+    def caller(function):
+        def call(*arguments):
+            return function(*[x if isinstance(x, float) else ctypes.c_int64(address(x)) for x in arguments])
+
+        return function if function.argtypes else call
+
+    def address(x):
+        return x.ctypes.data if isinstance(x, np.ndarray) else int(x)
+
+    names = [line.split("(")[0].split()[-1].lstrip("*") for line in PARTS.splitlines() if "(" in line[:40]]
+    return SimpleNamespace(**{name: caller(getattr(library, name)) for name in names if hasattr(library, name)})
+
+
+def number_of(dtype):
+    """The enumerator of DType."""
+    return native._DTYPES.index(dtype)
+
+
+def narrowed(parts, dtype, x):
+    y = np.empty(len(x), HALVES[dtype])
+    parts.store_float(number_of(dtype), y, 2, x, len(x))
+    return y
+
+
+def assert_same_bits(x, exact):
+    """Nan as nan, of the same sign; anything else, -0 and subnormals too, bit by bit."""
+    kind = f"u{exact.itemsize}"
+    with np.errstate(invalid="ignore"):  # signalling
+        nan = np.isnan(exact)
+        np.testing.assert_array_equal(np.isnan(x), nan)
+    np.testing.assert_array_equal(np.signbit(x), np.signbit(exact))
+    np.testing.assert_array_equal(x.view(kind)[~nan], exact.view(kind)[~nan])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_half_becomes_its_float_and_back(parts, dtype):
+    every = np.arange(2**16, dtype=np.uint16).view(HALVES[dtype])
+    wide = np.empty(2**16, np.float32)
+    parts.load_float(number_of(dtype), wide, len(wide), every, 2, len(every))
+    assert_same_bits(wide, every.astype(np.float32))
+    assert_same_bits(narrowed(parts, dtype, wide), every)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_floats_become_the_nearest_half_and_ties_the_even_one(parts, dtype):
+    """Around every half and every tie of two neighbours, the largest and its successor too; and floats of any bits."""
+    info = ml_dtypes.finfo(dtype)
+    positive = np.arange(2**15, dtype=np.uint16).view(HALVES[dtype])
+    finite = positive[: int(info.max.view(np.uint16)) + 1].astype(np.float64)
+    finite = np.append(finite, 2 * finite[-1] - finite[-2])  # what would come next, were there no largest
+    ties = (finite[1:] + finite[:-1]) / 2
+    around = np.concatenate([finite, ties])
+    with np.errstate(over="ignore"):
+        around = around.astype(np.float32)
+    assert np.array_equal(around[np.isfinite(around)], np.concatenate([finite, ties])[np.isfinite(around)])
+    bits = around.view(np.uint32).astype(np.int64)
+    odd = np.arange(0x7F800000, 0x7F800000 + 2**10) - 2**9, 0x7F800000 + 2 ** np.arange(23), np.array([0x7FFFFFFF])
+    some = np.random.default_rng(0).integers(0, 2**31, 2**18)
+    bits = np.concatenate([np.maximum(bits - 1, 0), bits, bits + 1, *odd, some])
+    x = np.concatenate([bits, bits | 2**31]).astype(np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        exact = x.astype(HALVES[dtype])
+    assert (exact == info.smallest_subnormal).any() and np.isinf(exact).any()
+    assert_same_bits(narrowed(parts, dtype, x), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_length_are_loaded_and_stored(parts, dtype):
+    """Elements of any stride, zeros up to the pitch, and not a byte beyond."""
+    storage, kind = np.dtype(DTYPES[dtype]), "double" if dtype == "float64" else "float"
+    load, store = (getattr(parts, f"{name}_{kind}") for name in ("load", "store"))
+    rng, size = np.random.default_rng(0), storage.itemsize
+    for width in range(4 * parts.lanes() + 2):
+        pitch = -(-width // 16) * 16 + 16
+        for step in (1, 2, -1, -3):
+            memory = rng.standard_normal(max(width, 1) * 3 + 1).astype(storage)
+            view = memory[1:][::step][:width]  # one element past alignment
+            wide = np.full(pitch + 4, 7, KINDS[kind])
+            load(number_of(dtype), wide, pitch, view, step * size, width)
+            np.testing.assert_array_equal(wide[:width], view.astype(KINDS[kind]))
+            assert not wide[width:pitch].any() and (wide[pitch:] == 7).all()
+
+            numbers = rng.standard_normal(pitch).astype(KINDS[kind])
+            expected = memory.copy()
+            expected[1:][::step][:width] = numbers[:width].astype(storage)
+            store(number_of(dtype), view, step * size, numbers, width)
+            np.testing.assert_array_equal(memory, expected)
+
+
+def test_factors_are_read_in_place_only_where_they_lie_as_in_scratch(parts):
+    """Else they are copied: with zeros up to the pitch, and in rows up to a whole unit."""
+    rng, unit, pitch = np.random.default_rng(0), parts.row_unit(), 16
+    for rows in range(1, 3 * unit + 1):
+        for width, apart in ((pitch, pitch), (pitch - 1, pitch), (pitch, pitch + 1)):
+            x = rng.standard_normal((rows, apart)).astype(np.float32)
+            y = np.full((rows + unit, pitch), 7, np.float32)
+            at = parts.factor(number_of("float32"), y, pitch, x, x.strides[0], 4, rows, width)
+            whole = -(-rows // unit) * unit
+            if rows == whole and width == apart == pitch:
+                assert at == x.ctypes.data and (y == 7).all()
+                continue
+            assert at == y.ctypes.data
+            np.testing.assert_array_equal(y[:rows, :width], x[:, :width])
+            assert not y[:rows, width:].any() and not y[rows:whole].any() and (y[whole:] == 7).all()
+
+
+def as_pairs(low, high):
+    return low.view(np.uint16).astype(np.uint32) | high.view(np.uint16).astype(np.uint32) << 16
+
+
+def test_pairs_hold_neighbours_and_0_where_there_is_none(parts):
+    """Of rows, of columns, and of numbers that are rounded; what lies beyond, nan here, is not touched."""
+    rng, bfloat16, pitch = np.random.default_rng(0), HALVES["bfloat16"], 32
+    for rows in range(1, 6):
+        for width in (1, 2, 7, 16, 31):
+            memory = np.full((6, 40), np.nan, bfloat16)
+            x = memory[:rows, :width]
+            x[...] = rng.standard_normal(x.shape)
+            padded = np.zeros((6, 2 * pitch), bfloat16)
+            padded[:rows, :width] = x
+            for columns in (x, memory[:rows, ::-1][:, -width:]):
+                padded[:rows, :width] = columns
+                y = np.full((6, pitch), 7, np.uint32)
+                parts.pairs_in_rows(y, pitch, columns, *columns.strides, rows, width)
+                np.testing.assert_array_equal(y[:rows], as_pairs(padded[:rows, ::2], padded[:rows, 1::2]))
+                assert (y[rows:] == 7).all()
+                y = np.full((4, pitch), 7, np.uint32)
+                parts.pairs_in_columns(y, pitch, columns, *columns.strides, rows, width)
+                pairs = -(-rows // 2)
+                expected = as_pairs(padded[0::2, :pitch], padded[1::2, :pitch])
+                np.testing.assert_array_equal(y[:pairs], expected[:pairs])
+                assert (y[pairs:] == 7).all()
+        numbers = np.full((6, pitch), np.nan, np.float32)
+        numbers[:rows] = rng.standard_normal((rows, pitch))
+        y = np.full((4, pitch), 7, np.uint32)
+        parts.rounded_pairs(y, numbers, pitch, rows)
+        rounded = np.zeros((6, pitch), bfloat16)
+        rounded[:rows] = numbers[:rows]
+        np.testing.assert_array_equal(y[:pairs], as_pairs(rounded[0::2], rounded[1::2])[:pairs])
+        assert (y[pairs:] == 7).all()
+
+
+def test_products_of_pairs_are_exact(parts):
+    """Of small whole numbers in both halves, of which nothing may reach the other's product."""
+    rng, lanes = np.random.default_rng(0), parts.lanes()
+    x, y = (rng.integers(-127, 128, shape).astype(HALVES["bfloat16"]) for shape in ((2, 9), (2, 9, lanes)))
+    total = np.full(lanes, 3, np.float32)
+    parts.pair_products(total, as_pairs(*x), as_pairs(*y), 9)
+    exact = 3 + np.einsum("pn,pnl->l", x.astype(np.float64), y.astype(np.float64))
+    np.testing.assert_array_equal(total, exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_powers_of_2_are_accurate(parts, kind):
+    """2^(unit x - less) of every exponent; where multiply and add are two steps, the product is rounded too."""
+    number, raise_2 = KINDS[kind], getattr(parts, f"exp2_{kind}")
+    info = np.finfo(number)
+    for unit, less in ((1, 0), (1, 21), (1.4426950216293335, 0), (1.9999998807907104, 8)):
+        exponents = np.linspace(info.minexp + 1, info.maxexp - 1, 100_000)
+        x = ((exponents + less) / unit).astype(number)
+        y = x.copy()
+        raise_2(y.ctypes.data, len(y), unit, less)
+        exact = np.exp2(x.astype(np.longdouble) * unit - less)
+        error = np.abs(y / exact - 1) / info.eps
+        assert (error <= 1 + (unit != 1) * np.abs(x)).all()
+    edges = np.full(16, np.nan, number)
+    edges[:6] = -np.inf, info.min, info.minexp - 1, info.minexp - 1.5, info.maxexp, 0
+    raise_2(edges.ctypes.data, len(edges), 1, 0)
+    np.testing.assert_array_equal(edges[:6], [0, 0, 0, 0, np.inf, 1])
+    assert np.isnan(edges[6:]).all()
