@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from cupy_flash.__main__ import main
+from cupy_flash._src.analysis.occupancy import occupancy
 from cupy_flash._src.analysis.roofline import DATASHEET
+from cupy_flash._src.analysis.traffic import launch_bytes
 from cupy_flash._src.cli import explain
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompiledKernel

@@ -250,8 +250,7 @@ def test_a_call_is_not_taken_for_another_that_is_like_it():
     ]  # fmt: skip
     cases = [dataclasses.replace(FLOATS, group=1, seed=3, sq=n, sk=50) for n in (40, 41)]
     calls = [functools.partial(results, cases[0], **x) for x in changes]
-    calls += [functools.partial(results, dataclasses.replace(case, layouts=(x,) * 3))
-              for case in cases for x in ("bshd", "offset", "reversed")]  # fmt: skip
+    calls += [functools.partial(results, case.all_in(x)) for case in cases for x in ("bshd", "offset", "reversed")]
     alone = []
     for call in calls:
         forget()

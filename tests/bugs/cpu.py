@@ -373,7 +373,7 @@ BUGS = [
         "how far a row lies from the first is counted in 32 bits",
         "return data + layout.heads[head] + row * layout.row;",
         "return data + layout.heads[head] + int32_t(row * layout.row);",
-        ("tests/test_contract.py::test_elements_past_2_to_31[cpu]",),
+        ("tests/test_layouts.py::test_elements_past_2_to_31[cpu-rows]",),
     ),
     # --- vector.h ---
     Bug(
