@@ -31,7 +31,7 @@ class Case:
     causal: bool = False
     q_offset: int | None = None
     scale: float | None = None
-    layouts: dict = field(default_factory=dict)  # of arrays by name, of those that are not contiguous
+    layouts: dict = field(default_factory=dict, hash=False)  # of arrays by name, of those that are not contiguous
     seed: int = 0
     magnitude: float = 1.0
     options: dict = field(init=False, compare=False)
