@@ -82,7 +82,7 @@ struct Meeting {
   void* slots[kWarpSize];  // each lane's arguments and results, on its own stack
 };
 
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access : uint8_t { kRead, kWrite, kAtomic };
 
 // A mistake of the kernel: found by a checker, reported by Machine::fail. `text` names sites[i] as {i}.
 struct Finding {
