@@ -17,6 +17,7 @@ KERNELS = """
 #include "platform.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/ldmatrix.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/shared.cuh"
 struct Params { int* a; const int* b; int legal, n; };
@@ -90,6 +91,51 @@ CASES = {
   if (p.legal) __syncthreads();
   if (t == 2) bytes[0] = 1;  // here""",
         *(lambda n: (0, 2), lambda n: "write of a+256"),
+    ),
+    "a_reader_of_the_other_byte_in_shared_memory": Case(
+        "shared_race",
+        """
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(s.x);
+  if (t == 2) bytes[0] = bytes[1] = 1;
+  __syncthreads();
+  if (t == 0) p.a[0] = bytes[0];  // here
+  if (t == 1) bytes[1] = 1;
+  if (p.legal) __syncthreads();
+  if (t == 2) bytes[0] = 2;  // here""",
+        *(lambda n: (0, 2), lambda n: "write of shared+0"),
+    ),
+    "a_thread_that_arrives_and_does_not_wait": Case(
+        "shared_race",
+        """
+  if (t < 32) s.x[t] = t;  // here
+  if (t < 32 || p.legal) ptx::barrier_sync(1, 64);
+  else ptx::barrier_arrive(1, 64);
+  if (t == 63) p.a[0] = s.x[0];  // here""",
+        lambda n: (0, 63),
+    ),
+    "a_thread_that_writes_after_it_has_arrived": Case(
+        "shared_race",
+        """
+  if (t < 32) {
+    if (p.legal) s.x[t] = t;
+    ptx::barrier_arrive(1, 64);
+    if (!p.legal) s.x[t] = t;  // here
+  } else {
+    ptx::barrier_sync(1, 64);
+    p.a[t] = s.x[63 - t];  // here
+  }""",
+        lambda n: (0, 63),
+    ),
+    "a_matrix_of_rows_that_other_lanes_wrote": Case(
+        "shared_race",
+        """
+  ptx::Vec<int, 4> row{t, t, t, t};
+  ptx::store_shared(s.x + 4 * t, row);  // here
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, ptx::shared_address(s.x + 4 * (p.legal ? t : t ^ 1)));  // here
+  p.a[t] = r[0] + r[1] + r[2] + r[3];""",
+        *(lambda n: (1, 0), lambda n: "read of shared+16 "),
+        block=32,
     ),
     "two_writers_of_shared_memory": Case(
         "shared_race",
@@ -206,6 +252,17 @@ CASES = {
         *(lambda n: (0,), lambda n: "thread 0 returned"),
         block=32,
     ),
+    "a_barrier_before_the_wait": Case(
+        "shared_race",
+        f"""
+  {COPY.format(0)}  // here
+  if (p.legal) ptx::cp_async_wait<0>();
+  __syncthreads();
+  ptx::cp_async_wait<0>();
+  if (t == 30) p.a[t] = s.x[0];  // here""",
+        *(lambda n: (0, 30), lambda n: "read of shared+0 "),
+        block=32,
+    ),
     "a_copy_read_by_another_thread": Case(
         "shared_race",
         f"""
@@ -218,7 +275,7 @@ CASES = {
     ),
     "a_copy_to_what_another_thread_reads": Case(
         "shared_race",
-        f"""
+        """
   s.x[t] = t;
   __syncthreads();
   p.a[t] = s.x[(t + 1) % 32];  // here
@@ -305,6 +362,13 @@ CASES = {
   if (t == 2) ptx::cp_async_16(ptx::shared_address(s.x), p.b + 256, p.legal ? 0 : 4);  // here
   ptx::cp_async_wait_all();""",
         *(lambda n: (2,), lambda n: "read of 4 bytes at b+1024"),
+    ),
+    "the_shared_address_of_global_memory": Case(
+        "out_of_bounds",
+        """
+  const uint32_t address = ptx::shared_address(p.legal ? s.x : p.a);  // here
+  if (t == 5) p.a[t] = address;""",
+        words=lambda n: "does not point into shared memory",
     ),
     "a_misaligned_vector": Case(
         "misaligned",
@@ -424,7 +488,10 @@ def lines_of(name):
 def launch(path, name, n, *, legal, **settings):
     a, b = emulated.aligned(256, np.int32), emulated.aligned(256, np.int32)
     b[:] = np.arange(256)
-    buffers = [emulator.Buffer("a", a.ctypes.data, a.nbytes, True), emulator.Buffer("b", b.ctypes.data, b.nbytes, False)]
+    buffers = [
+        emulator.Buffer("a", a.ctypes.data, a.nbytes, True),
+        emulator.Buffer("b", b.ctypes.data, b.nbytes, False),
+    ]
     params = emulated.pack({"a": a, "b": b, "legal": np.int32(legal), "n": np.int32(n)})
     with emulator.settings(mode="checked", **settings):
         emulator.launch(compiled(path), name, (CASES[name].grid,), (CASES[name].block,), params, 1024, buffers)
@@ -447,3 +514,272 @@ def test_a_mistake_is_found_and_its_legal_twin_is_not(name, path):
         assert error.sites
         assert {site.line for site in error.sites} <= lines_of(name), error
         assert {site.file for site in error.sites} == {"detectors.cu"}
+
+
+# ---- counts
+COUNTED = """
+#include "platform.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/shared.cuh"
+#include "ptx/warp.cuh"
+struct Params {
+  const uint8_t* bytes; const uint16_t* halves; const int* words; const double* doubles; const int* copied;
+  int *once, *twice, *added, *some; uint8_t* last;
+};
+struct Storage { alignas(16) int x[512]; };
+extern "C" __global__ void __launch_bounds__(64) counted(const __grid_constant__ Params p) {
+  Storage& s = shared_storage<Storage>();
+  const int t = threadIdx.x;
+  ptx::cp_async_16(ptx::shared_address(s.x + 4 * t), p.copied + 4 * t, t % 17);
+  ptx::cp_async_wait_all();
+  const auto four = ptx::load_global<4>(p.words + 4 * t);
+  const int sum = four[0] + four[1] + four[2] + four[3] + p.bytes[t] + p.halves[t] + static_cast<int>(p.doubles[t]);
+  p.once[t] = sum;
+  p.twice[t] = sum + 1;
+  __syncthreads();
+  p.twice[t] = p.once[t] + s.x[4 * t];
+  if (t < 5) p.some[t] = p.some[t] + 1;
+  atomicAdd(p.added, ptx::shfl_xor(t, 1));
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, ptx::shared_address(s.x + 4 * (t % 32)));
+  const bool any = ptx::any(r[0] + r[1] + r[2] + r[3] != 0);
+  __syncwarp();
+  if (t == 63) *p.last = any;
+}
+"""
+
+
+@PATHS
+def test_bytes_and_instructions_are_counted(path):
+    dtypes = {"bytes": "u1", "halves": "u2", "words": "4i4", "doubles": "f8", "copied": "4i4"}
+    outputs = {"once": "i4", "twice": "i4", "added": "i4", "some": "i4", "last": "u1"}
+    arrays = {name: emulated.aligned((64, *np.dtype(d).shape), np.dtype(d).base) for name, d in dtypes.items()}
+    arrays |= {name: np.zeros(64, d) for name, d in outputs.items()}
+    buffers = [emulator.Buffer(name, x.ctypes.data, x.nbytes, name in outputs) for name, x in arrays.items()]
+    text = cpp_of(path, "counted.cu", {"counted.cu": COUNTED}, "sm_80")
+    with emulator.settings(mode="counted", seed=3):
+        report = emulator.launch(text, "counted", (2,), (64,), emulated.pack(arrays), 2048, buffers)
+    copied = 2 * sum(t % 17 for t in range(64))
+    assert report.buffers == {
+        "bytes": Bytes(2 * 64, 0),
+        "halves": Bytes(2 * 128, 0),
+        "words": Bytes(2 * 1024, 0),
+        "doubles": Bytes(2 * 512, 0),
+        "copied": Bytes(copied, 0),
+        "once": Bytes(2 * 256, 2 * 256),
+        "twice": Bytes(0, 2 * 512),
+        "added": Bytes(0, 2 * 256),
+        "some": Bytes(2 * 20, 2 * 20),
+        "last": Bytes(0, 2),
+    }
+    assert (report.cp_async, report.atomics) == (2 * 64, 2 * 64)
+    warps = 2 * 2
+    assert (report.shuffles, report.ldmatrix, report.votes, report.syncwarps) == (warps,) * 4
+    assert (report.barriers, report.mma) == (2, 0)
+    # A load of 4 bytes from rows of 16, one access of each warp; four matrices of ldmatrix.
+    assert report.shared_accesses == warps * (1 + 4)
+    assert report.bank_conflicts == warps * 3
+
+
+# Lanes below 16 and the others store to the same banks, in two goes with something between.
+STORES = """
+#include "platform.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/warp.cuh"
+struct Params { int* a; int between, apart; };
+struct Storage { alignas(16) int x[2][1024]; };
+extern "C" __global__ void __launch_bounds__(64) stores(const __grid_constant__ Params p) {
+  Storage& s = shared_storage<Storage>();
+  const int t = threadIdx.x;
+  const ptx::Vec<int, 4> v{t, t, t, t};
+  for (int go = 0; go < 2; ++go) {
+    if (t % 32 / 16 == go) s.x[t / 32][t % 16 + 32 * go] = t;  // words
+    if (p.between == 1) __syncthreads();
+    if (p.between == 2) ptx::barrier_sync(5, 64);
+    if (p.between == 3) __syncwarp();
+    if (p.between == 4) p.a[t] = ptx::shfl_xor(t, 1);
+    if (p.between == 5) p.a[t] = ptx::any(t == 7);
+  }
+  __syncthreads();
+  if (t < 32) ptx::store_shared(&s.x[0][p.apart * t], v);  // vectors
+}
+"""
+
+
+@PATHS
+def test_stores_conflict_within_one_instruction_only(path):
+    text = cpp_of(path, "stores.cu", {"stores.cu": STORES}, "sm_80")
+    lines = {
+        mark: i
+        for i, line in enumerate(STORES.splitlines(), 1)
+        for mark in ("words", "vectors")
+        if f"// {mark}" in line
+    }
+
+    def conflicts(between, apart, seed):
+        a = np.zeros(64, np.int32)
+        params = emulated.pack({"a": a, "between": np.int32(between), "apart": np.int32(apart)})
+        buffer = emulator.Buffer("a", a.ctypes.data, a.nbytes, True)
+        with emulator.settings(mode="checked", seed=seed):
+            report = emulator.launch(text, "stores", (1,), (64,), params, 8192, [buffer])
+        found = {c.site.line: (c.instructions, c.wavefronts) for c in report.conflicts}
+        assert report.bank_conflicts == sum(c.wavefronts for c in report.conflicts)
+        return found[lines["words"]], found[lines["vectors"]]
+
+    for between in range(1, 6):
+        # 32 lanes of 16 bytes in four transactions: 8 lanes 16 bytes apart hit each bank once, 32 apart twice, ...
+        for apart, extra in ((4, 0), (8, 4), (16, 12), (32, 28), (20, 0)):
+            assert conflicts(between, apart, seed=between) == ((4, 0), (1, extra))
+
+
+@PATHS
+def test_shared_memory_ends_at_its_last_byte(path):
+    body = """
+  const uint32_t address = ptx::shared_address(s.x + p.n);
+  ptx::cp_async_16(address, p.b, 16);
+  ptx::cp_async_wait_all();
+  p.a[0] = address;
+  for (int i = 0; i < 4; ++i) p.a[1 + i] = s.x[p.n + i];"""
+    name, shared_bytes = "last", 100 * 1024
+    text = cpp_of(path, "last.cu", {"last.cu": KERNELS + KERNEL.format(name=name, body=body)}, "sm_80")
+    b = emulated.aligned(4, np.int32)
+    b[:] = 7, 8, 9, 10
+
+    def at(word):
+        a = np.zeros(5, np.int32)
+        buffers = [emulator.Buffer(key, x.ctypes.data, x.nbytes, key == "a") for key, x in {"a": a, "b": b}.items()]
+        params = emulated.pack({"a": a, "b": b, "legal": np.int32(0), "n": np.int32(word)})
+        emulator.launch(text, name, (1,), (1,), params, shared_bytes, buffers)
+        return a.tolist()
+
+    for mode in ("fast", "checked"):
+        with emulator.settings(mode=mode):
+            assert at(shared_bytes // 4 - 4) == [shared_bytes - 16, 7, 8, 9, 10]
+            with pytest.raises(EmulatorError, match="out_of_bounds"):
+                at(shared_bytes // 4)
+
+
+# ---- values
+FLOATS = {  # expressions of x, y, z
+    "fmaxf(x, y)": np.fmax,
+    "fminf(x, y)": np.fmin,
+    "max(x, y)": np.fmax,
+    "min(x, y)": np.fmin,
+    "fabsf(x)": np.abs,
+    "fabs(x)": np.abs,
+    "floorf(x)": np.floor,
+    "ceilf(x)": np.ceil,
+    "sqrtf(x)": np.sqrt,
+    "__frcp_rn(x)": np.reciprocal,
+    "x / y": np.divide,
+    "isinf(x)": np.isinf,
+    "isnan(x)": np.isnan,
+    "__float_as_int(x)": lambda x: x.view(np.int32),
+    "__float_as_uint(x)": lambda x: x.view(np.uint32),
+    "__int_as_float(__float_as_int(x))": lambda x: x,
+    "__uint_as_float(__float_as_uint(x) & 0x7fffffffu)": np.abs,
+    "ptx::min_nan(x, floor(0 * y) == 0 ? y : 0)": lambda x, y: np.minimum(x, np.where(np.isfinite(y), y, 0)),
+    "__ldg(p.floats + t)": lambda x: x,
+}
+DOUBLES = {
+    "fmax(x, y)": np.fmax,
+    "fmin(x, y)": np.fmin,
+    "max(x, y)": np.fmax,
+    "min(x, y)": np.fmin,
+    "fabs(x)": np.abs,
+    "floor(x)": np.floor,
+    "ceil(x)": np.ceil,
+    "sqrt(x)": np.sqrt,
+    "isinf(x)": np.isinf,
+    "isnan(x)": np.isnan,
+    "__double_as_longlong(x)": lambda x: x.view(np.int64),
+    "__longlong_as_double(__double_as_longlong(x))": lambda x: x,
+    "ptx::min_nan(x, floor(0 * y) == 0 ? y : 0)": lambda x, y: np.minimum(x, np.where(np.isfinite(y), y, 0)),
+}
+INTEGERS = {
+    "max(x, y)": np.maximum,
+    "min(x, y)": np.minimum,
+    "max(unsigned(x), unsigned(y))": lambda x, y: np.maximum(x.view("u4"), y.view("u4")),
+    "min(unsigned(x), unsigned(y))": lambda x, y: np.minimum(x.view("u4"), y.view("u4")),
+    "abs(x)": np.abs,
+    "__popc(x)": lambda x: np.array([int(v).bit_count() for v in x.view("u4")], np.int32),
+    "__clz(x)": lambda x: np.array([32 - int(v).bit_length() for v in x.view("u4")], np.int32),
+    "ptx::opaque(x)": lambda x: x.view("u4"),
+}
+LONGS = {
+    "max(x, y)": np.maximum,
+    "min(x, y)": np.minimum,
+    "max((unsigned long long)x, (unsigned long long)y)": lambda x, y: np.maximum(x.view("u8"), y.view("u8")),
+    "min((unsigned long long)x, (unsigned long long)y)": lambda x, y: np.minimum(x.view("u8"), y.view("u8")),
+}
+TABLES = {"float": FLOATS, "double": DOUBLES, "int": INTEGERS, "long long": LONGS}
+N = 256
+
+
+def functions():
+    """Each result in 8 bytes: its bits, or an integer."""
+    bits = """
+__device__ inline long long bits(float x) { return __float_as_uint(x); }
+__device__ inline long long bits(double x) { return __double_as_longlong(x); }
+template <class T> __device__ inline long long bits(T x) { return static_cast<long long>(x); }
+"""
+    body, row = "", 0
+    for type_, table in TABLES.items():
+        array = f"p.{type_.split()[0]}s"
+        body += f"  {{\n    const {type_} x = {array}[t], y = {array}[{N} + t];\n"
+        for expression in table:
+            body += f"    p.out[{N * row} + t] = bits({expression});\n"
+            row += 1
+        body += "  }\n"
+    return f"""
+#include "platform.cuh"
+#include "ptx/math.cuh"
+#include "ptx/opaque.cuh"
+struct Params {{
+  const float* floats; const double* doubles; const int* ints; const long long* longs;
+  long long* out; int* extremes; unsigned* sum;
+}};
+{bits}
+extern "C" __global__ void __launch_bounds__({N}) functions(const __grid_constant__ Params p) {{
+  const int t = threadIdx.x;
+{body}
+  atomicMin(p.extremes, p.ints[t]);
+  atomicMax(p.extremes + 1, p.ints[t]);
+  atomicAdd(p.extremes + 2, p.ints[t]);
+  atomicAdd(p.sum, static_cast<unsigned>(p.ints[t]));
+}}
+"""
+
+
+@PATHS
+def test_functions_have_the_values_of_numpy(path):
+    rng = np.random.default_rng(11)
+    special = [0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, 1e20, -1e20, np.inf, -np.inf, np.nan]
+    pick = rng.random((2, N)) < 0.5
+    doubles = np.where(pick, rng.choice(special, (2, N)), rng.standard_normal((2, N)) * 100)
+    edges = [0, 1, -1, 2**31 - 1, 1 - 2**31]
+    longs = np.where(pick, rng.choice(edges, (2, N)), rng.integers(-(2**31) + 1, 2**31, (2, N)))
+    arrays = {"floats": doubles.astype("f4"), "doubles": doubles, "ints": longs.astype("i4"), "longs": longs * 2**31}
+    inputs = {type_: arrays[f"{type_.split()[0]}s"] for type_ in TABLES}
+    rows = [(type_, expression) for type_, table in TABLES.items() for expression in table]
+    arrays |= {"out": np.zeros((len(rows), N), np.int64), "extremes": np.zeros(3, np.int32), "sum": np.zeros(1, "u4")}
+    outputs = ("out", "extremes", "sum")
+    buffers = [emulator.Buffer(key, x.ctypes.data, x.nbytes, key in outputs) for key, x in arrays.items()]
+    text = cpp_of(path, "functions.cu", {"functions.cu": functions()}, "sm_80")
+    emulator.launch(text, "functions", (1,), (N,), emulated.pack(arrays), 0, buffers)
+
+    for (type_, expression), out in zip(rows, arrays["out"], strict=True):
+        oracle = TABLES[type_][expression]
+        with np.errstate(all="ignore"):
+            expected = oracle(
+                *inputs[type_][: oracle.nin if isinstance(oracle, np.ufunc) else oracle.__code__.co_argcount]
+            )
+        actual = out if expected.dtype.kind != "f" else out.astype(f"u{expected.itemsize}").view(expected.dtype)
+        np.testing.assert_array_equal(actual.astype(expected.dtype), expected, err_msg=f"{expression} of {type_}")
+    ints = arrays["ints"][0].astype(np.int64)
+    wrapped = ints.sum() % 2**32
+    assert arrays["extremes"].tolist() == [ints.min(), ints.max(), int(np.uint32(wrapped).view(np.int32))]
+    assert arrays["sum"] == wrapped

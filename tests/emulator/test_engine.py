@@ -2,10 +2,12 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import emulated
 import numpy as np
 import pytest
+from mutation import line_of
 
 from cupy_flash import emulator
 from cupy_flash.emulator import Bytes, EmulatorError
@@ -62,10 +64,57 @@ def test_shared_memory_starts_as_nan_in_every_block():
 
 
 def test_a_partial_warp_meets_in_collectives():
-    out = np.empty(40, np.float32)
-    source = kernel("float* out", "p.out[t] = ptx::shfl_xor(static_cast<float>(t), 1);")
-    emulated.run(source, {"out": out}, block=(40,))
+    body = """
+    p.out[t] = ptx::shfl_xor(static_cast<float>(t), 1);
+    p.votes[3 * t] = ptx::ballot(t % 3 == 0);
+    p.votes[3 * t + 1] = ptx::all(t >= 32);
+    p.votes[3 * t + 2] = ptx::any(t == 39);"""
+    out, votes = np.empty(40, np.float32), np.empty((40, 3), np.uint32)
+    source = kernel("float* out; uint32_t* votes", body)
+    emulated.run(source, {"out": out, "votes": votes}, outputs=("out", "votes"), block=(40,))
     np.testing.assert_array_equal(out, np.arange(40) ^ 1)
+    ballots = [sum(1 << lane for lane in range(32) if (32 * warp + lane) % 3 == 0) for warp in (0, 1)]
+    assert (votes[:32] == [ballots[0], 0, 0]).all()
+    assert (votes[32:] == [ballots[1] & 0xFF, 1, 1]).all()
+
+
+def test_the_last_thread_of_a_block_has_a_stack_as_well():
+    body = """
+    volatile int local[50000];
+    for (int i = 49999; i >= 0; i -= 1000) local[i] = t + i;
+    p.out[t] = local[49999] + local[999];"""
+    out = np.zeros(1024, np.int32)
+    emulated.run(kernel("int* out", body), {"out": out}, block=(1024,))
+    np.testing.assert_array_equal(out, 2 * np.arange(1024) + 49999 + 999)
+
+
+def test_there_are_sixteen_barriers():
+    header = HEADER + '#include "ptx/barrier.cuh"\n'
+    source = kernel("int* out; int id", "ptx::barrier_sync(p.id, 64); p.out[t] = p.id;").replace(HEADER, header)
+    out = np.zeros(64, np.int32)
+    for id in range(16):
+        emulated.run(source, {"out": out, "id": np.int32(id)}, block=(64,))
+        assert (out == id).all()
+    error = failure(source, {"out": out, "id": np.int32(16)}, block=(64,))
+    assert error.kind == "barrier"
+    assert "barrier 16" in str(error) and "0 to 15" in str(error)
+
+
+def test_a_python_thread_takes_its_machine_along():
+    def mappings():
+        return Path("/proc/self/maps").read_text().count("\n")
+
+    def launch():
+        out = np.zeros(1024, np.int32)
+        emulated.run(kernel("int* out", "p.out[t] = t;"), {"out": out}, block=(1024,))
+
+    launch()
+    counts = []
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(launch).result()
+        counts.append(mappings())
+    assert counts[-1] < counts[0] + 500  # a machine has more than 2000
 
 
 # ---- schedules
@@ -197,6 +246,45 @@ def test_the_engine_is_well_after_an_error():
         np.testing.assert_array_equal(order(), np.arange(192))
 
 
+@MODES
+@pytest.mark.parametrize("nbytes", [512, 504])
+def test_matrices_end_with_shared_memory(mode, nbytes):
+    body = """
+    for (int i = t; i < p.words; i += 32) s.x[i] = i;
+    __syncwarp();
+    uint32_t r[4];
+    ptx::ldmatrix_x4(r, ptx::shared_address(s.x + 4 * t));  // here
+    p.out[t] = r[3];"""
+    source = kernel("uint32_t* out; int words", body, shared="alignas(16) uint32_t x[128]")
+    source = source.replace(HEADER, HEADER + '#include "ptx/ldmatrix.cuh"\n#include "ptx/shared.cuh"\n')
+    arguments = {"out": np.zeros(32, np.uint32), "words": np.int32(nbytes // 4)}
+    if nbytes == 512:
+        emulated.run(source, arguments, shared=nbytes, mode=mode)
+        np.testing.assert_array_equal(arguments["out"], 96 + np.arange(32))
+    else:
+        error = failure(source, arguments, shared=nbytes, mode=mode)
+        assert error.kind == "out_of_bounds"
+        assert "16 bytes at shared+496" in str(error)
+        assert [site.line for site in error.sites] == [line_of(source, "// here")]
+
+
+def test_lanes_in_different_files():
+    """The same line of two files is not the same place."""
+    part = "#pragma once\n__device__ inline int {name}(int v) {{ return ptx::shfl_xor(v, 1); }}\n"
+    source = kernel("int* out", "p.out[t] = t < 16 ? first(t) : second(t);")
+    source = source.replace(HEADER, HEADER + '#include "first.cuh"\n#include "second.cuh"\n')
+    files = {f"{name}.cuh": part.format(name=name) for name in ("first", "second")}
+    text = emulated.flatten(
+        "kernel.cu", virtual={"kernel.cu": source, **files}, search=[emulated.root() / "emulator", emulated.root()]
+    )
+    out = np.zeros(32, np.int32)
+    buffer = emulator.Buffer("out", out.ctypes.data, out.nbytes, True)
+    with pytest.raises(EmulatorError) as raised:
+        emulator.launch(text, "kernel", (1,), (32,), emulated.pack({"out": out}), 0, [buffer])
+    assert raised.value.kind == "divergence"
+    assert {(site.file, site.line) for site in raised.value.sites} == {("first.cuh", 2), ("second.cuh", 2)}
+
+
 # ---- mistakes that only the checked mode finds
 def checked(params, body, arguments, **options):
     shared = options.pop("storage", "int x[64]")
@@ -271,6 +359,49 @@ def test_a_view_that_spans_gigabytes():
         assert report.bytes_written == 8
         with pytest.raises(EmulatorError, match=re.escape(f"out+{nbytes} (a buffer of {nbytes} bytes)")):
             launch(nbytes // 4)
+
+
+def test_places_of_one_launch_are_not_those_of_the_next():
+    body = """
+    if (p.n == 1) atomicAdd(p.out + 1, 1);
+    atomicAdd(p.out + 2 * p.n, 1);  // here"""
+    source, out = kernel("int* out; int n", body), np.zeros(2, np.int32)
+    emulated.run(source, {"out": out, "n": np.int32(0)}, mode="checked")
+    error = failure(source, {"out": out, "n": np.int32(1)}, mode="checked")
+    assert error.kind == "out_of_bounds"
+    assert [site.line for site in error.sites] == [line_of(source, "// here")]
+
+
+def test_a_vector_across_two_buffers():
+    memory = emulated.aligned(8, np.int32)
+    arguments = {"out": memory[:3], "in": memory[3:], "n": np.int32(0)}
+    body = "if (t == 0) ptx::store_global(p.out + 2 * p.n, ptx::load_global<2>(p.out + 2));"
+    source = kernel("int* out; const int* in; int n", body)
+    memory[2:4] = 5, 6
+    emulated.run(source, arguments, mode="checked")
+    assert memory.tolist() == [5, 6, 5, 6, 0, 0, 0, 0]
+    error = failure(source, arguments | {"n": np.int32(1)}, mode="checked")
+    assert error.kind == "read_only"
+    assert "write of in+0" in str(error)
+
+
+def test_a_structure_is_copied_by_parts():
+    """Each of its bytes is an access."""
+    body = """
+    struct Part { uint8_t bytes[27]; };
+    Part* to = reinterpret_cast<Part*>(p.out);
+    const Part* from = reinterpret_cast<const Part*>(p.in);
+    if (t < p.n) to[t] = from[t];"""
+    source = kernel("uint8_t* out; const uint8_t* in; int n", body)
+    data, out = np.arange(81).astype(np.uint8), np.zeros(81, np.uint8)
+    arguments = {"out": out, "in": data, "n": np.int32(3)}
+    report = emulated.run(source, arguments, mode="checked")
+    np.testing.assert_array_equal(out, data)
+    assert report.buffers == {"out": Bytes(0, 81), "in": Bytes(81, 0)}
+    for short in ("out", "in"):
+        error = failure(source, arguments | {short: arguments[short][:-1]}, mode="checked")
+        assert error.kind == "out_of_bounds"
+        assert f"{short}+80" in str(error)
 
 
 def test_overlapping_views_keep_their_rights():

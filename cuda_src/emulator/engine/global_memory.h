@@ -56,17 +56,20 @@ class GlobalMemory {
 
   bool check(const Clocks& clocks, uint32_t block, int thread, uint64_t address, uint32_t size, Access kind,
              SiteId site, Finding* finding) {
-    const Segment* segment = find(address);
-    if (kind != Access::kRead && segment->writer < 0) {
-      *finding = {"read_only",
-                  format("%s of %s at {0}, a read-only buffer", name(kind), place(address).c_str()),
-                  {thread},
-                  {site}};
-      return false;
-    }
-    if (segment->writer < 0) return true;
     for (uint64_t begin = address, end = address + size; begin < end;) {
-      const uint64_t stop = std::min(end, (begin / kCellBytes + 1) * kCellBytes);
+      const Segment* segment = find(begin);
+      if (kind != Access::kRead && segment->writer < 0) {
+        *finding = {"read_only",
+                    format("%s of %s at {0}, a read-only buffer", name(kind), place(begin).c_str()),
+                    {thread},
+                    {site}};
+        return false;
+      }
+      if (segment->writer < 0) {
+        begin = segment->end;
+        continue;
+      }
+      const uint64_t stop = std::min({end, segment->end, (begin / kCellBytes + 1) * kCellBytes});
       const uint8_t mask = static_cast<uint8_t>(((1 << (stop - begin)) - 1) << begin % kCellBytes);
       if (!check_cell(clocks, block, thread, begin, mask, kind, site, finding)) return false;
       begin = stop;

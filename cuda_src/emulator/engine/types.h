@@ -70,6 +70,7 @@ struct Barrier {
   int reduce_count, result;
   Site first_site;
   std::vector<Fiber*> syncing, arrived;
+  std::vector<uint32_t> released;  // what is known of those that only arrived (clocks.h)
   int count() const { return static_cast<int>(syncing.size() + arrived.size()); }
 };
 
