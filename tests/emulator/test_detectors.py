@@ -104,6 +104,16 @@ CASES = {
   if (t == 2) bytes[0] = 2;  // here""",
         *(lambda n: (0, 2), lambda n: "write of shared+0"),
     ),
+    "a_writer_that_has_read_last": Case(
+        "shared_race",
+        """
+  if (t == 0) s.x[0] = 1;
+  __syncthreads();
+  if (t < 2) p.a[t] = s.x[0];  // here
+  if (p.legal) __syncwarp();
+  if (t == 1) s.x[0] = 2;  // here""",
+        *(lambda n: (0, 1), lambda n: "write of shared+0 "),
+    ),
     "a_thread_that_arrives_and_does_not_wait": Case(
         "shared_race",
         """
@@ -363,6 +373,24 @@ CASES = {
   ptx::cp_async_wait_all();""",
         *(lambda n: (2,), lambda n: "read of 4 bytes at b+1024"),
     ),
+    "a_misaligned_copy": Case(
+        "misaligned",
+        """
+  const uint32_t to = ptx::shared_address(s.x + 4 * t + (p.legal || p.n ? 0 : 2));
+  ptx::cp_async_16(to, p.b + 4 * t + (p.legal ? 0 : p.n), 16);  // here
+  ptx::cp_async_wait_all();""",
+        lambda n: (0,),
+        lambda n: "from b+8 " if n else "to shared+8",
+        (0, 2),
+        32,
+    ),
+    "a_copy_of_more_than_its_size": Case(
+        "async_copy",
+        """
+  ptx::cp_async_4(ptx::shared_address(s.x + t), p.b + t, p.legal ? 4 : p.n);  // here
+  ptx::cp_async_wait_all();""",
+        *(lambda n: (0,), lambda n: f"of {n} of 4 bytes", (5,)),
+    ),
     "the_shared_address_of_global_memory": Case(
         "out_of_bounds",
         """
@@ -411,6 +439,13 @@ CASES = {
         *(lambda n: tuple(range(32 - 32 * n, 64 - 32 * n)), lambda n: f"threads {32 * n}-{32 * n + 31} have returned"),
         values=(0, 1),
     ),
+    "threads_at_two_barriers": Case(
+        "barrier_divergence",
+        """
+  if (p.legal || t < 32) __syncthreads();  // here
+  if (p.legal || t >= 32) __syncthreads();  // here""",
+        *(lambda n: (0, 32), lambda n: "thread 32 is in __syncthreads"),
+    ),
     "a_thread_that_has_left": Case(
         "barrier_divergence",
         """
@@ -423,6 +458,25 @@ CASES = {
         """
   if (t < 32) ptx::barrier_sync(3, p.legal ? 32 : 64);  // here""",
         *(lambda n: tuple(range(32)), lambda n: "threads 0-31 wait at barrier 3"),
+    ),
+    "a_named_barrier_for_more_than_the_block": Case(
+        "barrier",
+        """
+  ptx::barrier_arrive(1, p.legal ? 64 : p.n);  // here""",
+        *(lambda n: (0,), lambda n: "barrier 1 at detectors.cu", (48, 96)),
+    ),
+    "threads_that_count_differently": Case(
+        "barrier",
+        """
+  ptx::barrier_sync(2, p.legal || t < 32 ? 64 : 32);  // here""",
+        *(lambda n: (0, 32), lambda n: "for 32 threads meets the same barrier"),
+    ),
+    "a_barrier_that_nobody_else_comes_to": Case(
+        "deadlock",
+        """
+  if (t < 32) ptx::barrier_arrive(p.legal ? 1 : 2, 64);
+  else ptx::barrier_sync(1, 64);  // here""",
+        *(lambda n: tuple(range(32, 64)), lambda n: "threads 32-63 wait at barrier 1"),
     ),
     "a_lane_that_skips_a_shuffle": Case(
         "deadlock",

@@ -7,7 +7,7 @@ from pathlib import Path
 import emulated
 import numpy as np
 import pytest
-from mutation import line_of
+from emulated import line_of
 
 from cupy_flash import emulator
 from cupy_flash.emulator import Bytes, EmulatorError
@@ -456,37 +456,61 @@ CONFLICTS = [  # element type, elements read together, distance between lanes in
 ]
 
 
-@pytest.mark.parametrize(("element", "together", "distance", "extra"), CONFLICTS)
-def test_bank_conflicts(element, together, distance, extra):
-    """Expected counts follow from 32 banks of 4 bytes and one transaction for 128 bytes."""
-    body = f"""
-    for (int i = t; i < 2048; i += 32) s.x[i] = 0;
-    __syncwarp();
-    const auto v = ptx::load_shared<{together}>(s.x + {distance} * t);  // counted
-    p.out[t] = static_cast<float>(v[0]);"""
-    source = kernel("float* out", body, shared=f"alignas(16) {element} x[2048]")
-    report = emulated.run(source, {"out": np.zeros(32, np.float32)}, shared=16384, mode="counted")
-    lines = {c.site.line: c for c in report.conflicts}
-    counted = lines[source.splitlines().index(next(x for x in source.splitlines() if "counted" in x)) + 1]
-    assert (counted.instructions, counted.wavefronts) == (1, extra)
-    assert report.bank_conflicts == extra
+MATRICES = [  # instruction, elements from row to row, extra wavefronts of four matrices
+    (call, pitch, extra) for call in ("ldmatrix", "stmatrix") for pitch, extra in ((8, 0), (64, 28), (72, 0), (16, 4))
+]
+CONFLICT_HEADER = f"""{HEADER}
+#include "ptx/ldmatrix.cuh"
+#include "ptx/shared.cuh"
+#include "ptx/stmatrix.cuh"
+struct Params {{ float* out; }};
+template <class T> __device__ T* filled() {{
+  T* x = &shared_storage<T>();
+  for (int i = threadIdx.x; i < 2304; i += 32) x[i] = 0;
+  __syncwarp();
+  return x;
+}}
+"""
+CONFLICT_KERNEL = """
+extern "C" __global__ void __launch_bounds__(32) {name}(const __grid_constant__ Params p) {{
+  const int t = threadIdx.x;
+  {body}
+}}
+"""
+
+
+def conflict_kernels():
+    """All in one source: it is compiled once."""
+    bodies = {}
+    for i, (element, together, distance, _) in enumerate(CONFLICTS):
+        bodies[f"lanes_{i}"] = f"""
+  const auto v = ptx::load_shared<{together}>(filled<{element}>() + {distance} * t);  // lanes_{i}!
+  p.out[t] = static_cast<float>(v[0]);"""
+    for i, (call, pitch, _) in enumerate(MATRICES):
+        bodies[f"matrix_{i}"] = f"""
+  uint32_t r[4] = {{}};
+  const uint32_t row = ptx::shared_address(filled<uint16_t>() + {pitch} * t);
+  ptx::{call}_x4({"r, row" if call == "ldmatrix" else "row, r"});  // matrix_{i}!
+  p.out[t] = r[0];"""
+    return CONFLICT_HEADER + "".join(CONFLICT_KERNEL.format(name=name, body=body) for name, body in bodies.items())
 
 
 @pytest.mark.parametrize(
-    ("name", "call"), [("ldmatrix", "ldmatrix_x4(r, {})"), ("stmatrix", "stmatrix_x4({}, r)")], ids=["load", "store"]
+    ("entry", "extra"),
+    [
+        *((f"lanes_{i}", extra) for i, (*_, extra) in enumerate(CONFLICTS)),
+        *((f"matrix_{i}", extra) for i, (*_, extra) in enumerate(MATRICES)),
+    ],
 )
-@pytest.mark.parametrize(("pitch", "extra"), [(8, 0), (64, 4 * 7), (72, 0), (16, 4)])
-def test_bank_conflicts_of_matrices(name, call, pitch, extra):
-    body = f"""
-    for (int i = t; i < {32 * pitch}; i += 32) s.x[i] = 0;
-    __syncwarp();
-    uint32_t r[4] = {{}};
-    ptx::{call.format(f"ptx::shared_address(s.x + {pitch} * t)")};
-    p.out[t] = r[0];"""
-    source = kernel("uint32_t* out", body, shared=f"alignas(16) uint16_t x[{32 * pitch}]")
-    source = source.replace(HEADER, HEADER + f'#include "ptx/{name}.cuh"\n#include "ptx/shared.cuh"\n')
-    report = emulated.run(source, {"out": np.zeros(32, np.uint32)}, shared=64 * pitch, mode="counted")
-    assert report.bank_conflicts == extra
+def test_bank_conflicts(entry, extra):
+    """Expected counts follow from 32 banks of 4 bytes and one transaction for 128 bytes."""
+    source = conflict_kernels()
+    arguments = {"out": np.zeros(32, np.float32)}
+    report = emulated.run(source, arguments, entry=entry, shared=2304 * 8, mode="counted")
+    line = line_of(source, f"// {entry}!")
+    (counted,) = (c for c in report.conflicts if c.site.line == line)
+    assert counted.instructions == (4 if entry.startswith("matrix") else 1)
+    assert counted.wavefronts == extra
 
 
 @pytest.mark.parametrize(
