@@ -174,13 +174,6 @@ BUGS = [
         f"{COUNTS}[host]",
     ),
     bug(
-        "engine/async_copies.h",
-        "a copy's destination is not an access",
-        "  m.shared_access(*m.current, shared_address, size, emulator::Access::kWrite, site);\n",
-        "",
-        f"{MISTAKES}[a_copy_to_what_another_thread_reads-host]",
-    ),
-    bug(
         "engine/machine.h",
         "seed 0 draws nothing",
         "state_((seed + 1)",
@@ -200,13 +193,6 @@ BUGS = [
         "transposed ? elements[2 * t + 1][g]",
         "transposed ? elements[2 * t][g + 1]",
         f"{PRIMITIVES}::test_ldmatrix[1-True]",
-    ),
-    bug(
-        "engine/matrix.h",
-        "rows of a matrix may be misaligned",
-        "if (rows[row] % 16)",
-        "if (rows[row] % 2)",
-        f"{ENGINE}::test_stmatrix_is_a_store",
     ),
     bug(
         "engine/matrix.h",
@@ -238,13 +224,6 @@ BUGS = [
     ),
     bug(
         "engine/bank_conflicts.h",
-        "a warp's accesses of 8 bytes are one transaction",
-        "instruction.bytes <= 4 ? 32",
-        "instruction.bytes <= 8 ? 32",
-        f"{ENGINE}::test_bank_conflicts",
-    ),
-    bug(
-        "engine/bank_conflicts.h",
         "accesses after a collective go on with those before it",
         "      memset(stream.seen, 0, sizeof stream.seen);\n",
         "",
@@ -256,13 +235,6 @@ BUGS = [
         "mode == kShuffleUp ? source >= segment",
         "mode == kShuffleUp ? source >= 0",
         f"{PRIMITIVES}::test_shuffles[float-shfl_up-8]",
-    ),
-    bug(
-        "engine/collectives.h",
-        "a vote of all asks the whole warp",
-        "all = ballot == meeting.mask;",
-        "all = ballot == 0xffffffffu;",
-        f"{ENGINE}::test_a_partial_warp_meets_in_collectives",
     ),
     bug(
         "engine/collectives.h",
@@ -315,13 +287,6 @@ BUGS = [
     ),
     bug(
         "engine/run.h",
-        "the first block never moves",
-        "for (size_t i = blocks.size(); i > 1; --i)",
-        "for (size_t i = blocks.size(); i > blocks.size(); --i)",
-        f"{ENGINE}::test_a_seed_draws_an_order_and_repeats_it",
-    ),
-    bug(
-        "engine/run.h",
         "places of the last launch's kernel are found again",
         "  memset(site_cache, 0, sizeof site_cache);\n",
         "",
@@ -347,20 +312,6 @@ BUGS = [
         "std::any_of(fiber.copy_groups.begin(), fiber.copy_groups.end(), pending)) {",
         "false) {",
         f"{MISTAKES}[a_copy_never_waited_for-host]",
-    ),
-    bug(
-        "engine/scheduler.h",
-        "shared memory keeps what the last block left",
-        "  memset(shared, 0xff, launch->shared_bytes);  // NaN in every floating-point format\n",
-        "",
-        f"{ENGINE}::test_shared_memory_starts_as_nan_in_every_block",
-    ),
-    bug(
-        "engine/memory.h",
-        "any read is taken for one of the kernel's constants",
-        "address >= begin && address + bytes <= end",
-        "address >= begin || address + bytes <= end",
-        f"{MISTAKES}[a_read_beyond_either_end-host]",
     ),
     bug(
         "engine/memory.h",
@@ -424,13 +375,6 @@ BUGS = [
         "      cell.write_time = clocks.now(thread);\n    });",
         "    });",
         f"{MISTAKES}[a_barrier_before_the_wait-host]",
-    ),
-    bug(
-        "engine/shared_shadow.h",
-        "a write of one byte forgets who read the others",
-        "if (mask == kWholeCell) cell.reader_warps = 0;",
-        "cell.reader_warps = 0;",
-        f"{MISTAKES}[a_reader_of_the_other_byte_in_shared_memory-host]",
     ),
     bug(
         "engine/global_memory.h",

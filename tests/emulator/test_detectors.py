@@ -666,6 +666,8 @@ def test_bytes_and_instructions_are_counted(path):
     dtypes = {"bytes": "u1", "halves": "u2", "words": "4i4", "doubles": "f8", "copied": "4i4"}
     outputs = {"once": "i4", "twice": "i4", "added": "i4", "some": "i4", "last": "u1"}
     arrays = {name: emulated.aligned((64, *np.dtype(d).shape), np.dtype(d).base) for name, d in dtypes.items()}
+    for x in arrays.values():
+        x[:] = np.random.default_rng(3).integers(1, 100, x.shape)
     arrays |= {name: np.zeros(64, d) for name, d in outputs.items()}
     buffers = [emulator.Buffer(name, x.ctypes.data, x.nbytes, name in outputs) for name, x in arrays.items()]
     text = cpp_of(path, "counted.cu", {"counted.cu": COUNTED}, "sm_80")
@@ -684,6 +686,13 @@ def test_bytes_and_instructions_are_counted(path):
         "some": Bytes(2 * 20, 2 * 20),
         "last": Bytes(0, 2),
     }
+    once = arrays["words"].sum(-1) + arrays["bytes"] + arrays["halves"] + arrays["doubles"].astype(int)
+    first = np.where(np.arange(64) % 17, arrays["copied"][:, 0], 0)  # numbers of one byte
+    np.testing.assert_array_equal(arrays["once"], once)
+    np.testing.assert_array_equal(arrays["twice"], once + first)
+    assert arrays["added"][0] == 2 * np.arange(64).sum()
+    np.testing.assert_array_equal(arrays["some"], np.where(np.arange(64) < 5, 2, 0))
+    assert arrays["last"][0] == 1
     assert (report.cp_async, report.atomics) == (2 * 64, 2 * 64)
     warps = 2 * 2
     assert (report.shuffles, report.ldmatrix, report.votes, report.syncwarps) == (warps,) * 4
