@@ -30,7 +30,7 @@ BUGS = [
         "a vote for uniformity is one for all",
         "kVoteUni = 3",
         "kVoteUni = 2",
-        f"{TRANSLATE}::test_votes_and_barrier_reductions",
+        "tests/emulator/test_ptx_instructions.py::test_votes_of_a_warp_that_says_yes_no_or_both",
     ),
     bug("launch.h", "votes and syncwarps change places", "votes, syncwarps", "syncwarps, votes", f"{COUNTS}[host]"),
     bug(

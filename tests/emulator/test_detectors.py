@@ -651,12 +651,13 @@ extern "C" __global__ void __launch_bounds__(64) counted(const __grid_constant__
   __syncthreads();
   p.twice[t] = p.once[t] + s.x[4 * t];
   if (t < 5) p.some[t] = p.some[t] + 1;
-  atomicAdd(p.added, ptx::shfl_xor(t, 1));
+  atomicAdd(p.added, ptx::shfl_xor(ptx::shfl_xor(t, 1), 2));
   uint32_t r[4];
   ptx::ldmatrix_x4(r, ptx::shared_address(s.x + 4 * (t % 32)));
-  const bool any = ptx::any(r[0] + r[1] + r[2] + r[3] != 0);
-  __syncwarp();
-  if (t == 63) *p.last = any;
+  const bool some = ptx::any(r[0] + r[1] + r[2] + r[3] != 0);
+  const int votes = some + ptx::any(t == 40) + ptx::all(t >= 32);
+  for (int i = 0; i < 4; ++i) __syncwarp();
+  if (t == 63) *p.last = votes;
 }
 """
 
@@ -692,10 +693,11 @@ def test_bytes_and_instructions_are_counted(path):
     np.testing.assert_array_equal(arrays["twice"], once + first)
     assert arrays["added"][0] == 2 * np.arange(64).sum()
     np.testing.assert_array_equal(arrays["some"], np.where(np.arange(64) < 5, 2, 0))
-    assert arrays["last"][0] == 1
+    assert arrays["last"][0] == 3
     assert (report.cp_async, report.atomics) == (2 * 64, 2 * 64)
     warps = 2 * 2
-    assert (report.shuffles, report.ldmatrix, report.votes, report.syncwarps) == (warps,) * 4
+    work = (report.ldmatrix, report.shuffles, report.votes, report.syncwarps)
+    assert work == (warps, 2 * warps, 3 * warps, 4 * warps)
     assert (report.barriers, report.mma) == (2, 0)
     # A load of 4 bytes from rows of 16, one access of each warp; four matrices of ldmatrix.
     assert report.shared_accesses == warps * (1 + 4)

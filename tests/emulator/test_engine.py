@@ -141,6 +141,9 @@ def test_a_seed_draws_an_order_and_repeats_it():
     orders = [tuple(order(seed=seed)) for seed in range(4)]
     assert len({*orders, tuple(range(192))}) == 5
     assert orders == [tuple(order(seed=seed, mode="checked")) for seed in range(4)]
+    for seed in range(4):
+        steps = np.diff(np.reshape(orders[seed], (3, 64)))
+        assert (steps != 1).any(axis=1).all(), f"seed {seed}: the threads of a block keep their order"
     first_tickets = [np.reshape(o, (3, 64)).min(axis=1).argsort().tolist() for o in orders]
     assert any(blocks != [0, 1, 2] for blocks in first_tickets), "blocks keep their order"
 

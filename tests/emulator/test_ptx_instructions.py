@@ -487,3 +487,22 @@ def test_lop3_of_every_truth_table():
             index = (a >> bit & 1) * 4 + (b >> bit & 1) * 2 + (c >> bit & 1)
             expected |= (np.uint64(table) >> index & 1) << np.uint64(bit)
         np.testing.assert_array_equal(column, expected)
+
+
+def test_votes_of_a_warp_that_says_yes_no_or_both():
+    modes = ("all", "any", "uni")
+    body = [slot("votes", 1), "ld.global.u32 %flag, [%address]; setp.ne.u32 %p1, %flag, 0;"]
+    body += [f"vote.sync.{mode}.pred %p2, %p1, -1; selp.u32 %r{i}, 1, 0, %p2;" for i, mode in enumerate(modes, 1)]
+    body += ["vote.sync.ballot.b32 %r4, !%p1, -1; mul.wide.u32 %slot, %t, 16;", slot("votes", 0)]
+    body += ["st.global.v4.u32 [%address], {%r1, %r2, %r3, %r4};"]
+    yes = np.zeros((3, 32), np.uint64)
+    yes[1], yes[2, ::3] = 1, 1
+    votes = np.zeros((3, 32, 4), np.uint32)
+    arrays = {"votes": votes, "yes": yes}
+    params = np.resize([x.ctypes.data for x in arrays.values()], 5).astype(np.uint64).tobytes()
+    buffers = [emulator.Buffer(k, x.ctypes.data, x.nbytes, k == "votes") for k, x in arrays.items()]
+    text = translate(f".target sm_80\n{_ENTRY.format(name='votes', body=chr(10).join(body))}")
+    emulator.launch(text, "votes", (1,), (96,), params, 0, buffers)
+    some = sum(1 << lane for lane in range(32) if lane % 3)
+    expected = np.array([[0, 0, 1, 2**32 - 1], [1, 1, 1, 0], [0, 1, 0, some]], np.uint32)
+    np.testing.assert_array_equal(votes, np.broadcast_to(expected[:, None], votes.shape))
