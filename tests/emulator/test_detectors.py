@@ -750,10 +750,9 @@ def test_stores_conflict_within_one_instruction_only(path):
         assert report.bank_conflicts == sum(c.wavefronts for c in report.conflicts)
         return found[lines["words"]], found[lines["vectors"]]
 
-    for between in range(1, 6):
-        # 32 lanes of 16 bytes in four transactions: 8 lanes 16 bytes apart hit each bank once, 32 apart twice, ...
-        for apart, extra in ((4, 0), (8, 4), (16, 12), (32, 28), (20, 0)):
-            assert conflicts(between, apart, seed=between) == ((4, 0), (1, extra))
+    # 32 lanes of 16 bytes are four transactions; 8 lanes 16 bytes apart hit each bank once, 32 apart twice, ...
+    for between, (apart, extra) in enumerate(((4, 0), (8, 4), (16, 12), (32, 28), (20, 0)), 1):
+        assert conflicts(between, apart, seed=between) == ((4, 0), (1, extra))
 
 
 @PATHS
@@ -784,7 +783,7 @@ def test_shared_memory_ends_at_its_last_byte(path):
 
 
 # ---- values
-FLOATS = {  # expressions of x, y, z
+FLOATS = {  # expressions of x and y
     "fmaxf(x, y)": np.fmax,
     "fminf(x, y)": np.fmin,
     "max(x, y)": np.fmax,
@@ -894,10 +893,9 @@ def test_functions_have_the_values_of_numpy(path):
 
     for (type_, expression), out in zip(rows, arrays["out"], strict=True):
         oracle = TABLES[type_][expression]
+        arguments = oracle.nin if isinstance(oracle, np.ufunc) else oracle.__code__.co_argcount
         with np.errstate(all="ignore"):
-            expected = oracle(
-                *inputs[type_][: oracle.nin if isinstance(oracle, np.ufunc) else oracle.__code__.co_argcount]
-            )
+            expected = oracle(*inputs[type_][:arguments])
         actual = out if expected.dtype.kind != "f" else out.astype(f"u{expected.itemsize}").view(expected.dtype)
         np.testing.assert_array_equal(actual.astype(expected.dtype), expected, err_msg=f"{expression} of {type_}")
     ints = arrays["ints"][0].astype(np.int64)
