@@ -95,9 +95,9 @@ BUGS = [
     ),
     bug(
         "ptx_isa.h",
-        "the high half of a signed product is that of an unsigned one",
-        "if constexpr (kIsSigned<T>) return static_cast<T>(static_cast<Wide>",
-        "if constexpr (false) return static_cast<T>(static_cast<Wide>",
+        "the high half of an unsigned product begins at bit 32",
+        "static_cast<UnsignedWide>(b) >> kBits<T>",
+        "static_cast<UnsignedWide>(b) >> 32",
         INSTRUCTIONS,
     ),
     bug("ptx_isa.h", "NaN as a 64-bit integer is 0", "return kWide ? ", "return false ? ", INSTRUCTIONS),
