@@ -93,6 +93,7 @@ CASES = {
         """
   int8_t* bytes = reinterpret_cast<int8_t*>(p.a + 64);
   if (t == 0) p.a[0] = bytes[0];  // here
+  if (t < 2) __syncwarp(3);
   if (t == 1) bytes[1] = 1;
   if (p.legal) __syncthreads();
   if (t == 2) bytes[0] = 1;  // here""",

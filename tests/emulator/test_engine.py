@@ -48,8 +48,8 @@ def test_threads_and_blocks_know_who_they_are():
     unsigned* out = p.out + 6 * (block * n + t);
     out[0] = threadIdx.x; out[1] = threadIdx.y; out[2] = threadIdx.z;
     out[3] = blockIdx.x; out[4] = blockIdx.y; out[5] = blockIdx.z;"""
-    block, grid = (5, 3, 4), (3, 2, 2)
-    out = np.empty((12, 60, 6), np.uint32)
+    block, grid = (5, 3, 4), (3, 2, 4)
+    out = np.empty((24, 60, 6), np.uint32)
     emulated.run(kernel("unsigned* out", body), {"out": out}, grid=grid, block=block, mode="checked")
     for column, sizes in ((0, block), (3, grid)):
         z, y, x = np.unravel_index(np.arange(np.prod(sizes)), sizes[::-1])
@@ -152,14 +152,15 @@ def test_preemption_changes_what_unordered_threads_see():
     body = "s.x[t] = p.out[t]; p.out[t] = s.x[t]; p.out[t] = atomicAdd(p.next, 1);"
     source = kernel("int* out; int* next", body, shared="int x[64]")
 
-    def tickets(preempt):
+    def tickets(preempt, seed):
         arguments = {"out": np.zeros(64, np.int32), "next": np.zeros(1, np.int32)}
-        settings = {"mode": "checked", "seed": 1, "preempt": preempt}
+        settings = {"mode": "checked", "seed": seed, "preempt": preempt}
         emulated.run(source, arguments, outputs=("out", "next"), block=(64,), shared=256, **settings)
         return tuple(arguments["out"])
 
-    assert tickets(2) == tickets(2)
-    assert tickets(2) != tickets(0)
+    assert tickets(2, seed=1) == tickets(2, seed=1)
+    assert tickets(2, seed=1) != tickets(0, seed=1)
+    assert tickets(2, seed=None) != tickets(0, seed=None) == tuple(range(64))
 
 
 def test_python_threads_run_kernels_at_the_same_time():
