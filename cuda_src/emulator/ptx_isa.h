@@ -292,9 +292,10 @@ template <class T>
 constexpr T kLowest = kIsSigned<T> ? static_cast<T>(Unsigned<T>(1) << (kBits<T> - 1)) : T(0);
 template <class T> constexpr T kHighest = static_cast<T>(~kLowest<T>);
 
-// A rounded float to an integer: out of range clamps, NaN is 0.
+// A rounded float to an integer: out of range clamps. NaN is 0, or the top bit alone if either type has 64 bits.
 template <class To, class From> inline To to_integer(From a) {
-  if (a != a) return 0;
+  constexpr bool kWide = sizeof(From) == 8 || sizeof(To) == 8;
+  if (a != a) return kWide ? static_cast<To>(Unsigned<To>(1) << (kBits<To> - 1)) : To(0);
   // 2^bits (or 2^(bits - 1)) is exact in either float type; kHighest need not be.
   const From bound = From(2) * static_cast<From>(uint64_t{1} << (kBits<To> - 1 - kIsSigned<To>));
   if (a >= bound) return kHighest<To>;

@@ -13,6 +13,12 @@ def host_source(kernel, name="kernel.cu"):
     return flatten(name, virtual={name: kernel}, search=[root() / "emulator", root()])
 
 
+def line_of(source, text):
+    """The number of the only line that contains `text`."""
+    (number,) = (i for i, line in enumerate(source.splitlines(), 1) if text in line)
+    return number
+
+
 def pack(arguments):
     """The bytes of a parameter structure with these members in order; an array becomes a pointer."""
     values = {

@@ -1,11 +1,14 @@
 """The emulator itself: what threads see, schedules, limits, counts, errors and reports."""
 
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import emulated
 import numpy as np
 import pytest
+from emulated import line_of
 
 from cupy_flash import emulator
 from cupy_flash.emulator import Bytes, EmulatorError
@@ -45,8 +48,8 @@ def test_threads_and_blocks_know_who_they_are():
     unsigned* out = p.out + 6 * (block * n + t);
     out[0] = threadIdx.x; out[1] = threadIdx.y; out[2] = threadIdx.z;
     out[3] = blockIdx.x; out[4] = blockIdx.y; out[5] = blockIdx.z;"""
-    block, grid = (5, 3, 4), (3, 2, 2)
-    out = np.empty((12, 60, 6), np.uint32)
+    block, grid = (5, 3, 4), (3, 2, 4)
+    out = np.empty((24, 60, 6), np.uint32)
     emulated.run(kernel("unsigned* out", body), {"out": out}, grid=grid, block=block, mode="checked")
     for column, sizes in ((0, block), (3, grid)):
         z, y, x = np.unravel_index(np.arange(np.prod(sizes)), sizes[::-1])
@@ -62,10 +65,60 @@ def test_shared_memory_starts_as_nan_in_every_block():
 
 
 def test_a_partial_warp_meets_in_collectives():
-    out = np.empty(40, np.float32)
-    source = kernel("float* out", "p.out[t] = ptx::shfl_xor(static_cast<float>(t), 1);")
-    emulated.run(source, {"out": out}, block=(40,))
+    body = """
+    p.out[t] = ptx::shfl_xor(static_cast<float>(t), 1);
+    p.votes[3 * t] = ptx::ballot(t % 3 == 0);
+    p.votes[3 * t + 1] = ptx::all(t >= 32);
+    p.votes[3 * t + 2] = ptx::any(t == 39);"""
+    out, votes = np.empty(40, np.float32), np.empty((40, 3), np.uint32)
+    source = kernel("float* out; uint32_t* votes", body)
+    emulated.run(source, {"out": out, "votes": votes}, outputs=("out", "votes"), block=(40,))
     np.testing.assert_array_equal(out, np.arange(40) ^ 1)
+    ballots = [sum(1 << lane for lane in range(32) if (32 * warp + lane) % 3 == 0) for warp in (0, 1)]
+    assert (votes[:32] == [ballots[0], 0, 0]).all()
+    assert (votes[32:] == [ballots[1] & 0xFF, 1, 1]).all()
+
+
+def test_the_last_thread_of_a_block_has_a_stack_as_well():
+    body = """
+    volatile int local[50000];
+    for (int i = 49999; i >= 0; i -= 1000) local[i] = t + i;
+    p.out[t] = local[49999] + local[999];"""
+    out = np.zeros(1024, np.int32)
+    emulated.run(kernel("int* out", body), {"out": out}, block=(1024,))
+    np.testing.assert_array_equal(out, 2 * np.arange(1024) + 49999 + 999)
+
+
+def test_there_are_sixteen_barriers():
+    header = HEADER + '#include "ptx/barrier.cuh"\n'
+    source = kernel("int* out; int id", "ptx::barrier_sync(p.id, 64); p.out[t] = p.id;").replace(HEADER, header)
+    out = np.zeros(64, np.int32)
+    for id in range(16):
+        emulated.run(source, {"out": out, "id": np.int32(id)}, block=(64,))
+        assert (out == id).all()
+    error = failure(source, {"out": out, "id": np.int32(16)}, block=(64,))
+    assert error.kind == "barrier"
+    assert "barrier 16" in str(error) and "0 to 15" in str(error)
+
+
+def test_a_python_thread_takes_its_machine_along():
+    def mappings():
+        return Path("/proc/self/maps").read_text().count("\n")
+
+    def launch():
+        out = np.zeros(512, np.int32)
+        emulated.run(kernel("int* out", "p.out[t] = t;"), {"out": out}, block=(512,))
+
+    launch()
+    before = mappings()
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(launch).result()
+    for _ in range(1000):  # a thread that has been joined may still be ending
+        if mappings() < before + 500:  # a machine has more than 1000
+            break
+        time.sleep(0.01)
+    assert mappings() < before + 500
 
 
 # ---- schedules
@@ -88,6 +141,9 @@ def test_a_seed_draws_an_order_and_repeats_it():
     orders = [tuple(order(seed=seed)) for seed in range(4)]
     assert len({*orders, tuple(range(192))}) == 5
     assert orders == [tuple(order(seed=seed, mode="checked")) for seed in range(4)]
+    for seed in range(4):
+        steps = np.diff(np.reshape(orders[seed], (3, 64)))
+        assert (steps != 1).any(axis=1).all(), f"seed {seed}: the threads of a block keep their order"
     first_tickets = [np.reshape(o, (3, 64)).min(axis=1).argsort().tolist() for o in orders]
     assert any(blocks != [0, 1, 2] for blocks in first_tickets), "blocks keep their order"
 
@@ -96,14 +152,15 @@ def test_preemption_changes_what_unordered_threads_see():
     body = "s.x[t] = p.out[t]; p.out[t] = s.x[t]; p.out[t] = atomicAdd(p.next, 1);"
     source = kernel("int* out; int* next", body, shared="int x[64]")
 
-    def tickets(preempt):
+    def tickets(preempt, seed):
         arguments = {"out": np.zeros(64, np.int32), "next": np.zeros(1, np.int32)}
-        settings = {"mode": "checked", "seed": 1, "preempt": preempt}
+        settings = {"mode": "checked", "seed": seed, "preempt": preempt}
         emulated.run(source, arguments, outputs=("out", "next"), block=(64,), shared=256, **settings)
         return tuple(arguments["out"])
 
-    assert tickets(2) == tickets(2)
-    assert tickets(2) != tickets(0)
+    assert tickets(2, seed=1) == tickets(2, seed=1)
+    assert tickets(2, seed=1) != tickets(0, seed=1)
+    assert tickets(2, seed=None) != tickets(0, seed=None) == tuple(range(64))
 
 
 def test_python_threads_run_kernels_at_the_same_time():
@@ -197,6 +254,45 @@ def test_the_engine_is_well_after_an_error():
         np.testing.assert_array_equal(order(), np.arange(192))
 
 
+@MODES
+@pytest.mark.parametrize("nbytes", [512, 504])
+def test_matrices_end_with_shared_memory(mode, nbytes):
+    body = """
+    for (int i = t; i < p.words; i += 32) s.x[i] = i;
+    __syncwarp();
+    uint32_t r[4];
+    ptx::ldmatrix_x4(r, ptx::shared_address(s.x + 4 * t));  // here
+    p.out[t] = r[3];"""
+    source = kernel("uint32_t* out; int words", body, shared="alignas(16) uint32_t x[128]")
+    source = source.replace(HEADER, HEADER + '#include "ptx/ldmatrix.cuh"\n#include "ptx/shared.cuh"\n')
+    arguments = {"out": np.zeros(32, np.uint32), "words": np.int32(nbytes // 4)}
+    if nbytes == 512:
+        emulated.run(source, arguments, shared=nbytes, mode=mode)
+        np.testing.assert_array_equal(arguments["out"], 96 + np.arange(32))
+    else:
+        error = failure(source, arguments, shared=nbytes, mode=mode)
+        assert error.kind == "out_of_bounds"
+        assert "16 bytes at shared+496" in str(error)
+        assert [site.line for site in error.sites] == [line_of(source, "// here")]
+
+
+def test_lanes_in_different_files():
+    """The same line of two files is not the same place."""
+    part = "#pragma once\n__device__ inline int {name}(int v) {{ return ptx::shfl_xor(v, 1); }}\n"
+    source = kernel("int* out", "p.out[t] = t < 16 ? first(t) : second(t);")
+    source = source.replace(HEADER, HEADER + '#include "first.cuh"\n#include "second.cuh"\n')
+    files = {f"{name}.cuh": part.format(name=name) for name in ("first", "second")}
+    text = emulated.flatten(
+        "kernel.cu", virtual={"kernel.cu": source, **files}, search=[emulated.root() / "emulator", emulated.root()]
+    )
+    out = np.zeros(32, np.int32)
+    buffer = emulator.Buffer("out", out.ctypes.data, out.nbytes, True)
+    with pytest.raises(EmulatorError) as raised:
+        emulator.launch(text, "kernel", (1,), (32,), emulated.pack({"out": out}), 0, [buffer])
+    assert raised.value.kind == "divergence"
+    assert {(site.file, site.line) for site in raised.value.sites} == {("first.cuh", 2), ("second.cuh", 2)}
+
+
 # ---- mistakes that only the checked mode finds
 def checked(params, body, arguments, **options):
     shared = options.pop("storage", "int x[64]")
@@ -273,6 +369,49 @@ def test_a_view_that_spans_gigabytes():
             launch(nbytes // 4)
 
 
+def test_places_of_one_launch_are_not_those_of_the_next():
+    body = """
+    if (p.n == 1) atomicAdd(p.out + 1, 1);
+    atomicAdd(p.out + 2 * p.n, 1);  // here"""
+    source, out = kernel("int* out; int n", body), np.zeros(2, np.int32)
+    emulated.run(source, {"out": out, "n": np.int32(0)}, mode="checked")
+    error = failure(source, {"out": out, "n": np.int32(1)}, mode="checked")
+    assert error.kind == "out_of_bounds"
+    assert [site.line for site in error.sites] == [line_of(source, "// here")]
+
+
+def test_a_vector_across_two_buffers():
+    memory = emulated.aligned(8, np.int32)
+    arguments = {"out": memory[:3], "in": memory[3:], "n": np.int32(0)}
+    body = "if (t == 0) ptx::store_global(p.out + 2 * p.n, ptx::load_global<2>(p.out + 2));"
+    source = kernel("int* out; const int* in; int n", body)
+    memory[2:4] = 5, 6
+    emulated.run(source, arguments, mode="checked")
+    assert memory.tolist() == [5, 6, 5, 6, 0, 0, 0, 0]
+    error = failure(source, arguments | {"n": np.int32(1)}, mode="checked")
+    assert error.kind == "read_only"
+    assert "write of in+0" in str(error)
+
+
+def test_a_structure_is_copied_by_parts():
+    """Each of its bytes is an access."""
+    body = """
+    struct Part { uint8_t bytes[27]; };
+    Part* to = reinterpret_cast<Part*>(p.out);
+    const Part* from = reinterpret_cast<const Part*>(p.in);
+    if (t < p.n) to[t] = from[t];"""
+    source = kernel("uint8_t* out; const uint8_t* in; int n", body)
+    data, out = np.arange(81).astype(np.uint8), np.zeros(81, np.uint8)
+    arguments = {"out": out, "in": data, "n": np.int32(3)}
+    report = emulated.run(source, arguments, mode="checked")
+    np.testing.assert_array_equal(out, data)
+    assert report.buffers == {"out": Bytes(0, 81), "in": Bytes(81, 0)}
+    for short in ("out", "in"):
+        error = failure(source, arguments | {short: arguments[short][:-1]}, mode="checked")
+        assert error.kind == "out_of_bounds"
+        assert f"{short}+80" in str(error)
+
+
 def test_overlapping_views_keep_their_rights():
     packed = np.zeros(64, np.float32)
     source = kernel("const float* in; float* out", "p.out[2 * t] = p.in[2 * t] + 1.0f;")
@@ -325,37 +464,61 @@ CONFLICTS = [  # element type, elements read together, distance between lanes in
 ]
 
 
-@pytest.mark.parametrize(("element", "together", "distance", "extra"), CONFLICTS)
-def test_bank_conflicts(element, together, distance, extra):
-    """Expected counts follow from 32 banks of 4 bytes and one transaction for 128 bytes."""
-    body = f"""
-    for (int i = t; i < 2048; i += 32) s.x[i] = 0;
-    __syncwarp();
-    const auto v = ptx::load_shared<{together}>(s.x + {distance} * t);  // counted
-    p.out[t] = static_cast<float>(v[0]);"""
-    source = kernel("float* out", body, shared=f"alignas(16) {element} x[2048]")
-    report = emulated.run(source, {"out": np.zeros(32, np.float32)}, shared=16384, mode="counted")
-    lines = {c.site.line: c for c in report.conflicts}
-    counted = lines[source.splitlines().index(next(x for x in source.splitlines() if "counted" in x)) + 1]
-    assert (counted.instructions, counted.wavefronts) == (1, extra)
-    assert report.bank_conflicts == extra
+MATRICES = [  # instruction, elements from row to row, extra wavefronts of four matrices
+    (call, pitch, extra) for call in ("ldmatrix", "stmatrix") for pitch, extra in ((8, 0), (64, 28), (72, 0), (16, 4))
+]
+CONFLICT_HEADER = f"""{HEADER}
+#include "ptx/ldmatrix.cuh"
+#include "ptx/shared.cuh"
+#include "ptx/stmatrix.cuh"
+struct Params {{ float* out; }};
+template <class T> __device__ T* filled() {{
+  T* x = &shared_storage<T>();
+  for (int i = threadIdx.x; i < 2304; i += 32) x[i] = 0;
+  __syncwarp();
+  return x;
+}}
+"""
+CONFLICT_KERNEL = """
+extern "C" __global__ void __launch_bounds__(32) {name}(const __grid_constant__ Params p) {{
+  const int t = threadIdx.x;
+  {body}
+}}
+"""
+
+
+def conflict_kernels():
+    """All in one source: it is compiled once."""
+    bodies = {}
+    for i, (element, together, distance, _) in enumerate(CONFLICTS):
+        bodies[f"lanes_{i}"] = f"""
+  const auto v = ptx::load_shared<{together}>(filled<{element}>() + {distance} * t);  // lanes_{i}!
+  p.out[t] = static_cast<float>(v[0]);"""
+    for i, (call, pitch, _) in enumerate(MATRICES):
+        bodies[f"matrix_{i}"] = f"""
+  uint32_t r[4] = {{}};
+  const uint32_t row = ptx::shared_address(filled<uint16_t>() + {pitch} * t);
+  ptx::{call}_x4({"r, row" if call == "ldmatrix" else "row, r"});  // matrix_{i}!
+  p.out[t] = r[0];"""
+    return CONFLICT_HEADER + "".join(CONFLICT_KERNEL.format(name=name, body=body) for name, body in bodies.items())
 
 
 @pytest.mark.parametrize(
-    ("name", "call"), [("ldmatrix", "ldmatrix_x4(r, {})"), ("stmatrix", "stmatrix_x4({}, r)")], ids=["load", "store"]
+    ("entry", "extra"),
+    [
+        *((f"lanes_{i}", extra) for i, (*_, extra) in enumerate(CONFLICTS)),
+        *((f"matrix_{i}", extra) for i, (*_, extra) in enumerate(MATRICES)),
+    ],
 )
-@pytest.mark.parametrize(("pitch", "extra"), [(8, 0), (64, 4 * 7), (72, 0), (16, 4)])
-def test_bank_conflicts_of_matrices(name, call, pitch, extra):
-    body = f"""
-    for (int i = t; i < {32 * pitch}; i += 32) s.x[i] = 0;
-    __syncwarp();
-    uint32_t r[4] = {{}};
-    ptx::{call.format(f"ptx::shared_address(s.x + {pitch} * t)")};
-    p.out[t] = r[0];"""
-    source = kernel("uint32_t* out", body, shared=f"alignas(16) uint16_t x[{32 * pitch}]")
-    source = source.replace(HEADER, HEADER + f'#include "ptx/{name}.cuh"\n#include "ptx/shared.cuh"\n')
-    report = emulated.run(source, {"out": np.zeros(32, np.uint32)}, shared=64 * pitch, mode="counted")
-    assert report.bank_conflicts == extra
+def test_bank_conflicts(entry, extra):
+    """Expected counts follow from 32 banks of 4 bytes and one transaction for 128 bytes."""
+    source = conflict_kernels()
+    arguments = {"out": np.zeros(32, np.float32)}
+    report = emulated.run(source, arguments, entry=entry, shared=2304 * 8, mode="counted")
+    line = line_of(source, f"// {entry}!")
+    (counted,) = (c for c in report.conflicts if c.site.line == line)
+    assert counted.instructions == (4 if entry.startswith("matrix") else 1)
+    assert counted.wavefronts == extra
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import emulated
 import numpy as np
 import pytest
+from emulated import line_of
 from hypothesis import given
 from hypothesis import strategies as st
-from mutation import line_of
 
 from cupy_flash import emulator
 from cupy_flash._src.emulator import dwarf, layout, lines

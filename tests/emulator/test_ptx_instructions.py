@@ -170,11 +170,13 @@ INTEGER = [
     case("mul.hi.s64 s64 = s64 s64", mul_hi(64)),
     case("mul.hi.u64 u64 = u64 u64", mul_hi(64)),
     case("mul.wide.u16 u32 = u16 u16", lambda a, b: a * b),
+    case("mul.wide.s16 s32 = s16 s16", lambda a, b: a * b),
     case("mul.wide.s32 s64 = s32 s32", lambda a, b: a * b),
     case("mul.wide.u32 u64 = u32 u32", lambda a, b: a * b),
     case("mad.lo.s32 s32 = s32 s32 s32", lambda a, b, c: a * b + c),
     case("mad.hi.u32 u32 = u32 u32 u32", lambda a, b, c: mul_hi(32)(a, b) + c),
     case("mad.wide.s32 s64 = s32 s32 s64", lambda a, b, c: a * b + c),
+    case("mad.hi.s32 s32 = s32 s32 s32", lambda a, b, c: mul_hi(32)(a, b) + c),
     case("div.s32 s32 = s32 s32", quotient(32)),
     case("div.u64 u64 = u64 u64", quotient(64)),
     case("rem.s32 s32 = s32 s32", remainder),
@@ -182,9 +184,13 @@ INTEGER = [
     case("neg.s32 s32 = s32", lambda a: -a),
     case("abs.s64 s64 = s64", each(lambda a: abs(a))),
     case("min.s32 s32 = s32 s32", each(lambda a, b: min(a, b))),
+    case("min.u32 u32 = u32 u32", each(lambda a, b: min(a, b))),
     case("max.u64 u64 = u64 u64", each(lambda a, b: max(a, b))),
     case("max.s64 s64 = s64 s64", each(lambda a, b: max(a, b))),
     case("sad.s32 s32 = s32 s32 s32", each(lambda a, b, c: c + abs(a - b))),
+    case("sad.u32 u32 = u32 u32 u32", each(lambda a, b, c: c + abs(a - b))),
+    case("div.s16 s16 = s16 s16", quotient(16)),
+    case("rem.s64 s64 = s64 s64", remainder),
     case("and.b32 b32 = b32 b32", lambda a, b: a & b),
     case("or.b64 b64 = b64 b64", lambda a, b: a | b),
     case("xor.b16 b16 = b16 b16", lambda a, b: a ^ b),
@@ -208,6 +214,7 @@ INTEGER = [
     case("brev.b32 b32 = b32", each(lambda a: int(f"{a:032b}"[::-1], 2))),
     case("brev.b64 b64 = b64", each(lambda a: int(f"{a:064b}"[::-1], 2))),
     case("bfind.u32 u32 = u32", find_bit(32)),
+    case("bfind.s32 u32 = s32", find_bit(32)),
     case("bfind.s64 u32 = s64", find_bit(64)),
     case("bfe.u32 u32 = u32 u32 u32", extract(32, False)),
     case("bfe.s32 s32 = s32 u32 u32", extract(32, True)),
@@ -222,6 +229,8 @@ INTEGER = [
     case("setp.ge.u64 pred = u64 u64", lambda a, b: a >= b),
     case("setp.lo.u32 pred = u32 u32", lambda a, b: a < b),
     case("setp.hs.u32 pred = u32 u32", lambda a, b: a >= b),
+    case("setp.hi.u64 pred = u64 u64", lambda a, b: a > b),
+    case("setp.ls.u16 pred = u16 u16", lambda a, b: a <= b),
     case("setp.ne.b16 pred = b16 b16", lambda a, b: a != b),
     case("setp.eq.and.s32 pred = s32 s32 pred", lambda a, b, p: (a == b) & (p == 1)),
     case("setp.gt.or.s32 pred = s32 s32 pred", lambda a, b, p: (a > b) | (p == 1)),
@@ -237,6 +246,7 @@ INTEGER = [
     case("cvt.sat.u8.s32 u8 = s32", each(lambda a: min(max(a, 0), 255))),
     case("cvt.sat.s16.s64 s16 = s64", each(lambda a: min(max(a, -32768), 32767))),
     case("cvt.sat.s32.u64 s32 = u64", each(lambda a: min(a, 2**31 - 1))),
+    case("cvt.sat.u64.s64 u64 = s64", each(lambda a: max(a, 0))),
 ]
 
 
@@ -284,13 +294,14 @@ def ordered(compare: Callable) -> Callable:
 
 
 def to_integer(rounding: Callable, type_: str) -> Callable:
-    """Rounds, then clamps to the type's range; NaN is 0."""
+    """Rounds, then clamps to the type's range; NaN is 0, or the top bit alone if either type has 64 bits."""
     info = np.iinfo(NUMPY[type_])
 
     def convert(x: np.ndarray) -> np.ndarray:
         rounded = rounding(x)
+        nan = 1 << (info.bits - 1) if 64 in (info.bits, 8 * x.itemsize) else 0
         clamped = [
-            0 if np.isnan(v) else info.max if v > info.max else info.min if v < info.min else int(v)
+            nan if np.isnan(v) else info.max if v > info.max else info.min if v < info.min else int(v)
             for v in rounded.tolist()
         ]
         return np.array(clamped, object)
@@ -328,6 +339,13 @@ FLOAT = [
     case("max.f64 f64 = f64 f64", maximum),
     case("min.NaN.f32 f32 = f32 f32", lambda a, b: np.where(np.isnan(a + b), a + b, minimum(a, b))),
     case("max.ftz.f32 f32 = f32 f32", ftz(maximum)),
+    case("min.f64 f64 = f64 f64", minimum),
+    case("max.NaN.f32 f32 = f32 f32", lambda a, b: np.where(np.isnan(a + b), a + b, maximum(a, b))),
+    case("ex2.approx.ftz.f32 f32 = f32", ftz(np.exp2), 2.0**-21),
+    case("lg2.approx.ftz.f32 f32 = f32", ftz(np.log2), 2.0**-21),
+    case("tanh.approx.f32 f32 = f32", np.tanh, 2.0**-10),
+    case("sin.approx.f32 f32 = f32", lambda a: np.sin(a.astype("f8")).astype("f4"), 2.0**-22),
+    case("cos.approx.f32 f32 = f32", lambda a: np.cos(a.astype("f8")).astype("f4"), 2.0**-22),
     case("sqrt.rn.f32 f32 = f32", np.sqrt),
     case("sqrt.rn.f64 f64 = f64", np.sqrt),
     case("rcp.rn.f64 f64 = f64", np.reciprocal),
@@ -337,8 +355,10 @@ FLOAT = [
     case("rsqrt.approx.ftz.f64 f64 = f64", ftz(lambda a: 1 / np.sqrt(a)), 2.0**-19),
     case("testp.finite.f32 pred = f32", np.isfinite),
     case("testp.infinite.f64 pred = f64", np.isinf),
+    case("testp.number.f64 pred = f64", lambda a: ~np.isnan(a)),
     case("testp.notanumber.f32 pred = f32", np.isnan),
     case("selp.f64 f64 = f64 f64 pred", lambda a, b, p: np.where(p, a, b)),
+    case("slct.f32.f32 f32 = f32 f32 f32", lambda a, b, c: np.where(c >= 0, a, b)),
     case("set.gt.u32.f32 u32 = f32 f32", lambda a, b: np.where(a > b, 2**32 - 1, 0).astype("u4")),
     case("set.lt.f32.f32 f32 = f32 f32", lambda a, b: (a < b).astype("f4")),
     *(case(f"setp.{name}.f32 pred = f32 f32", ordered(compare)) for name, compare in COMPARISONS.items()),
@@ -351,6 +371,10 @@ FLOAT = [
     case("cvt.rmi.s64.f64 s64 = f64", to_integer(np.floor, "s64")),
     case("cvt.rpi.u64.f32 u64 = f32", to_integer(np.ceil, "u64")),
     case("cvt.rzi.s16.f64 s16 = f64", to_integer(np.trunc, "s16")),
+    case("cvt.rzi.u16.f32 u16 = f32", to_integer(np.trunc, "u16")),
+    case("cvt.rni.u32.f64 u32 = f64", to_integer(np.rint, "u32")),
+    case("cvt.rmi.s32.f64 s32 = f64", to_integer(np.floor, "s32")),
+    case("cvt.rzi.u64.f64 u64 = f64", to_integer(np.trunc, "u64")),
     case("cvt.rn.f32.s32 f32 = s32", lambda a: a.astype("i4").astype("f4")),
     case("cvt.rn.f32.u64 f32 = u64", lambda a: a.astype("u8").astype("f4")),
     case("cvt.rn.f64.s64 f64 = s64", lambda a: a.astype("i8").astype("f8")),
@@ -360,6 +384,9 @@ FLOAT = [
     case("cvt.ftz.f64.f32 f64 = f32", lambda a: flush(a).astype("f8")),
     case("cvt.rni.f32.f32 f32 = f32", np.rint),
     case("cvt.rpi.f64.f64 f64 = f64", np.ceil),
+    case("cvt.rmi.f32.f32 f32 = f32", np.floor),
+    case("cvt.rzi.f64.f64 f64 = f64", np.trunc),
+    case("cvt.rn.f16.f32 f16 = f32", lambda a: a.astype("f2")),
     case("cvt.sat.f32.f32 f32 = f32", saturate),
     case("cvt.f32.f16 f32 = f16", lambda a: a.astype("f4")),
     case("cvt.f64.f16 f64 = f16", lambda a: a.astype("f8")),
@@ -460,3 +487,22 @@ def test_lop3_of_every_truth_table():
             index = (a >> bit & 1) * 4 + (b >> bit & 1) * 2 + (c >> bit & 1)
             expected |= (np.uint64(table) >> index & 1) << np.uint64(bit)
         np.testing.assert_array_equal(column, expected)
+
+
+def test_votes_of_a_warp_that_says_yes_no_or_both():
+    modes = ("all", "any", "uni")
+    body = [slot("votes", 1), "ld.global.u32 %flag, [%address]; setp.ne.u32 %p1, %flag, 0;"]
+    body += [f"vote.sync.{mode}.pred %p2, %p1, -1; selp.u32 %r{i}, 1, 0, %p2;" for i, mode in enumerate(modes, 1)]
+    body += ["vote.sync.ballot.b32 %r4, !%p1, -1; mul.wide.u32 %slot, %t, 16;", slot("votes", 0)]
+    body += ["st.global.v4.u32 [%address], {%r1, %r2, %r3, %r4};"]
+    yes = np.zeros((3, 32), np.uint64)
+    yes[1], yes[2, ::3] = 1, 1
+    votes = np.zeros((3, 32, 4), np.uint32)
+    arrays = {"votes": votes, "yes": yes}
+    params = np.resize([x.ctypes.data for x in arrays.values()], 5).astype(np.uint64).tobytes()
+    buffers = [emulator.Buffer(k, x.ctypes.data, x.nbytes, k == "votes") for k, x in arrays.items()]
+    text = translate(f".target sm_80\n{_ENTRY.format(name='votes', body=chr(10).join(body))}")
+    emulator.launch(text, "votes", (1,), (96,), params, 0, buffers)
+    some = sum(1 << lane for lane in range(32) if lane % 3)
+    expected = np.array([[0, 0, 1, 2**32 - 1], [1, 1, 1, 0], [0, 1, 0, some]], np.uint32)
+    np.testing.assert_array_equal(votes, np.broadcast_to(expected[:, None], votes.shape))

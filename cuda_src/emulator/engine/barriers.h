@@ -1,5 +1,5 @@
 // Block barriers. A thread that syncs releases its past and acquires everyone's; one that only arrives
-// releases its own.
+// releases its own, up to there.
 #pragma once
 #include "machine.h"
 
@@ -34,7 +34,7 @@ inline void complete_barrier(Machine& m, Barrier& barrier) {
   ++m.counters.barriers;
   std::vector<Fiber*> all = barrier.syncing;
   all.insert(all.end(), barrier.arrived.begin(), barrier.arrived.end());
-  if (m.checking) m.synchronise(all, barrier.syncing);
+  if (m.checking) m.synchronise(barrier.syncing, barrier.released);
   if (m.counting)
     for (Fiber* fiber : all)
       if (fiber->thread % kWarpSize == 0) m.bank_conflicts.flush(fiber->thread / kWarpSize);
@@ -79,6 +79,7 @@ void emulator_barrier_arrive(int id, int threads, const char* file, int line) {
   emulator::Machine& m = *emulator::machine;
   emulator::Barrier& barrier = emulator::join_barrier(m, id, threads, EMULATOR_HERE);
   barrier.arrived.push_back(m.current);
+  if (m.checking) m.clocks.release(m.current->thread, barrier.released);
   if (barrier.count() == threads) emulator::complete_barrier(m, barrier);
 }
 

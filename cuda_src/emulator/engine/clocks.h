@@ -16,22 +16,30 @@ class Clocks {
   bool ordered(int earlier, uint32_t time, int later) const {
     return earlier == later || known_[static_cast<size_t>(later) * threads_ + earlier] >= time;
   }
-  // All of `sources` release, all of `targets` (a subset) acquire; then every source's time goes on.
-  void synchronise(const std::vector<int>& sources, const std::vector<int>& targets) {
-    joined_.assign(threads_, 0);
-    for (int s : sources) {
-      const uint32_t* from = row(s);
-      for (int t = 0; t < threads_; ++t) joined_[t] = std::max(joined_[t], from[t]);
+  // `to` comes to know what the thread has done so far.
+  void release(int thread, std::vector<uint32_t>& to) {
+    join(thread, to);
+    tick(thread);
+  }
+  // All of the threads come to know what all of them and `released` know.
+  void synchronise(const std::vector<int>& threads, std::vector<uint32_t>& released) {
+    for (int t : threads) join(t, released);
+    for (int t : threads) {
+      std::copy(released.begin(), released.end(), row(t));
+      tick(t);
     }
-    for (int t : targets) std::copy(joined_.begin(), joined_.end(), row(t));
-    for (int s : sources) ++row(s)[s];
   }
   void tick(int thread) { ++row(thread)[thread]; }
 
  private:
+  void join(int thread, std::vector<uint32_t>& to) {
+    to.resize(threads_);
+    const uint32_t* from = row(thread);
+    for (int t = 0; t < threads_; ++t) to[t] = std::max(to[t], from[t]);
+  }
   uint32_t* row(int thread) { return known_.data() + static_cast<size_t>(thread) * threads_; }
   int threads_ = 0;
-  std::vector<uint32_t> known_, joined_;
+  std::vector<uint32_t> known_;
 };
 
 }  // namespace emulator

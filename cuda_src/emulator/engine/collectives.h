@@ -112,7 +112,7 @@ void emulator_syncwarp(uint32_t mask, const char* file, int line) {
     const int first = m.current->thread / emulator::kWarpSize * emulator::kWarpSize;
     std::vector<emulator::Fiber*> fibers;
     emulator::for_lanes(meeting.mask, [&](int lane) { fibers.push_back(m.fibers[first + lane].get()); });
-    m.synchronise(fibers, fibers);
+    m.synchronise(fibers, m.nothing_released);
   });
 }
 

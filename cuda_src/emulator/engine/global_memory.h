@@ -56,17 +56,20 @@ class GlobalMemory {
 
   bool check(const Clocks& clocks, uint32_t block, int thread, uint64_t address, uint32_t size, Access kind,
              SiteId site, Finding* finding) {
-    const Segment* segment = find(address);
-    if (kind != Access::kRead && segment->writer < 0) {
-      *finding = {"read_only",
-                  format("%s of %s at {0}, a read-only buffer", name(kind), place(address).c_str()),
-                  {thread},
-                  {site}};
-      return false;
-    }
-    if (segment->writer < 0) return true;
     for (uint64_t begin = address, end = address + size; begin < end;) {
-      const uint64_t stop = std::min(end, (begin / kCellBytes + 1) * kCellBytes);
+      const Segment* segment = find(begin);
+      if (kind != Access::kRead && segment->writer < 0) {
+        *finding = {"read_only",
+                    format("%s of %s at {0}, a read-only buffer", name(kind), place(begin).c_str()),
+                    {thread},
+                    {site}};
+        return false;
+      }
+      if (segment->writer < 0) {
+        begin = segment->end;
+        continue;
+      }
+      const uint64_t stop = std::min({end, segment->end, (begin / kCellBytes + 1) * kCellBytes});
       const uint8_t mask = static_cast<uint8_t>(((1 << (stop - begin)) - 1) << begin % kCellBytes);
       if (!check_cell(clocks, block, thread, begin, mask, kind, site, finding)) return false;
       begin = stop;
@@ -107,16 +110,14 @@ class GlobalMemory {
     uint64_t begin, end;
     int reader, writer;  // the first buffer here, the first writable one (-1: none)
   };
-  struct Past {  // an earlier access; block is 1-based, 0: none
+  struct Past {  // an earlier access; block is 1-based
     uint32_t block, time;
+    SiteId site;
     uint16_t thread;
+    uint8_t mask;  // of the cell's bytes
+    Access kind;
   };
-  struct Cell {
-    Past write, reads[2];  // the last write, the two latest readers
-    SiteId write_site, read_site;
-    uint8_t write_mask, read_mask;
-    bool atomic;
-  };
+  using Cell = std::vector<Past>;  // those that a later access may race with
   struct Page {
     Cell cells[kPageBytes / kCellBytes];
   };
@@ -148,39 +149,46 @@ class GlobalMemory {
 
   // Blocks of one launch are never ordered with each other; threads of one block are, by barriers.
   static bool ordered(const Clocks& clocks, const Past& past, uint32_t block, int thread) {
-    return !past.block || (past.block == block && clocks.ordered(past.thread, past.time, thread));
+    return past.block == block && clocks.ordered(past.thread, past.time, thread);
   }
 
   bool check_cell(const Clocks& clocks, uint32_t block, int thread, uint64_t address, uint8_t mask,
                   Access kind, SiteId site, Finding* finding) {
     Cell& c = cell(address);
-    const bool both_atomic = kind == Access::kAtomic && c.atomic;
-    if (c.write_mask & mask && !both_atomic && !ordered(clocks, c.write, block, thread))
-      return race(address, block, thread, kind, site, c.write, "write", c.write_site, finding);
-    const Past now{block, clocks.now(thread), static_cast<uint16_t>(thread)};
-    if (kind == Access::kRead) {
-      if (c.reads[0].block != block || c.reads[0].thread != thread) c.reads[1] = c.reads[0];
-      c.reads[0] = now;
-      c.read_site = site;
-      c.read_mask |= mask;
-      return true;
+    for (const Past& past : c) {
+      const bool may_meet = past.kind == kind && kind != Access::kWrite;
+      if (past.mask & mask && !may_meet && !ordered(clocks, past, block, thread))
+        return race(address, block, thread, kind, site, past, finding);
     }
-    for (const Past& read : c.reads)
-      if (c.read_mask & mask && !ordered(clocks, read, block, thread))
-        return race(address, block, thread, kind, site, read, "read", c.read_site, finding);
-    c = Cell{now, {}, site, 0, mask, 0, kind == Access::kAtomic};
+    // Forget what this access stands for: what races with that races with this too. Blocks run one after another:
+    // whatever comes races with any access of an earlier block, one is enough.
+    uint8_t earlier_blocks[3] = {};
+    const auto forgotten = [&](const Past& past) {
+      if (past.block == block)
+        return (past.kind == kind || kind == Access::kWrite) && !(past.mask & ~mask) &&
+               clocks.ordered(past.thread, past.time, thread);
+      uint8_t& known = earlier_blocks[static_cast<int>(past.kind)];
+      const bool again = !(past.mask & ~known);
+      known |= past.mask;
+      return again;
+    };
+    size_t kept = 0;
+    for (const Past& past : c)
+      if (!forgotten(past)) c[kept++] = past;
+    c.resize(kept);
+    c.push_back({block, clocks.now(thread), site, static_cast<uint16_t>(thread), mask, kind});
     return true;
   }
 
   bool race(uint64_t address, uint32_t block, int thread, Access kind, SiteId site, const Past& past,
-            const char* past_kind, SiteId past_site, Finding* finding) const {
+            Finding* finding) const {
     const std::string where =
         past.block == block ? "" : format(" of another block (number %u)", past.block - 1);
     *finding = {"global_race",
                 format("%s of %s by thread %d at {0} is not ordered after the %s by thread %d%s at {1}",
-                       name(kind), place(address).c_str(), thread, past_kind, past.thread, where.c_str()),
+                       name(kind), place(address).c_str(), thread, name(past.kind), past.thread, where.c_str()),
                 {past.thread, thread},
-                {site, past_site}};
+                {site, past.site}};
     return false;
   }
 

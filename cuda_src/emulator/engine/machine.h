@@ -77,7 +77,7 @@ struct Machine {
   void shared_access(Fiber& fiber, size_t offset, uint32_t bytes, Access kind, SiteId site);
   bool in_module(uint64_t address, uint32_t bytes) const;
   uint64_t instruction_before(const void* return_address) const;
-  void synchronise(const std::vector<Fiber*>& sources, const std::vector<Fiber*>& targets);
+  void synchronise(const std::vector<Fiber*>& waiting, std::vector<uint32_t>& released);
   void map_module(const EmulatorLaunch& launch);
 
   // async_copies.h
@@ -122,7 +122,8 @@ struct Machine {
   std::vector<EmulatorConflict> conflicts;
   bool failed = false;
   Finding failure;
-  std::vector<int> source_threads, target_threads;
+  std::vector<int> waiting_threads;
+  std::vector<uint32_t> nothing_released;
 };
 
 extern thread_local Machine* machine __attribute__((tls_model("initial-exec")));

@@ -8,14 +8,11 @@
 
 namespace emulator {
 
-inline void Machine::synchronise(const std::vector<Fiber*>& sources, const std::vector<Fiber*>& targets) {
-  const auto threads_of = [](const std::vector<Fiber*>& list, std::vector<int>& out) {
-    out.clear();
-    for (const Fiber* fiber : list) out.push_back(fiber->thread);
-  };
-  threads_of(sources, source_threads);
-  threads_of(targets, target_threads);
-  clocks.synchronise(source_threads, target_threads);
+inline void Machine::synchronise(const std::vector<Fiber*>& waiting, std::vector<uint32_t>& released) {
+  waiting_threads.clear();
+  for (const Fiber* fiber : waiting) waiting_threads.push_back(fiber->thread);
+  clocks.synchronise(waiting_threads, released);
+  released.clear();
 }
 
 inline void Machine::shared_access(Fiber& fiber, size_t offset, uint32_t bytes, Access kind, SiteId id) {

@@ -94,6 +94,7 @@ inline void Machine::run_block(uint32_t number) {
   for (Barrier& barrier : barriers) {
     barrier.syncing.clear();
     barrier.arrived.clear();
+    barrier.released.clear();
   }
   for (std::vector<Meeting>& pending : meetings) pending.clear();
   ready.clear();

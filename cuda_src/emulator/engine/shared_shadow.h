@@ -1,7 +1,7 @@
 // What the checker knows of each word of the block's shared memory: who wrote it last, who has read it since,
 // whether a cp.async to it is under way. Byte masks keep threads apart that use different bytes of one word;
-// of two threads that write such bytes only the later is remembered (4-byte words cost half the time of
-// 2-byte ones).
+// of two threads that write such bytes, or add to one word, only the later is remembered (4-byte words cost
+// half the time of 2-byte ones).
 #pragma once
 #include "clocks.h"
 #include "types.h"

@@ -70,6 +70,7 @@ struct Barrier {
   int reduce_count, result;
   Site first_site;
   std::vector<Fiber*> syncing, arrived;
+  std::vector<uint32_t> released;  // what is known of those that only arrived (clocks.h)
   int count() const { return static_cast<int>(syncing.size() + arrived.size()); }
 };
 
@@ -82,7 +83,7 @@ struct Meeting {
   void* slots[kWarpSize];  // each lane's arguments and results, on its own stack
 };
 
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access : uint8_t { kRead, kWrite, kAtomic };
 
 // A mistake of the kernel: found by a checker, reported by Machine::fail. `text` names sites[i] as {i}.
 struct Finding {
