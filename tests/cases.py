@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import strategies as st
-from layouts import CONTIGUOUS, UNTOUCHED, any_layout, lay_out, named
+from memory_layouts import CONTIGUOUS, UNTOUCHED, any_layout, lay_out, named
 from oracle import attention
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
@@ -62,7 +62,7 @@ class Case:
         return lay_out(x, self.layouts.get(name, CONTIGUOUS))
 
     def all_in(self, layout):
-        """The same case with all arrays in one of `layouts.LAYOUTS`."""
+        """The same case with all arrays in one of `memory_layouts.LAYOUTS`."""
         return replace(self, layouts={
             name: named(layout, len(shape), rows_of=1 if name in ("dlse", "lse") else 2)
             for name, shape in self.shapes().items()

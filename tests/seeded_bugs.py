@@ -29,7 +29,7 @@ from bugs import Bug, all_bugs
 ROOT = Path(__file__).parents[1]
 # Of pytest: 1 is a failed test; below 0, a process that a signal ended. Others say that the tests were not run.
 FAILED, PASSED = 1, 0
-SECONDS_A_TEST, SECONDS_A_BUG = 300, 900
+SECONDS_A_TEST, SECONDS_A_BUG = 120, 300
 
 
 def main() -> int:

@@ -140,10 +140,10 @@ def test_a_kernel_that_no_multiprocessor_holds():
 
 
 @st.composite
-def problems(draw, dtypes=tuple(DTYPES), head_dims=(1, 8, 24, 64, 100), most=30):
+def problems(draw, dtypes=tuple(DTYPES), head_dims=(1, 8, 24, 64, 100), least=0, most=30):
     """A problem, its inputs, an output, and which query sees which key."""
     heads_k, group, batch = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from([(), (2,), (2, 3)]))
-    sq, sk = draw(st.integers(0, most)), draw(st.integers(0, most))
+    sq, sk = draw(st.integers(least, most)), draw(st.integers(least, most))
     d, dv = draw(st.sampled_from(head_dims)), draw(st.sampled_from(head_dims))
     causal, offset = draw(st.sampled_from([True, True, False])), draw(st.integers(-sq - 5, sk + 5))
     dtype = DTYPES[draw(st.sampled_from(dtypes))]
@@ -204,6 +204,7 @@ def test_no_kernel_beats_the_bound():
 # --- traffic ---
 
 
+@pytest.mark.slow
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
@@ -273,7 +274,7 @@ def counted(problem, plan, launch, seen):
 
 @settings(max_examples=60)
 @given(
-    drawn=problems(("float16", "bfloat16"), (32, 64, 100, 128), 400),
+    drawn=problems(("float16", "bfloat16"), (32, 64, 100, 128), 1, 400),  # for empty arrays nothing is launched
     arch=st.sampled_from(["sm_80", "sm_86", "sm_90a"]), deterministic=st.sampled_from([False, False, True]),
     wide_out=st.booleans(),
 )  # fmt: skip

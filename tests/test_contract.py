@@ -20,7 +20,7 @@ from cupy_flash._src.problem import DTYPES
 shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
-@settings(shared_backend, max_examples=20)
+@settings(shared_backend, max_examples=12)
 @given(case=cases(), deterministic=st.booleans(), dlse=st.booleans())
 def test_within_error_budget(on, case, deterministic, dlse):
     check(case, on, deterministic=deterministic, dlse=dlse)

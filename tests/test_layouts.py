@@ -9,7 +9,7 @@ from cases import Case, cases, check
 from conftest import to_gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import LAYOUTS, Layout, any_layout, lay_out
+from memory_layouts import LAYOUTS, Layout, any_layout, lay_out
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
 from cupy_flash._src.problem import DTYPES

@@ -561,7 +561,7 @@ SANITIZED = """
 import sys
 from cases import Case, check
 from cupy_flash._src.backends import native
-from layouts import LAYOUTS
+from memory_layouts import LAYOUTS
 native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 def on(function, *arrays, **options):

@@ -318,6 +318,7 @@ def test_tune_searches_and_writes(own, tmp_path, capsys):
     assert printed.count("planned") >= 6 and "| forward | 64 | False |" in printed and str(out) in printed
 
 
+@pytest.mark.slow
 def test_a_wrong_tile_does_not_win(own, monkeypatch, tmp_path, capsys):
     """Each tile is verified: the fastest one computes something else."""
     trial = Searcher.trial

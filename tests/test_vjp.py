@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import Case
-from layouts import LAYOUTS
+from memory_layouts import LAYOUTS
 
 from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp
 from cupy_flash._src import launch

@@ -457,6 +457,8 @@ def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionPr
 
 def _may_self_overlap(x: Array) -> bool:
     """Whether two elements may share memory: some axis steps by less than the extent of all finer axes."""
+    if x.size == 0:  # NumPy gives such an array strides of 0
+        return False
     extent = x.itemsize
     for stride, n in sorted((abs(stride), n) for stride, n in zip(x.strides, x.shape, strict=True) if n > 1):
         if stride < extent:

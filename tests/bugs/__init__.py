@@ -38,7 +38,9 @@ class Bug:
 
 
 # Source files without bugs, and why.
-UNSEEDED: dict[str, str] = {}
+UNSEEDED: dict[str, str] = {
+    "cuda_src/emulator/engine.cpp": "only includes: without one of them it does not compile or link",
+}
 
 
 def all_bugs() -> list[Bug]:
