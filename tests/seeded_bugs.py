@@ -134,7 +134,7 @@ def run(tree: Path, cache: Path, tests: tuple[str, ...] | list[str], *options: s
         "PYTHONPATH": str(tree),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={SECONDS_A_TEST}"]
-    command += ["-o", "addopts=--doctest-modules --strict-markers", *options, *tests]
+    command += ["-o", "addopts=--doctest-modules --strict-markers", "-m", "not slow", *options, *tests]
     try:
         done = subprocess.run(
             command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

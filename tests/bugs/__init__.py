@@ -24,7 +24,7 @@ class Bug:
     old, new : str
         Text that stands in the file exactly once, and what the bug makes of it.
     noticed_by : tuple of str
-        Ids of tests, as pytest takes them; all must pass without the bug, one must fail with it.
+        Ids of tests, as pytest takes them, not of slow ones; all must pass without the bug, one must fail with it.
     equivalent : str
         Why nothing can notice it: then all must pass with it too. "" for a bug that is one.
     """
