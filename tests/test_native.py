@@ -301,7 +301,7 @@ def poisoned_memory(monkeypatch):
 
 @pytest.fixture
 def with_build(monkeypatch):
-    """A function that chooses one of `BUILDS`, in which every item of work ends a slice."""
+    """A function that chooses one of `BUILDS`, in which every item of work ends a slice, and two threads."""
     flatten = source.flatten
 
     def short_slices(name):
@@ -312,6 +312,7 @@ def with_build(monkeypatch):
         monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[name]))
         monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
         monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
+        monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "2")  # fewer than there are items
 
     return choose
 
@@ -427,7 +428,7 @@ HIDDEN = {
     "packed heads": Case(heads_k=2, group=5, sq=7, sk=290, d=24, dv=40, causal=True, q_offset=250),
     "rows": Case(heads_k=1, group=2, sq=2, sk=290, d=24, dv=40, causal=True, q_offset=200),
     "chunks of keys": Case(heads_k=1, sq=9, sk=1900, d=24, dv=40, causal=True, q_offset=1000),
-    "pairs": Case(dtype="bfloat16", sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
+    "pairs": Case(dtype="bfloat16", batch=(4,), sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
     "wide pairs": Case(dtype="bfloat16", sq=90, sk=301, d=23, dv=40, causal=True, q_offset=101),
 }
 PAIRS = {"pairs": "SSE, pairs", "wide pairs": "AVX-512 BF16"}  # and their builds
