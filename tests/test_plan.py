@@ -1,6 +1,7 @@
 """Plans for every named GPU, made without one."""
 
 import dataclasses
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -62,6 +63,24 @@ def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_o
         assert launch.shared_bytes == constants.get("kSharedBytes", 0) and launch.block == 32 * constants["kNWarps"]
         assert constants.get("kHeadDim", 512) >= problem.head_dim
         assert constants.get("kHeadDimV", constants.get("kHeadDim", 512)) >= problem.head_dim_v
+
+
+@pytest.mark.parametrize("arch", NAMED)
+def test_a_multiprocessor_holds_the_blocks_that_a_kernel_is_compiled_for(arch):
+    """Kernels of every pair of head dimensions, with few queries and with many."""
+    device, kernels = NAMED[arch], set(every_kernel[arch])
+    for d, dv, sq in itertools.product(MMA_HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, (1, 300)):
+        for dtype in ("float16", "bfloat16"):
+            problem = problem_of(Case(dtype=dtype, group=2, sq=sq, sk=300, d=d, dv=dv))
+            plans = plan_forward(problem, device), plan_backward(problem, device, True)
+            kernels |= {launch.kernel for plan in plans for launch in plan.launches}
+    for kernel in kernels:
+        constants = dict(kernel.constants)
+        resident, shared = constants.get("kMinBlocks", 1), constants.get("kSharedBytes", 0)
+        assert shared <= device.shared_per_block
+        assert resident * 32 * constants["kNWarps"] <= device.threads_per_sm
+        if kernel.family == "mma":
+            assert resident * device.shared_of_block(shared) <= device.shared_per_sm, kernel
 
 
 def one_size(head_dim, head_dim_v):

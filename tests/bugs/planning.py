@@ -119,7 +119,7 @@ BUGS = [
         "one block's shared memory is asked of a multiprocessor that is to hold several",
         "return tile.min_blocks * device.shared_of_block(",
         "return device.shared_of_block(",
-        (f"{_PLAN}::test_plans_keep_the_limits_of_the_device",),
+        (f"{_PLAN}::test_a_multiprocessor_holds_the_blocks_that_a_kernel_is_compiled_for",),
     ),
     Bug(
         f"{_SRC}/kernels.py",
