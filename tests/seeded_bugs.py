@@ -46,6 +46,7 @@ def main() -> int:
         raise SystemExit(f"no bugs whose file or description contains {' or '.join(args.words)}")
     with tempfile.TemporaryDirectory() as folder:
         work, cache = Path(folder), Path(os.environ.get("CUPY_FLASH_CACHE_DIR", f"{folder}/cache"))
+        cache.mkdir(parents=True, exist_ok=True)
         trees = queue.SimpleQueue()
         for i in range(args.jobs):
             trees.put(copy_tree(work / f"tree{i}"))
