@@ -463,21 +463,8 @@ def run_checked():
         merge_attention(out, lse, out, lse, backend="emulator")
 
 
-# One of each kind by default.
-SIMILAR = {
-    "merge: one column too many",
-    "combine: one split too many",
-    "forward: O's tile written while Q is read",
-    "forward: one copy too few waited for",
-    "forward: the ring off by one",
-    "dkdv: queries replaced while they are read",
-    "dkdv: dK's tile written while K is read",
-    "dq: keys of the next block",
-    "dq: dQ's tile written while Q arrives",
-}
-
-
-@pytest.mark.parametrize("name", slow_among(MUTANTS, SIMILAR))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
 def test_seeded_bugs_are_caught(name, mutate):
     file, old, new, kinds = MUTANTS[name]
     mutate(file, old, new)
@@ -493,6 +480,7 @@ def test_the_unmutated_kernels_pass_the_same_run():
     run_checked()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [
     ("col ^ swizzle(row)", "col"),
     ("row / 2 % 4 * kChunk", "row % 4 * kChunk"),
