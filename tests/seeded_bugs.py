@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bugs import Bug, all_bugs
+
+from cupy_flash._src.cli.arguments import positive_int
 
 ROOT = Path(__file__).parents[1]
 # Of pytest: 1 is a failed test; below 0, a process that a signal ended. Others say that the tests were not run.
@@ -45,7 +49,10 @@ def main() -> int:
     if not chosen:
         raise SystemExit(f"no bugs whose file or description contains {' or '.join(args.words)}")
     with tempfile.TemporaryDirectory() as folder:
-        work, cache = Path(folder), Path(os.environ.get("CUPY_FLASH_CACHE_DIR", f"{folder}/cache"))
+        work, cache = (
+            Path(folder),
+            Path(os.environ.get("CUPY_FLASH_CACHE_DIR", f"{folder}/cache")).expanduser().resolve(),
+        )
         cache.mkdir(parents=True, exist_ok=True)
         trees = queue.SimpleQueue()
         for i in range(args.jobs):
@@ -71,9 +78,11 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only bugs whose file or description contains one of these")
-    parser.add_argument("--random", type=int, metavar="N", help="only N of them")
+    parser.add_argument("--random", type=positive_int, metavar="N", help="only N of them")
     parser.add_argument("--seed", type=int, help="of the choice (default: another each time)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="copies side by side (default: CPUs)")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=os.cpu_count() or 1, help="copies side by side (default: CPUs)"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what pytest says where a bug survives")
     return parser.parse_args()
 
@@ -89,7 +98,7 @@ def copy_tree(to: Path) -> Path:
 def unharmed(trees: queue.SimpleQueue, cache: Path, tests: list[str], jobs: int) -> None:
     """Stop unless the tests pass without a bug; fills the cache."""
     tree = trees.get()
-    status, output = run(tree, cache, tests, "-n", str(min(jobs, len(tests))))
+    status, output = run(tree, cache, tests, "-n", str(min(jobs, len(tests))), seconds=None)
     trees.put(tree)
     if status != PASSED:
         raise SystemExit(f"{output}\nwithout any bug the tests do not pass")
@@ -111,7 +120,7 @@ def try_bug(bug: Bug, tree: Path, cache: Path) -> tuple[str, str]:
         try:
             file.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
             for _ in range(TRIES):
-                status, output = run(tree, own, bug.noticed_by, "-x", "-n", "0")
+                status, output = run(tree, own, bug.noticed_by, "-x", "-n", "0", seconds=SECONDS_A_BUG)
                 if status != PASSED:
                     break
         finally:
@@ -129,8 +138,10 @@ def link(source: str, to: str) -> None:
         shutil.copy2(source, to)
 
 
-def run(tree: Path, cache: Path, tests: tuple[str, ...] | list[str], *options: str) -> tuple[int, str]:
-    """Status and output of pytest on some tests of a copy."""
+def run(
+    tree: Path, cache: Path, tests: tuple[str, ...] | list[str], *options: str, seconds: float | None
+) -> tuple[int, str]:
+    """Status and output of pytest on some tests of a copy; failed, if there is a limit and they take longer."""
     environment = os.environ | {
         "CUPY_FLASH_CACHE_DIR": str(cache),
         "HYPOTHESIS_PROFILE": "unshrunk",
@@ -138,14 +149,19 @@ def run(tree: Path, cache: Path, tests: tuple[str, ...] | list[str], *options: s
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={SECONDS_A_TEST}"]
     command += ["-o", "addopts=--doctest-modules --strict-markers", "-m", "not slow", *options, *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=SECONDS_A_BUG, text=True, errors="replace",
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return FAILED, f"no end in {error.timeout} s"
-    return done.returncode, done.stdout
+    # In a session of their own, whose end is that of all that the tests have started.
+    with subprocess.Popen(
+        command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            return FAILED, f"no end in {error.timeout:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
 
 
 def report(bugs: list[Bug], outcomes: list[str]) -> None:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from bugs import UNSEEDED, all_bugs
+import seeded_bugs
+from bugs import UNSEEDED, Bug, all_bugs
 
 ROOT = Path(__file__).parents[1]
 BUGS = all_bugs()
@@ -51,3 +52,31 @@ def test_a_bug_can_be_planted_and_its_tests_exist(bug):
 def test_no_bug_is_listed_twice():
     assert len({(bug.file, bug.old, bug.new) for bug in BUGS}) == len(BUGS)
     assert len({(bug.file, bug.what) for bug in BUGS}) == len(BUGS)
+
+
+@pytest.mark.parametrize(("statuses", "equivalent", "outcome"), [
+    ([1], "", "caught"), ([0, 1], "", "caught"), ([-11], "", "caught"), ([0, 0], "", "survived"),
+    ([0, 0], "reason", "equivalent"), ([1], "reason", "caught"), ([4], "", "broken"), ([5], "", "broken"),
+])  # fmt: skip
+def test_what_became_of_a_bug(statuses, equivalent, outcome, tmp_path, monkeypatch):
+    """Planted while the tests run, with a cache that is not the common one, and taken back."""
+    file, cache, left = tmp_path / "tree" / "file.py", tmp_path / "cache", list(statuses)
+    file.parent.mkdir(), cache.mkdir()
+    file.write_text("a + b")
+
+    def run(tree, own, *_, **__):
+        assert (tree / "file.py").read_text() == "a - b" and own != cache
+        (own / "compiled").touch()
+        return left.pop(0), ""
+
+    monkeypatch.setattr(seeded_bugs, "run", run)
+    bug = Bug("file.py", "wrong sign", "+", "-", ("tests",), equivalent)
+    assert seeded_bugs.try_bug(bug, file.parent, cache)[0] == outcome and not left
+    assert file.read_text() == "a + b" and not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--random", "-1"], ["no such file"]])
+def test_a_choice_of_nothing_is_refused(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["seeded_bugs.py", *words])
+    with pytest.raises(SystemExit):
+        seeded_bugs.main()
