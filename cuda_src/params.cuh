@@ -4,6 +4,19 @@
 
 constexpr int kBatchDims = 4;
 
+// A number that indices are divided by. GPUs have no division: for 0 <= n < 2^31 it is a product and a shift with what
+// the host worked out once (Granlund and Montgomery 1994, section 4).
+struct Divisor {
+  int value;
+  uint32_t multiplier, shift;  // ceil(2^(31 + shift) / value), where 2^shift is the least power of two from value on
+
+  __device__ __forceinline__ operator int() const { return value; }
+};
+__device__ __forceinline__ int operator/(int n, const Divisor& divisor) {
+  return static_cast<int>(static_cast<uint32_t>(2ull * n * divisor.multiplier >> 32) >> divisor.shift);
+}
+__device__ __forceinline__ int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
+
 // A tensor of shape [batch..., heads, rows, cols]. Strides count elements; a broadcast dimension has stride 0.
 struct Tensor {
   void* data;
@@ -15,25 +28,33 @@ struct Tensor {
 };
 
 struct Shape {
-  int batch[kBatchDims];  // outermost first, padded with 1 in front
-  int num_heads_q;
-  int num_heads_k;
+  Divisor batch[kBatchDims];  // outermost first, padded with 1 in front
+  Divisor num_heads_q;
+  Divisor num_heads_k;
+  Divisor group_size;  // query heads for each key head
   int seqlen_q;
   int seqlen_k;
   int head_dim;
   int head_dim_v;
   int q_offset;  // causal: query i sees key j <= i + q_offset
-  int padding;   // to the double
-  double scale;
+  // attention/score.cuh; in float too, for kernels that have no double.
+  double scale, multiplier;
+  float scale_f32, multiplier_f32;
 };
 
-// How the plan lays work out over blocks.
+// How the plan lays work out over blocks: attention/schedule.cuh.
 struct Schedule {
+  Divisor query_blocks;  // tiles of query rows a head, or a packed group
+  Divisor key_blocks;    // tiles of keys a head, of the backward
   // Forward: blocks that share the keys of one tile of queries; each writes a partial result if there are several.
   // Backward: blocks that share the query heads of one tile of keys; if there are several, dK and dV are added up.
-  int num_splits;
-  int packed_heads;   // query heads of a group whose rows stand in one tile: the whole group or 1
-  int section_heads;  // key heads whose keys and values fit the L2 cache together
+  Divisor num_splits;
+  Divisor packed_heads;   // query heads of a group whose rows stand in one tile: the whole group or 1
+  Divisor members;        // tiles beside one another that read the same keys: query heads of a group / packed_heads
+  Divisor section_heads;  // key heads whose keys and values fit the L2 cache together: a section
+  Divisor last_section_heads;
+  Divisor section_blocks;
+  int last_section;
   // Forward on CUDA cores: launches that take a part of the keys each, and which of them this is.
   int num_spans;
   int span;

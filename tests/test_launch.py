@@ -204,7 +204,7 @@ def test_parameters_lead_to_every_element(data, dtype):
     expected = [addresses(x.ctypes.data, x.strides[: len(batch)], batch).ravel() for x in arrays.values()]
     found = [[] for _ in arrays]
     for params in recorder.params:
-        part = tuple(params["shape"]["batch"].tolist())
+        part = tuple(params["shape"]["batch"]["value"].tolist())
         for (name, x), begins in zip(arrays.items(), found, strict=True):
             tensor, (*_, rows, cols) = params[name], x.shape if name != "lse" else (*x.shape, 1)
             strides = x.itemsize * np.concatenate([tensor["batch_strides"], [tensor["head_stride"]]])

@@ -4,6 +4,7 @@
 #include "params.cuh"
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ __forceinline__ int ceil_div(int a, const Divisor& b) { return (a + b - 1) / b; }
 __device__ __forceinline__ int clamp(int x, int low, int high) { return max(low, min(x, high)); }
 
 // Every query sees every key.

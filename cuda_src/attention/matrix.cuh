@@ -23,11 +23,11 @@ struct Matrix {
 __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shape& shape, int batch) {
   int64_t offset = 0;
 #pragma unroll
-  for (int dim = kBatchDims - 1; dim >= 0; --dim) {
+  for (int dim = kBatchDims - 1; dim > 0; --dim) {
     offset += batch % shape.batch[dim] * tensor.batch_strides[dim];
-    batch /= shape.batch[dim];
+    batch = batch / shape.batch[dim];
   }
-  return offset;
+  return offset + batch * tensor.batch_strides[0];
 }
 
 // The same matrix of another head, `offset` elements further.

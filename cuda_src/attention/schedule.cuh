@@ -9,10 +9,21 @@ struct QueryBlock {
   int m0, head, batch;
 };
 
-__device__ __forceinline__ QueryBlock query_block(const Shape& shape, unsigned block) {
-  const unsigned m_blocks = ceil_div(shape.seqlen_q, kBlockM), head_index = block / m_blocks;
-  return {static_cast<int>(m_blocks - 1 - block % m_blocks) * kBlockM,
-          static_cast<int>(head_index % shape.num_heads_q), static_cast<int>(head_index / shape.num_heads_q)};
+__device__ __forceinline__ QueryBlock query_block(const Shape& shape, const Schedule& schedule, int block) {
+  const int head = block / schedule.query_blocks;
+  return {(schedule.query_blocks - 1 - block % schedule.query_blocks) * kBlockM, head % shape.num_heads_q,
+          head / shape.num_heads_q};
+}
+
+// A block for every kBlockN keys of a head, and for each split of its group's query heads.
+struct KeyBlock {
+  int n0, split, head_k, batch;
+};
+
+__device__ __forceinline__ KeyBlock key_block(const Shape& shape, const Schedule& schedule, int block) {
+  const int part = block / schedule.key_blocks, head = part / schedule.num_splits;
+  return {block % schedule.key_blocks * kBlockN, part % schedule.num_splits, head % shape.num_heads_k,
+          head / shape.num_heads_k};
 }
 
 // The forward on tensor cores, where blocks may share a tile's keys, and a tile hold rows of several heads.
@@ -24,20 +35,12 @@ struct Work {
   int m_block, head, head_k, batch, split;  // head: the first of the packed heads
 };
 
-__device__ __forceinline__ Work work_of_block(const Shape& shape, const Schedule& schedule, int m_blocks,
-                                             int block) {
-  const int members = shape.num_heads_q / shape.num_heads_k / schedule.packed_heads;
-  const int per_head = m_blocks * members * schedule.num_splits;
-  const int key_heads = static_cast<int>(gridDim.x) / per_head;  // of the whole batch
-  const int section = block / (per_head * schedule.section_heads);
-  const int first = section * schedule.section_heads, count = min(schedule.section_heads, key_heads - first);
-  int rest = block - first * per_head;
-
-  const int split = rest % schedule.num_splits;
-  rest /= schedule.num_splits;
-  const int member = rest % members;
-  rest /= members;
-  const int key_head = first + rest % count, head_k = key_head % shape.num_heads_k;
-  return {m_blocks - 1 - rest / count, (head_k * members + member) * schedule.packed_heads, head_k,
-          key_head / shape.num_heads_k, split};
+__device__ __forceinline__ Work work_of_block(const Shape& shape, const Schedule& schedule, int block) {
+  const int section = block / schedule.section_blocks, first = section * schedule.section_heads;
+  const Divisor& heads = section == schedule.last_section ? schedule.last_section_heads : schedule.section_heads;
+  const int tile = block % schedule.section_blocks / schedule.num_splits, rest = tile / schedule.members;
+  const int key_head = first + rest % heads, head_k = key_head % shape.num_heads_k;
+  return {schedule.query_blocks - 1 - rest / heads,
+          (head_k * schedule.members + tile % schedule.members) * schedule.packed_heads, head_k,
+          key_head / shape.num_heads_k, block % schedule.section_blocks % schedule.num_splits};
 }

@@ -12,10 +12,9 @@ template <class Accumulator>
 struct ScaledScore {
   Accumulator scale, multiplier;
 
-  // A multiplier of 0 would turn a hidden key's -inf into NaN; the least normal number gives 2^0 just as well.
   __device__ explicit ScaledScore(const Shape& shape)
-      : scale(static_cast<Accumulator>(shape.scale)),
-        multiplier(static_cast<Accumulator>(fmax(fabs(shape.scale) * kLog2E, 1.2e-38))) {}
+      : scale(sizeof(Accumulator) == 4 ? shape.scale_f32 : shape.scale),
+        multiplier(sizeof(Accumulator) == 4 ? shape.multiplier_f32 : shape.multiplier) {}
 
   __device__ Accumulator forward(Accumulator s, int row, int col) const { return s; }
 

@@ -102,16 +102,6 @@ __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Matrix<fl
   }
 }
 
-struct Keys {
-  int n0, split, head_k, batch;
-};
-
-__device__ __forceinline__ Keys keys_of_block(const Shape& shape, int num_splits, int block) {
-  const int n_blocks = ceil_div(shape.seqlen_k, kBlockN), rest = block / n_blocks;
-  return {block % n_blocks * kBlockN, rest % num_splits, rest / num_splits % shape.num_heads_k,
-          rest / num_splits / shape.num_heads_k};
-}
-
 // dK and dV to global memory: whole, through the tiles of K and V, or as a share of their sums.
 __device__ __forceinline__ void store_result(SharedStorage& shared, const BackwardParams& params,
                                              const float (&acc_dk)[kKeyRows][kKeyCols],
@@ -119,7 +109,7 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
   const Shape& shape = params.shape;
   const int warp = threadIdx.x / 32, row0 = warp % kWarpsN * (kBlockN / kWarpsN), across = warp / kWarpsN;
   // Found again: kept through the main loop, it would spill.
-  const Keys keys = keys_of_block(shape, params.schedule.num_splits, ptx::opaque(blockIdx.x));
+  const KeyBlock keys = key_block(shape, params.schedule, ptx::opaque(blockIdx.x));
   const int rows = shape.seqlen_k;
   if (params.schedule.num_splits > 1) {
     add_fragment<kKeyAcross>(
@@ -158,11 +148,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int num_splits = params.schedule.num_splits;
-  const auto [n0, split, head_k, batch] = keys_of_block(shape, num_splits, blockIdx.x);
+  const auto [n0, split, head_k, batch] = key_block(shape, params.schedule, blockIdx.x);
 
   // This block's query heads, and the query blocks of each that see its keys.
-  const int group_size = shape.num_heads_q / shape.num_heads_k, per_split = ceil_div(group_size, num_splits);
+  const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
   const int head_begin = head_k * group_size + min(split * per_split, group_size);
   const int head_end = min(head_begin + per_split, (head_k + 1) * group_size);
   const Mask mask(shape);

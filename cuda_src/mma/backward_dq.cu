@@ -33,7 +33,7 @@ __device__ __forceinline__ void store_dq(Tile<kBlockM, kHeadDim>& tile, const Ba
                                          const float (&acc_dq)[kScoreRows][kQueryCols]) {
   const Shape& shape = params.shape;
   // Found again: kept through the main loop, it would spill.
-  const auto [m0, head, batch] = query_block(shape, ptx::opaque(blockIdx.x));
+  const auto [m0, head, batch] = query_block(shape, params.schedule, ptx::opaque(blockIdx.x));
   const int row0 = score_row0();
   if (params.dq_acc.data != nullptr) {
     store_unrounded(head_matrix<float>(params.dq_acc, shape, batch, head, shape.seqlen_q, shape.head_dim), m0 + row0,
@@ -52,8 +52,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const auto [m0, head, batch] = query_block(shape, blockIdx.x);
-  const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
+  const auto [m0, head, batch] = query_block(shape, params.schedule, blockIdx.x);
+  const int head_k = head / shape.group_size;
 
   const Mask mask(shape);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1), steps = ceil_div(key_end, kBlockN);

@@ -126,8 +126,7 @@ __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams&
   const Shape& shape = params.shape;
   const Packing packing(params.schedule);
   // Found again: kept through the main loop, it would spill.
-  const Work work = work_of_block(shape, params.schedule, ceil_div(shape.seqlen_q * packing.heads, kBlockM),
-                                  ptx::opaque(blockIdx.x));
+  const Work work = work_of_block(shape, params.schedule, ptx::opaque(blockIdx.x));
   const int m0 = work.m_block * kBlockM;
   const bool partial = params.schedule.num_splits > 1;
   if (partial) {  // for attention_combine
@@ -158,8 +157,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const Shape& shape = params.shape;
   const Schedule& schedule = params.schedule;
   const Packing packing(schedule);
-  const int total_rows = shape.seqlen_q * packing.heads;
-  const Work work = work_of_block(shape, schedule, ceil_div(total_rows, kBlockM), blockIdx.x);
+  const int total_rows = packing.rows(shape);
+  const Work work = work_of_block(shape, schedule, blockIdx.x);
   const int m0 = work.m_block * kBlockM;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.

@@ -8,10 +8,11 @@
 
 // The query and the head (counted from the first) of a packed row.
 struct Packing {
-  int heads;
+  const Divisor& heads;
 
-  __device__ explicit Packing(const Schedule& schedule) : heads(kPacked ? schedule.packed_heads : 1) {}
+  __device__ explicit Packing(const Schedule& schedule) : heads(schedule.packed_heads) {}
 
+  __device__ int rows(const Shape& shape) const { return kPacked ? shape.seqlen_q * heads : shape.seqlen_q; }
   __device__ int query(int row) const { return kPacked ? row / heads : row; }
   __device__ int head(int row) const { return kPacked ? row % heads : 0; }
 };
@@ -38,7 +39,7 @@ template <class T>
 __device__ __forceinline__ PackedMatrix<T> packed_matrix(const Tensor& tensor, const Shape& shape, const Work& work,
                                                          Packing packing, int cols) {
   const Matrix<T> first = head_matrix<T>(tensor, shape, work.batch, work.head, shape.seqlen_q, cols);
-  return {first, tensor.head_stride, packing, 0, shape.seqlen_q * packing.heads, first.vectorized};
+  return {first, tensor.head_stride, packing, 0, packing.rows(shape), first.vectorized};
 }
 
 // One split's part of the partial results: `tensor` holds those of the whole problem one after the other.

@@ -8,6 +8,7 @@
 #include "params.cuh"
 #include "numeric.cuh"
 #include "specialization.cuh"
+#include "attention/schedule.cuh"
 #include "simt/backward_tiles.cuh"
 
 constexpr int kKeyRows = kBlockN / kRowGroups;  // rows of dK and dV a thread
@@ -39,11 +40,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const int n_blocks = ceil_div(shape.seqlen_k, kBlockN);
-  const int n0 = blockIdx.x % n_blocks * kBlockN;
-  const int head_k = blockIdx.x / n_blocks % shape.num_heads_k;
-  const int batch = blockIdx.x / n_blocks / shape.num_heads_k;
-  const int group_size = shape.num_heads_q / shape.num_heads_k;
+  const auto [n0, split, head_k, batch] = key_block(shape, params.schedule, blockIdx.x);
 
   const Mask mask(shape);
   const Score<Accumulator> score(shape);
@@ -57,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
   const int query_end = query_begin < shape.seqlen_q ? shape.seqlen_q : 0;  // none where nobody sees these keys
   bool key_held = false;
-  for (int member = 0; member < group_size; ++member) {
-    const Head head = query_head(params, batch, head_k * group_size + member, query_begin, key_end);
+  for (int member = 0; member < shape.group_size; ++member) {
+    const Head head = query_head(params, batch, head_k * shape.group_size + member, query_begin, key_end);
     for (int m0 = query_begin / kBlockM * kBlockM; m0 < query_end; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
       recompute(p, ds, shared, head, mask, score, m0, false, n0, key_held);

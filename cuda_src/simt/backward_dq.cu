@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const auto [m0, head_q, batch] = query_block(shape, blockIdx.x);
+  const auto [m0, head_q, batch] = query_block(shape, params.schedule, blockIdx.x);
   const Mask mask(shape);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Head head = query_head(params, batch, head_q, 0, key_end);

@@ -34,7 +34,7 @@ struct Head {
 __device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head, int query_begin,
                                            int key_end) {
   const Shape& shape = params.shape;
-  const int head_k = head / (shape.num_heads_q / shape.num_heads_k), rows = shape.seqlen_q;
+  const int head_k = head / shape.group_size, rows = shape.seqlen_q;
   return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim, query_begin),
           head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim),
           head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v),

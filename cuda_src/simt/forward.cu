@@ -110,8 +110,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const auto [m0, head, batch] = query_block(shape, blockIdx.x);
-  const int head_k = head / (shape.num_heads_q / shape.num_heads_k);
+  const auto [m0, head, batch] = query_block(shape, params.schedule, blockIdx.x);
+  const int head_k = head / shape.group_size;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Mask mask(shape);

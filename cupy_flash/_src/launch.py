@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cupy_flash._src import packing
 from cupy_flash._src.device import Device
 from cupy_flash._src.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS, SEAL_PARAMS
 from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal
@@ -212,8 +213,7 @@ def _forward_parts(
                 Scratch("partial_out", splits + part.out_shape, accumulator, False),
                 Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
             )
-        schedule = plan.num_splits, plan.packed_heads, plan.section_heads, plan.num_spans, 0, 0
-        return _part(FORWARD_PARAMS, part, schedule, plan.launches, parts, scratch, {})
+        return _part(FORWARD_PARAMS, part, packing.forward_schedule(part, plan), plan.launches, parts, scratch, {})
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 
@@ -232,8 +232,7 @@ def _backward_parts(
         if plan.num_splits > 1:
             scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
             scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
-        schedule = plan.num_splits, 1, 1, 1, 0, 0
-        return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
+        return _part(BACKWARD_PARAMS, part, packing.backward_schedule(part, plan), plan.launches, parts, tuple(scratch), same)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 
@@ -246,7 +245,7 @@ def _merge_parts(
     problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
 ) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
-    return tuple(_part(MERGE_PARAMS, part, None, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
+    return tuple(_part(MERGE_PARAMS, part, {}, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -254,7 +253,7 @@ def _seal_parts(
     problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, entry: str
 ) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
-    return tuple(_part(SEAL_PARAMS, part, None, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
+    return tuple(_part(SEAL_PARAMS, part, {}, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
 
 
 _SEAL_PARTS = {
@@ -305,7 +304,7 @@ def _merged_dims(batch: tuple[int, ...], layouts: tuple[Layout, ...]) -> list[li
 def _part(
     dtype: np.dtype,
     problem: AttentionProblem,
-    schedule: tuple[int, ...] | None,
+    schedule: dict[str, Any],
     launches: list[Launch],
     views: _Offsets,
     scratch: tuple[Scratch, ...],
@@ -313,20 +312,9 @@ def _part(
 ) -> Part:
     """Parameters of one part. `same` names tensors that take another's place."""
     params = np.zeros((), dtype)
-    params["shape"] = (
-        (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch,
-        problem.num_heads_q,
-        problem.num_heads_k,
-        problem.seqlen_q,
-        problem.seqlen_k,
-        problem.head_dim,
-        problem.head_dim_v,
-        problem.q_offset,
-        0,
-        problem.scale,
-    )
-    if schedule is not None:
-        params["schedule"] = schedule
+    params["shape"] = packing.shape(problem)
+    for name, value in schedule.items():
+        params["schedule"][name] = value
     slots = []
     sources = {name: (name, *view) for name, view in views.items()}
     sources |= {name: (other, *views[other]) for name, other in same.items()}

@@ -16,22 +16,23 @@ TENSOR = np.dtype(
         ("vectorized", np.int64),
     ]
 )
+DIVISOR = np.dtype([("value", np.int32), ("multiplier", np.uint32), ("shift", np.uint32)])
 SHAPE = np.dtype(
     [
-        ("batch", np.int32, BATCH_DIMS),
-        ("num_heads_q", np.int32),
-        ("num_heads_k", np.int32),
-        ("seqlen_q", np.int32),
-        ("seqlen_k", np.int32),
-        ("head_dim", np.int32),
-        ("head_dim_v", np.int32),
-        ("q_offset", np.int32),
-        ("padding", np.int32),
-        ("scale", np.float64),
+        ("batch", DIVISOR, BATCH_DIMS),
+        *((name, DIVISOR) for name in ("num_heads_q", "num_heads_k", "group_size")),
+        *((name, np.int32) for name in ("seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "q_offset")),
+        *((name, np.float64) for name in ("scale", "multiplier")),
+        *((name, np.float32) for name in ("scale_f32", "multiplier_f32")),
     ]
 )
-SCHEDULE_FIELDS = ("num_splits", "packed_heads", "section_heads", "num_spans", "span", "padding")
-SCHEDULE = np.dtype([(name, np.int32) for name in SCHEDULE_FIELDS])
+SCHEDULE = np.dtype(
+    [
+        *((name, DIVISOR) for name in ("query_blocks", "key_blocks", "num_splits", "packed_heads", "members")),
+        *((name, DIVISOR) for name in ("section_heads", "last_section_heads", "section_blocks")),
+        *((name, np.int32) for name in ("last_section", "num_spans", "span", "padding")),
+    ]
+)
 FORWARD_TENSORS = ("q", "k", "v", "out", "lse", "partial_out", "partial_rows")
 GRADIENT_TENSORS = ("dq", "dq_acc", "dk", "dv", "dk_acc", "dv_acc")
 BACKWARD_TENSORS = ("q", "k", "v", "out", "dout", "lse", "dlse", "delta", *GRADIENT_TENSORS)
