@@ -24,13 +24,16 @@ __device__ __forceinline__ float to_accumulator(BFloat16 x) { return ptx::f32_fr
 __device__ __forceinline__ float to_accumulator(float x) { return x; }
 __device__ __forceinline__ double to_accumulator(double x) { return x; }
 
-// Probabilities before their division are at most 2^-kHeadroom, so that sums of up to 2^29 of them times a value stay
-// below the largest number of the accumulator wherever the value is. An exponent near -30 is rounded by 7e-7, which
-// only bfloat16's own rounding hides: float and double go without. float16's values end at 65504 and need none.
+// An online softmax lets probabilities, before their division, grow to 2^kSlack.
+constexpr int kSlack = 8;
+
+// Probabilities of bfloat16 are at most 2^-30, so that sums of up to 2^29 of them times a value stay below the largest
+// number of the accumulator wherever the value is. An exponent near -38 is rounded by 1.3e-6, which only bfloat16's own
+// rounding hides: float and double go without. float16's values end at 65504 and need none.
 template <class Element>
 constexpr int kHeadroom = 0;
 template <>
-constexpr int kHeadroom<BFloat16> = 30;
+constexpr int kHeadroom<BFloat16> = 30 + kSlack;
 
 // Round to the storage type, to nearest even.
 __device__ __forceinline__ void from_accumulator(Float16& y, float x) { y.bits = ptx::f16_from_f32(x); }

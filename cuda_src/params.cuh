@@ -13,7 +13,8 @@ struct Divisor {
   __device__ __forceinline__ operator int() const { return value; }
 };
 __device__ __forceinline__ int operator/(int n, const Divisor& divisor) {
-  return static_cast<int>(static_cast<uint32_t>(2ull * n * divisor.multiplier >> 32) >> divisor.shift);
+  const uint64_t product = static_cast<uint64_t>(2u * n) * divisor.multiplier;
+  return static_cast<int>(static_cast<uint32_t>(product >> 32) >> divisor.shift);
 }
 __device__ __forceinline__ int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
 
@@ -24,7 +25,8 @@ struct Tensor {
   int64_t head_stride;
   int64_t row_stride;
   int64_t col_stride;
-  int64_t vectorized;  // 1: cols are contiguous, and every row is whole 16-byte vectors, aligned to them
+  // 16, 8 or 4 where columns are contiguous and every row is whole vectors of so many bytes, aligned to them; else 0.
+  int64_t vector_bytes;
 };
 
 struct Shape {

@@ -213,10 +213,11 @@ def test_parameters_lead_to_every_element(data, dtype):
             assert (*strides[4:], row, col) == inner
             begins.append(addresses(tensor["data"], strides[:4], part).ravel())
             all_rows = addresses(tensor["data"], (*strides, row), (*part, x.shape[len(batch)], rows))
-            vectors = col == x.itemsize and cols * x.itemsize % 16 == 0
-            assert not tensor["vectorized"] or (vectors and (all_rows % 16 == 0).all())
-            if x.flags.c_contiguous and vectors and x.ctypes.data % 16 == 0:
-                assert tensor["vectorized"]
+            sizes = [n for n in (16, 8, 4) if col == x.itemsize and cols * x.itemsize % n == 0]
+            vectors = [n for n in sizes if (all_rows % n == 0).all()]
+            assert tensor["vector_bytes"] in (0, *vectors)
+            if x.flags.c_contiguous and vectors:
+                assert tensor["vector_bytes"] == max(n for n in vectors if x.ctypes.data % n == 0)
     found = [np.concatenate(begins) for begins in found]
     assert sorted(zip(*found, strict=True)) == sorted(zip(*expected, strict=True))
 

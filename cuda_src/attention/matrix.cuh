@@ -8,14 +8,15 @@ struct Matrix {
   Element* data;
   int64_t row_stride, col_stride;
   int row_begin, rows, cols;  // rows [row_begin, rows) take part; the others are never read and count as 0
-  int vectorized;  // a flag; as an int it leaves no padding, which a copy to shared memory would leave unwritten
+  int vector_bytes;         // Tensor::vector_bytes
 
-  __device__ bool holds(int row, int col) const { return row >= row_begin && row < rows && col < cols; }
+  __device__ bool has_row(int row) const { return row >= row_begin && row < rows; }
+  __device__ bool holds(int row, int col) const { return has_row(row) && col < cols; }
 
   // 64-bit throughout: a view may span more than 2^31 elements.
   __device__ Element* at(int row, int col) const { return data + row * row_stride + col * col_stride; }
 
-  // Of a vectorized matrix: its columns are contiguous.
+  // Where columns are contiguous.
   __device__ Element* vector_at(int row, int col) const { return data + row * row_stride + col; }
 };
 
@@ -28,13 +29,6 @@ __device__ __forceinline__ int64_t batch_offset(const Tensor& tensor, const Shap
     batch = batch / shape.batch[dim];
   }
   return offset + batch * tensor.batch_strides[0];
-}
-
-// The same matrix of another head, `offset` elements further.
-template <class Element>
-__device__ __forceinline__ Matrix<Element> shifted(Matrix<Element> g, int64_t offset) {
-  g.data += offset;
-  return g;
 }
 
 __device__ __forceinline__ int64_t num_batches(const Shape& shape) {
@@ -54,5 +48,5 @@ __device__ __forceinline__ Matrix<Element> head_matrix(const Tensor& tensor, con
                                                        int rows, int cols, int row_begin = 0) {
   Element* data = static_cast<Element*>(tensor.data) + batch_offset(tensor, shape, batch);
   return {data + head * tensor.head_stride, tensor.row_stride, tensor.col_stride, row_begin,
-          rows, cols, tensor.vectorized != 0};
+          rows, cols, static_cast<int>(tensor.vector_bytes)};
 }

@@ -8,7 +8,7 @@
 // What both kinds of softmax keep of their rows.
 template <class Accumulator, int kRows, int kLanes>
 struct SoftmaxRows {
-  Accumulator row_max[kRows];  // of the scores before `multiplier`; equal in all lanes of a row
+  Accumulator row_max[kRows];  // of the scores before `multiplier`, or near it; equal in all lanes of a row
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
 
   __device__ SoftmaxRows() {
@@ -19,15 +19,20 @@ struct SoftmaxRows {
     }
   }
 
-  // The maximum of row i with these scores of this lane's.
+  // The maximum of this lane's scores of a row.
   template <int kCols>
-  __device__ Accumulator max_with(int i, const Accumulator (&s)[kCols]) const {
+  __device__ static Accumulator lane_max(const Accumulator (&s)[kCols]) {
     Accumulator m = s[0];
 #pragma unroll
     for (int j = 1; j < kCols; ++j) m = max(m, s[j]);
+    return m;
+  }
+
+  // That of the whole row, from its lanes'.
+  __device__ static Accumulator row_max_of(Accumulator m) {
 #pragma unroll
     for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) m = max(m, ptx::shfl_xor(m, lane_mask));
-    return max(row_max[i], m);
+    return m;
   }
 
   // Let every lane of a row have its whole sum.
@@ -45,50 +50,49 @@ struct SoftmaxRows {
   __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
 };
 
-// A row with maximum m has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m +
-// kHeadroom. That base is rounded is no error, for it is the same number in every p of the row; but the largest p is
-// then 2^(what was rounded off) rather than 1, and overflows where the scores are large enough. From 2^24 (2^53 in
-// double) on a row is "far": m is taken from its scores first, and its base is the exact product and kHeadroom.
+// A row has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m + kHeadroom and m a
+// score near the row's maximum: row_max follows a larger one only when p would exceed 2^(kSlack - kHeadroom), since
+// what is summed up must be rescaled then (FlashAttention-4, Shah et al. 2025). That base is rounded is no error, for it
+// is the same number in every p of the row; but p at m is then 2^(what was rounded off) rather than 1, and overflows
+// where scores are large enough. From 2^24 (2^53 in double) on a row is "far": m is its maximum, is taken from its
+// scores first, and its base is the exact product and kHeadroom.
 template <class Accumulator, int kRows, int kLanes, int kHeadroom>
 struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   static constexpr Accumulator kFar = sizeof(Accumulator) == 4 ? 0x1p24 : 0x1p53, kRoom = kHeadroom;
   using SoftmaxRows<Accumulator, kRows, kLanes>::row_max;
   using SoftmaxRows<Accumulator, kRows, kLanes>::row_sum;
 
-  // s becomes p with the new row maximum. rescale(i, factor): 2^(base_old - base) is owed to all that row i has summed.
+  // s becomes p. rescale(i, factor): 2^(base_old - base) is owed to all that row i has summed.
   template <int kCols, class Rescale>
   __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
-    Accumulator m[kRows], farthest = 0;
+    Accumulator base[kRows];
+    bool moves = false;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      m[i] = this->max_with(i, s[i]);
-      farthest = max(farthest, max(m[i], -row_max[i]));
+      base[i] = rounded_base(row_max[i], multiplier);  // -inf, which is far too, until the row sees a key
+      moves |= (fma(this->lane_max(s[i]), multiplier, -base[i]) > kSlack - kRoom) | is_far(base[i]);
     }
-    // A warp with a far row takes a path of its own, and so does every warp for its first keys, where row_max is -inf.
-    // What is owed to sums it does itself; for what follows, the maximum has not changed then.
-    if (__builtin_expect(ptx::any(farthest * multiplier >= kFar / 2), 0)) {
+    if (ptx::any(moves)) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const Accumulator factor = change(row_max[i], m[i], multiplier);
-        row_max[i] = m[i];
+        const Accumulator m = max(row_max[i], this->row_max_of(this->lane_max(s[i])));
+        const Accumulator factor = change(row_max[i], m, multiplier);
+        row_max[i] = m;
         row_sum[i] *= factor;
         rescale(i, factor);
-        const Accumulator less = is_far(base_of(m[i], multiplier)) ? m[i] : Accumulator(0);
+        base[i] = base_of(m, multiplier);
+        if (is_far(base[i])) {
+          base[i] = kRoom;
 #pragma unroll
-        for (int j = 0; j < kCols; ++j) s[i][j] -= less;
+          for (int j = 0; j < kCols; ++j) s[i][j] -= m;
+        }
       }
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const Accumulator rounded = base_of(m[i], multiplier);
-      const Accumulator factor = ptx::ex2(rounded_base(row_max[i], multiplier) - rounded);
-      const Accumulator base = is_far(rounded) ? kRoom : rounded;
-      row_max[i] = m[i];
-      rescale(i, factor);
-      row_sum[i] *= factor;
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base));
+        s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base[i]));
         row_sum[i] += s[i][j];
       }
     }
@@ -136,7 +140,7 @@ struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const Accumulator m = this->max_with(i, s[i]);
+      const Accumulator m = max(row_max[i], this->row_max_of(this->lane_max(s[i])));
       const Accumulator base = base_of(m), factor = change(row_max[i], m, multiplier);
       row_max[i] = m;
       rescale(i, factor);

@@ -9,6 +9,7 @@
 #include "attention/schedule.cuh"
 #include "mma/ring.cuh"
 #include "mma/scores.cuh"
+#include "mma/stream.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
@@ -39,66 +40,137 @@ static_assert(kNoCarry<KeyTile, kPiece * kAcross> && kNoCarry<KeyTile, kPiece * 
                   kNoCarry<ValueTile, kPiece * kKeyAcross>,
               "turns of the warps are whole swizzled groups, or parts of one");
 
+struct QueryStage {
+  Tile<kBlockM, kHeadDim> query;
+  Tile<kBlockM, kHeadDimV> dout;
+  float lse[kBlockM], delta[kBlockM];
+};
+
 struct SharedStorage {
   KeyTile key;      // in the end dK
   ValueTile value;  // in the end dV
-  struct {
-    Tile<kBlockM, kHeadDim> query;
-    Tile<kBlockM, kHeadDimV> dout;
-    float lse[kBlockM], delta[kBlockM];
-  } ring[kStages];
+  QueryStage ring[kStages];
   ScoreTile p, ds;
-  // What the loop over queries needs now and then: kept in registers, it would spill.
-  QueryHead first;  // of this block's first head, as is gDq
-  Matrix<float> gDq;
-  int n0, m_begin, m_blocks, steps;  // query blocks of a head that see the keys, and of all heads
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// g += acc, for the rows from row0 on, two neighbouring columns at once or one by one.
-template <int kAcross, bool kPairs, int kRows, int kCols>
-__device__ __forceinline__ void add_columns(const Matrix<float>& g, int row0, int across,
-                                            const float (&acc)[kRows][kCols]) {
-  const int col0 = col_of<kAcross>(0, across);
+// The query blocks that see the block's keys, from `begin` to before `end` in one head after another.
+struct QueryWalk {
+  int begin, end, m0;
+
+  // Go on, and say how many elements further the next block of a tensor is.
+  __device__ __forceinline__ bool next_is_of_next_head() {
+    m0 += kBlockM;
+    const bool wraps = m0 >= end;
+    if (wraps) m0 = begin;
+    return wraps;
+  }
+  __device__ __forceinline__ int64_t distance(const Tensor& tensor, bool to_next_head) const {
+    return to_next_head ? tensor.head_stride - (end - kBlockM - begin) * tensor.row_stride
+                        : kBlockM * tensor.row_stride;
+  }
+};
+
+// Q, dO and the statistics of their rows on this walk. Queries before `query_begin` see none of the keys: what they
+// hold must not spread.
+struct QueryStream {
+  const BackwardParams& params;
+  TileStream<Tile<kBlockM, kHeadDim>> q;
+  TileStream<Tile<kBlockM, kHeadDimV>> dout;
+  ColumnStream<kBlockM> lse, delta;
+  QueryWalk walk;
+  int steps, query_begin, seqlen_q;
+
+  __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk,
+                                         int steps)
+      : params(params),
+        q(params.q, head.q, walk.m0),
+        dout(params.dout, head.dout, walk.m0),
+        lse(params.lse, head.lse, walk.m0),
+        delta(params.delta, head.delta, walk.m0),
+        walk(walk),
+        steps(steps),
+        query_begin(head.q.row_begin),
+        seqlen_q(head.q.rows) {}
+
+  __device__ __forceinline__ void start(QueryStage& stage) {
+    if (steps-- <= 0) return;
+    const int begin = query_begin - walk.m0, end = seqlen_q - walk.m0;
+    const bool wraps = walk.next_is_of_next_head();
+    q.start(stage.query, begin, end, walk.distance(params.q, wraps));
+    dout.start(stage.dout, begin, end, walk.distance(params.dout, wraps));
+    lse.start(stage.lse, begin, end, walk.distance(params.lse, wraps));
+    delta.start(stage.delta, begin, end, walk.distance(params.delta, wraps));
+  }
+
+  __device__ __forceinline__ void finish(QueryStage& stage) const {
+    q.finish(stage.query);
+    dout.finish(stage.dout);
+    lse.finish(stage.lse);
+    delta.finish(stage.delta);
+  }
+};
+
+// A warp's part of a sum in global memory: where this lane's first element is, and how many rows and columns of the
+// matrix there are from it on.
+struct Sum {
+  float* dst;
+  int64_t row_stride;
+  int rows, cols;
+  int vector_bytes;
+
+  template <int kAcross>
+  __device__ __forceinline__ static Sum at(const Matrix<float>& g, int row0, int across) {
+    const int row = row0 + row_of(0), col = col_of<kAcross>(0, across);
+    return {g.vector_at(row, col), g.row_stride, g.rows - row, g.cols - col, g.vector_bytes};
+  }
+};
+
+// sum += acc, two neighbouring columns at once or one by one; kWhole: all of them are in the matrix.
+template <int kAcross, bool kPairs, bool kWhole, int kRows, int kCols>
+__device__ __forceinline__ void add_columns(const Sum& sum, const float (&acc)[kRows][kCols]) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const bool inside = row0 + row_of(i) < g.rows;
-    float* dst = g.at(row0 + row_of(i), col0);
+    const int down = i / 2 * kPiece + i % 2 * 8;  // row_of(i) - row_of(0)
+    float* row = sum.dst + down * sum.row_stride;
+    if (!kWhole && down >= sum.rows) continue;
 #pragma unroll
     for (int j = 0; j < kCols; j += 2) {
-      const int step = col_of<kAcross>(j) - col_of<kAcross>(0);  // a constant
+      const int across = (j / 4 * kAcross * 2 + j % 4 / 2) * 8;  // col_of(j) - col_of(0)
       if (kPairs) {
-        ptx::add_global(dst + step, acc[i][j], acc[i][j + 1], inside && col0 + step < g.cols);
+        if (kWhole || across < sum.cols) ptx::add_global(row + across, acc[i][j], acc[i][j + 1]);
       } else {
-        ptx::add_global(dst + step, acc[i][j], inside && col0 + step < g.cols);
-        ptx::add_global(dst + step + 1, acc[i][j + 1], inside && col0 + step + 1 < g.cols);
+        if (kWhole || across < sum.cols) ptx::add_global(row + across, acc[i][j]);
+        if (kWhole || across + 1 < sum.cols) ptx::add_global(row + across + 1, acc[i][j + 1]);
       }
     }
   }
 }
 
+// A test of each element is a branch for each: not where the tile is whole.
 template <int kAcross, int kRows, int kCols>
-__device__ __forceinline__ void add_fragment(const Matrix<float>& g, int row0, int across,
-                                             const float (&acc)[kRows][kCols]) {
-  if (kAddsPairs && g.vectorized) {
-    add_columns<kAcross, true>(g, row0, across, acc);
+__device__ __forceinline__ void add_fragment(const Sum& sum, bool whole, const float (&acc)[kRows][kCols]) {
+  const bool pairs = kAddsPairs && sum.vector_bytes >= 8;
+  if (whole && pairs == kAddsPairs) {
+    add_columns<kAcross, kAddsPairs, true>(sum, acc);
+  } else if (pairs) {
+    add_columns<kAcross, kAddsPairs, false>(sum, acc);
   } else {
-    add_columns<kAcross, false>(g, row0, across, acc);
+    add_columns<kAcross, false, false>(sum, acc);
   }
 }
 
 // dQ += dS K  [kBlockM, kHeadDim], in two halves of the columns where beside dK and dV there is no room for all.
-__device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Matrix<float>& gDq, int m0) {
+__device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Sum& dq, bool whole) {
   constexpr int kParts = kQueryCols % 8 == 0 && kScoreRows * kQueryCols > 32 ? 2 : 1, kTurns = kParts * kAcross;
-  const int row0 = score_row0();
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
-    const int turn = part * kAcross + score_across();
+    const int first = part * kAcross * kPiece;  // column of this part
     float acc_dq[kScoreRows][kQueryCols / kParts];
     set_zero(acc_dq);
-    matmul<kBlockN, kTurns>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, row0),
-                            Pieces<KeyTile, kRowsFirst>(shared.key, 0, turn * kPiece));
-    add_fragment<kTurns>(gDq, m0 + row0, turn, acc_dq);
+    matmul<kBlockN, kTurns>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, score_row0()),
+                            Pieces<KeyTile, kRowsFirst>(shared.key, 0, first + score_across() * kPiece));
+    add_fragment<kTurns>(Sum{dq.dst + first, dq.row_stride, dq.rows, dq.cols - first, dq.vector_bytes}, whole, acc_dq);
   }
 }
 
@@ -112,17 +184,16 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
   const KeyBlock keys = key_block(shape, params.schedule, ptx::opaque(blockIdx.x));
   const int rows = shape.seqlen_k;
   if (params.schedule.num_splits > 1) {
-    add_fragment<kKeyAcross>(
-        head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0 + row0,
-        across, acc_dk);
-    add_fragment<kKeyAcross>(
-        head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0 + row0,
-        across, acc_dv);
+    const auto gDk = head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim);
+    const auto gDv = head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v);
+    const bool whole = keys.n0 + kBlockN <= rows;
+    add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDk, keys.n0 + row0, across), whole && gDk.cols == kHeadDim, acc_dk);
+    add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDv, keys.n0 + row0, across), whole && gDv.cols == kHeadDimV, acc_dv);
     return;
   }
   store_fragment<kKeyAcross>(shared.key, row0, across, acc_dk);
   store_fragment<kKeyAcross>(shared.value, row0, across, acc_dv);
-  __syncthreads();
+  meet();
   store_rows<kBlockN, kThreads>(
       shared.key, 0, threadIdx.x,
       head_matrix<Element>(params.dk, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0);
@@ -131,16 +202,13 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
       head_matrix<Element>(params.dv, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0);
 }
 
-// Log-sum-exp and delta of the query block in shared memory; rows outside see nothing.
+// Log-sum-exp and delta of the query block in shared memory. Those of rows outside are 0, as is all else of them: their
+// p is 1 and meets only zeros.
 struct StreamedStatistics {
-  const float *lse_column, *delta_column;
-  int rows;
+  const QueryStage& stage;
 
-  __device__ float lse(int i) const {
-    const int row = score_row0() + row_of(i);
-    return row < rows ? lse_to_log2(ptx::load_shared<1>(lse_column + row).data[0]) : infinity<float>();
-  }
-  __device__ float delta(int i) const { return ptx::load_shared<1>(delta_column + score_row0() + row_of(i)).data[0]; }
+  __device__ float lse(int i) const { return lse_to_log2(stage.lse[score_row0() + row_of(i)]); }
+  __device__ float delta(int i) const { return stage.delta[score_row0() + row_of(i)]; }
 };
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -148,60 +216,55 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
-  const auto [n0, split, head_k, batch] = key_block(shape, params.schedule, blockIdx.x);
+  const KeyBlock keys = key_block(shape, params.schedule, blockIdx.x);
+  const int n0 = ptx::opaque(keys.n0), head_k = keys.head_k, batch = keys.batch;
+  const Mask mask(shape);
+  const int query_begin = ptx::opaque(mask.query_begin(n0)), key_end = mask.key_end(shape.seqlen_q - 1);
+  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
+  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
+  load_tile(shared.key, gK, n0);  // in the group of the first queries
+  load_tile(shared.value, gV, n0);
 
   // This block's query heads, and the query blocks of each that see its keys.
   const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
-  const int head_begin = head_k * group_size + min(split * per_split, group_size);
-  const int head_end = min(head_begin + per_split, (head_k + 1) * group_size);
-  const Mask mask(shape);
-  const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
+  const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
+  const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
+  QueryWalk walk;
+  walk.begin = walk.m0 = query_begin / kBlockM * kBlockM;
+  walk.end = query_begin < shape.seqlen_q ? ceil_div(shape.seqlen_q, kBlockM) * kBlockM : walk.begin;
+  const int steps = ptx::opaque((walk.end - walk.begin) / kBlockM * heads);
 
-  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
-  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
-  if (threadIdx.x == 0) {
-    shared.first = query_head(params, batch, head_begin, query_begin);
-    shared.gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
-    shared.n0 = n0;
-    shared.m_begin = query_begin / kBlockM;
-    shared.m_blocks = query_begin < shape.seqlen_q ? ceil_div(shape.seqlen_q, kBlockM) - shared.m_begin : 0;
-    shared.steps = shared.m_blocks * (head_end - head_begin);
-  }
-  __syncthreads();
-  const auto fill = [&](int step) {
-    if (step >= shared.steps) return;
-    const int member = step / shared.m_blocks, m0 = (shared.m_begin + step % shared.m_blocks) * kBlockM;
-    auto& stage = shared.ring[step % kStages];
-    load_tile(stage.query, shifted(shared.first.q, member * params.q.head_stride), m0);
-    load_tile(stage.dout, shifted(shared.first.dout, member * params.dout.head_stride), m0);
-    load_column(stage.lse, shifted(shared.first.lse, member * params.lse.head_stride), m0);
-    load_column(stage.delta, shifted(shared.first.delta, member * params.delta.head_stride), m0);
-  };
-  load_tile(shared.key, gK, n0);  // in the group of the first queries
-  load_tile(shared.value, gV, n0);
-  start_ring(fill);
+  QueryStream stream(params, query_head(params, batch, head_begin, query_begin), walk, steps);
+  Ring ring;
+  const auto start = [&](int slot) { stream.start(shared.ring[slot]); };
+  const auto finish = [&](int slot) { stream.finish(shared.ring[slot]); };
+  ring.fill(start, finish);
 
+  const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
+  Sum dq = Sum::at<kAcross>(gDq, walk.m0 + score_row0(), score_across());
   const Score<float> score(shape);
   const int warp = threadIdx.x / 32, key_row0 = warp % kWarpsN * (kBlockN / kWarpsN), key_across = warp / kWarpsN;
   float acc_dk[kKeyRows][kKeyCols], acc_dv[kKeyRows][kValueCols];
   set_zero(acc_dk);
   set_zero(acc_dv);
 
-  for (int step = 0; step < shared.steps; ++step) {
-    const int member = step / shared.m_blocks, m0 = (shared.m_begin + step % shared.m_blocks) * kBlockM;
-    arrive(step, fill);
-    auto& stage = shared.ring[step % kStages];
+  for (int step = 0; step < steps; ++step) {
+    ring.arrive(start, finish);
+    QueryStage& stage = shared.ring[ring.slot];
+    const int m0 = walk.m0;
     {
       float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-      const StreamedStatistics rows{stage.lse, stage.delta, shape.seqlen_q - m0};
-      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, m0, shared.n0);
+      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, StreamedStatistics{stage}, mask, score, m0, n0);
       store_fragment<kAcross>(shared.p, score_row0(), score_across(), p);
       store_fragment<kAcross>(shared.ds, score_row0(), score_across(), ds);
     }
-    __syncthreads();
+    meet();
 
+    const bool wraps = walk.next_is_of_next_head();
     if (kAtomicDq) {
-      add_to_dq(shared, shifted(shared.gDq, member * params.dq_acc.head_stride), m0);
+      dq.rows = shape.seqlen_q - m0 - score_row0() - row_of(0);
+      add_to_dq(shared, dq, m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim);
+      dq.dst += walk.distance(params.dq_acc, wraps);
     }
     // dV += P^T dO  [kBlockN, kHeadDimV],  dK += dS^T Q  [kBlockN, kHeadDim]
     matmul<kBlockM, kKeyAcross>(acc_dv, Pieces<ScoreTile, kColsFirst>(shared.p, 0, key_row0),
@@ -210,6 +273,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
                                 Pieces<decltype(stage.query), kRowsFirst>(stage.query, 0, key_across * kPiece));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
-  __syncthreads();  // dK's and dV's tiles lie where K and V were
+  meet();  // dK's and dV's tiles lie where K and V were
   store_result(shared, params, acc_dk, acc_dv);
 }

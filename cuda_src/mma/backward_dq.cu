@@ -6,6 +6,7 @@
 #include "attention/schedule.cuh"
 #include "mma/ring.cuh"
 #include "mma/scores.cuh"
+#include "mma/stream.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
@@ -17,13 +18,14 @@ static_assert(kWarpsM == kNWarps, "warps own whole rows");
 static_assert(kScoreRows * (2 * kScoreCols + kQueryCols) * sizeof(float) <= kSumBytes, "a thread's sums have 4 KiB");
 
 using KeyTile = Tile<kBlockN, kHeadDim>;
+using ValueTile = Tile<kBlockN, kHeadDimV>;
 
 struct SharedStorage {
   Tile<kBlockM, kHeadDim> query;  // in the end dQ
   Tile<kBlockM, kHeadDimV> dout;
   struct {
     KeyTile key;
-    Tile<kBlockN, kHeadDimV> value;
+    ValueTile value;
   } ring[kStages];
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
@@ -56,34 +58,44 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int head_k = head / shape.group_size;
 
   const Mask mask(shape);
-  const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1), steps = ceil_div(key_end, kBlockN);
+  const int key_end = ptx::opaque(mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1));
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
-  const auto fill = [&](int step) {
-    if (step >= steps) return;
-    load_tile(shared.ring[step % kStages].key, gK, step * kBlockN);
-    load_tile(shared.ring[step % kStages].value, gV, step * kBlockN);
-  };
   const QueryHead gHead = query_head(params, batch, head, 0);
   load_tile(shared.query, gHead.q, m0);  // in the group of the first keys
   load_tile(shared.dout, gHead.dout, m0);
-  start_ring(fill);
+
+  TileStream<KeyTile> key(params.k, gK, 0);
+  TileStream<ValueTile> value(params.v, gV, 0);
+  int left = key_end;  // keys to be copied
+  const auto start = [&](int slot) {
+    if (left <= 0) return;
+    key.start(shared.ring[slot].key, 0, left, kBlockN * params.k.row_stride);
+    value.start(shared.ring[slot].value, 0, left, kBlockN * params.v.row_stride);
+    left -= kBlockN;
+  };
+  const auto finish = [&](int slot) {
+    key.finish(shared.ring[slot].key);
+    value.finish(shared.ring[slot].value);
+  };
+  Ring ring;
+  ring.fill(start, finish);
 
   const Score<float> score(shape);
   const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
   float acc_dq[kScoreRows][kQueryCols];
   set_zero(acc_dq);
 
-  for (int step = 0; step < steps; ++step) {
-    arrive(step, fill);
-    auto& stage = shared.ring[step % kStages];
+  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
+    ring.arrive(start, finish);
+    auto& stage = shared.ring[ring.slot];
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, m0, step * kBlockN);
+    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, m0, n0);
 
     // dQ += dS K  [kBlockM, kHeadDim]
     matmul(acc_dq, PackedOperand<kScoreRows, kScoreCols>(ds), Pieces<KeyTile, kRowsFirst>(stage.key));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
-  __syncthreads();  // Q is there even if there was no step
+  meet();  // Q is there even if there was no step
   store_dq(shared.query, params, acc_dq);
 }

@@ -13,6 +13,8 @@
 #include "attention/score.cuh"
 #include "mma/fragment.cuh"
 #include "mma/packed.cuh"
+#include "mma/ring.cuh"
+#include "mma/stream.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
@@ -49,46 +51,62 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// K and V of blocks [begin, end), last first, through the ring. Tile t is K of a block for even t, V for odd t.
+// K and V of key blocks from the last to the first, `begin`, in turn through the ring.
 struct Stream {
   SharedStorage& shared;
-  const Matrix<Element>&gK, &gV;
-  int begin, end;
+  const ForwardParams& params;
+  Ring ring;
+  TileStream<KeyTile> key;
+  TileStream<ValueTile> value;
+  int begin, key_end;
 
-  // Start copying tile t. Every call closes a group of copies, so that counting groups counts tiles.
+  __device__ __forceinline__ Stream(SharedStorage& shared, const ForwardParams& params, const Matrix<Element>& gK,
+                                    const Matrix<Element>& gV, int begin, int end)
+      : shared(shared),
+        params(params),
+        key(params.k, gK, (end - 1) * kBlockN),
+        value(params.v, gV, (end - 1) * kBlockN),
+        begin(begin),
+        key_end(gK.rows) {
+    ring.fill(
+        [&](int step) {
+          if (step % 2 == 0) {
+            start<true>(step, end - 1 - step / 2);
+          } else {
+            start<false>(step, end - 1 - step / 2);
+          }
+        },
+        [&](int step) { step % 2 == 0 ? finish<true>(step) : finish<false>(step); });
+  }
+
+  // Start copying K or V of `block`, the next one.
   template <bool kIsKey>
-  __device__ __forceinline__ void issue(int t) {
-    const int block = end - 1 - t / 2;
-    if (block >= begin) {
-      if (kIsKey) {
-        load_tile(shared.ring[t % kStages].key, gK, block * kBlockN);
-      } else {
-        load_tile(shared.ring[t % kStages].value, gV, block * kBlockN);
-      }
-    }
-    if (kAsyncCopy) ptx::cp_async_commit();
-  }
-
-  __device__ __forceinline__ void start() {
-#pragma unroll
-    for (int t = 0; t < kStages - 1; ++t) {
-      if (t % 2 == 0) {
-        issue<true>(t);
-      } else {
-        issue<false>(t);
-      }
+  __device__ __forceinline__ void start(int slot, int block) {
+    if (block < begin) return;
+    if constexpr (kIsKey) {
+      key.start(shared.ring[slot].key, 0, key_end - block * kBlockN, -kBlockN * params.k.row_stride);
+    } else {
+      value.start(shared.ring[slot].value, 0, key_end - block * kBlockN, -kBlockN * params.v.row_stride);
     }
   }
 
-  // Wait for the tile of K or V of a block. Its predecessor's readers are then done, and the copy that replaces it
-  // starts.
+  template <bool kIsKey>
+  __device__ __forceinline__ void finish(int slot) {
+    if constexpr (kIsKey) {
+      key.finish(shared.ring[slot].key);
+    } else {
+      value.finish(shared.ring[slot].value);
+    }
+  }
+
+  // Wait for the tile of K or V of a block.
   template <bool kIsKey>
   __device__ __forceinline__ RingTile& arrive(int block) {
-    const int tile = 2 * (end - 1 - block) + (kIsKey ? 0 : 1);
-    if (kAsyncCopy) ptx::cp_async_wait<kStages - 2>();
-    __syncthreads();
-    issue<kIsKey == (kStages % 2 == 1)>(tile + kStages - 1);
-    return shared.ring[tile % kStages];
+    // The next tile to copy is kStages - 1 further on: of a block before this one, K or V as that is even or odd.
+    constexpr int kStep = (kIsKey ? 0 : 1) + kStages - 1;
+    ring.arrive([&](int slot) { start<kStep % 2 == 0>(slot, block - kStep / 2); },
+                [&](int slot) { finish<kStep % 2 == 1>(slot); });
+    return shared.ring[ring.slot];
   }
 };
 
@@ -163,17 +181,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Mask mask(shape);
-  const int key_end = mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1));
+  const int key_end = ptx::opaque(mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1)));
   const auto gQ = packed_matrix<Element>(params.q, shape, work, packing, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v);
 
   // This split's share of the key blocks.
   const int n_blocks = ceil_div(key_end, kBlockN), per_split = ceil_div(n_blocks, schedule.num_splits);
-  const int n_begin = min(work.split * per_split, n_blocks), n_end = min(n_begin + per_split, n_blocks);
+  const int n_begin = ptx::opaque(min(work.split * per_split, n_blocks)), n_end = min(n_begin + per_split, n_blocks);
 
   // What this warp's rows see of them. A warp beyond the last row, or past its keys, only helps to copy.
-  const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = m0 + warp_row;
+  const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = ptx::opaque(m0 + warp_row);
   const int last_row = min(first_row + kWarpRows, total_rows) - 1;
   const int warp_key_end = first_row < total_rows ? mask.key_end(packing.query(last_row)) : 0;
 
@@ -183,8 +201,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_o);
 
   load_tile(shared.query, gQ, m0);  // in the group of the first K tile
-  Stream stream{shared, gK, gV, n_begin, n_end};
-  stream.start();
+  Stream stream(shared, params, gK, gV, n_begin, n_end);
   const Pieces<QueryTile, kRowsFirst> sQ(shared.query, warp_row);
 
   // Blocks that the mask hides from all of the warp's rows come first.
@@ -212,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     matmul(acc_o, p, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
-  __syncthreads();  // O's tile lies where Q is, or, if there was no block, is still arriving
+  meet();  // O's tile lies where Q is, or, if there was no block, is still arriving
 
   softmax.finish();
 #pragma unroll

@@ -20,32 +20,34 @@ struct Packing {
 template <class T>
 struct PackedMatrix {
   static constexpr bool kAffine = !kPacked;
-  Matrix<T> first;  // of the first head
-  int64_t head_stride;
+  T* data;  // of the first head
+  int64_t row_stride, col_stride, head_stride;
   Packing packing;
-  int row_begin, rows;
-  bool vectorized;
+  int rows, cols;
+  int vector_bytes;
 
-  __device__ bool holds(int row, int col) const { return row < rows && col < first.cols; }
-  __device__ T* at(int row, int col) const {
-    return first.at(packing.query(row), col) + packing.head(row) * head_stride;
-  }
-  __device__ T* vector_at(int row, int col) const {
-    return first.vector_at(packing.query(row), col) + packing.head(row) * head_stride;
+  __device__ bool has_row(int row) const { return row < rows; }
+  __device__ bool holds(int row, int col) const { return has_row(row) && col < cols; }
+  __device__ T* at(int row, int col) const { return row_at(row) + col * col_stride; }
+  __device__ T* vector_at(int row, int col) const { return row_at(row) + col; }
+
+ private:
+  __device__ T* row_at(int row) const {
+    return data + packing.query(row) * row_stride + packing.head(row) * head_stride;
   }
 };
 
 template <class T>
 __device__ __forceinline__ PackedMatrix<T> packed_matrix(const Tensor& tensor, const Shape& shape, const Work& work,
                                                          Packing packing, int cols) {
-  const Matrix<T> first = head_matrix<T>(tensor, shape, work.batch, work.head, shape.seqlen_q, cols);
-  return {first, tensor.head_stride, packing, 0, packing.rows(shape), first.vectorized};
+  const Matrix<T> g = head_matrix<T>(tensor, shape, work.batch, work.head, shape.seqlen_q, cols);
+  return {g.data, g.row_stride, g.col_stride, tensor.head_stride, packing, packing.rows(shape), cols, g.vector_bytes};
 }
 
 // One split's part of the partial results: `tensor` holds those of the whole problem one after the other.
 __device__ __forceinline__ PackedMatrix<float> split_matrix(const Tensor& tensor, const Shape& shape, const Work& work,
                                                             Packing packing, int cols) {
   auto g = packed_matrix<float>(tensor, shape, work, packing, cols);
-  g.first.data += work.split * query_rows(shape) * cols;
+  g.data += work.split * query_rows(shape) * cols;
   return g;
 }

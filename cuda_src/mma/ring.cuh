@@ -1,30 +1,45 @@
-// A ring of kStages slots in shared memory that asynchronous copies fill ahead of their use.
+// A ring of kStages slots in shared memory that copies fill ahead of their use.
 #pragma once
 #include "mma/tile.cuh"
+#include "ptx/barrier.cuh"
 
-// Fill slots for the first steps; `fill(step)` starts the copies of one step, or none beyond the last.
-template <class Fill>
-__device__ __forceinline__ void start_ring(Fill&& fill) {
+// Warps of a block that have nothing to compute meet the others from another place in the code.
+__device__ __forceinline__ void meet() { ptx::barrier_sync(1, kThreads); }
+
+constexpr int kAhead = kStages > 1 || kAsyncCopy ? kStages - 1 : 1;  // steps that are copied before the first is read
+
+// start(slot) begins the copies of the next step into a slot; where they are not asynchronous, finish(slot) ends those
+// that were begun last.
+struct Ring {
+  int slot = kStages - 1;  // of the step that was read last
+
+  // Copy the first steps, whose slots are numbered like them.
+  template <class Start, class Finish>
+  __device__ __forceinline__ void fill(Start&& start, Finish&& finish) const {
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
-    fill(step);
-    if (kAsyncCopy) ptx::cp_async_commit();
+    for (int step = 0; step < kAhead; ++step) {
+      start(step);
+      if (kAsyncCopy) ptx::cp_async_commit();
+      if (!kAsyncCopy && step + 1 < kAhead) finish(step);
+    }
   }
-}
 
-// Wait until what `step` reads is there. The step before it is done everywhere, so its slot is filled again; with a
-// single slot that is this step's own, and the wait is for all of it.
-template <class Fill>
-__device__ __forceinline__ void arrive(int step, Fill&& fill) {
-  if (kStages == 1) {
-    __syncthreads();
-    fill(step);
-    if (kAsyncCopy) ptx::cp_async_wait_all();
-    __syncthreads();
-  } else {
-    if (kAsyncCopy) ptx::cp_async_wait<(kStages > 1 ? kStages - 2 : 0)>();
-    __syncthreads();
-    fill(step + kStages - 1);
-    if (kAsyncCopy) ptx::cp_async_commit();
+  // Wait until what the next step reads is there. The readers of the slot before have arrived then, and it is filled
+  // again; a single slot at once, and waited for again.
+  template <class Start, class Finish>
+  __device__ __forceinline__ void arrive(Start&& start, Finish&& finish) {
+    if (kStages == 1) meet();
+    if (kStages == 1 && kAsyncCopy) {
+      start(slot);
+      ptx::cp_async_wait_all();
+    } else if (kAsyncCopy) {
+      ptx::cp_async_wait<(kStages > 1 ? kStages - 2 : 0)>();
+    } else {
+      finish(slot == 0 ? kStages - 1 : slot - 1);
+    }
+    meet();
+    if (kStages > 1 || !kAsyncCopy) start(slot);
+    if (kStages > 1 && kAsyncCopy) ptx::cp_async_commit();
+    slot = slot + 1 == kStages ? 0 : slot + 1;
   }
-}
+};

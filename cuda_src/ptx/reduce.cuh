@@ -6,28 +6,14 @@
 
 namespace ptx {
 
-// Where `wanted`: a predicate costs less than a branch around each of many additions.
-__device__ __forceinline__ void add_global(float* dst, float x, bool wanted) {
-  asm volatile(
-      "{\n"
-      "  .reg .pred wanted;\n"
-      "  setp.ne.s32 wanted, %2, 0;\n"
-      "  @wanted red.relaxed.gpu.global.add.f32 [%0], %1;\n"
-      "}" ::"l"(__cvta_generic_to_global(dst)),
-      "f"(x), "r"(static_cast<int>(wanted))
-      : "memory");
+__device__ __forceinline__ void add_global(float* dst, float x) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(dst)), "f"(x) : "memory");
 }
 
 // Two neighbours in one instruction, from sm_90 on; `dst` must be a multiple of 8 bytes.
-__device__ __forceinline__ void add_global(float* dst, float x, float y, bool wanted) {
-  asm volatile(
-      "{\n"
-      "  .reg .pred wanted;\n"
-      "  setp.ne.s32 wanted, %3, 0;\n"
-      "  @wanted red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};\n"
-      "}" ::"l"(__cvta_generic_to_global(dst)),
-      "f"(x), "f"(y), "r"(static_cast<int>(wanted))
-      : "memory");
+__device__ __forceinline__ void add_global(float* dst, float x, float y) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(dst)), "f"(x), "f"(y)
+               : "memory");
 }
 
 }  // namespace ptx

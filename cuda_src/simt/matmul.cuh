@@ -173,7 +173,7 @@ __device__ __forceinline__ void store_row(const Matrix<Out>& g, int row, int col
     ptx::Vec<Out, kSliceVec> y;
 #pragma unroll
     for (int u = 0; u < kSliceVec; ++u) from_accumulator(y.data[u], acc[j + u]);
-    if (g.vectorized) {
+    if (g.vector_bytes >= kSliceVec * static_cast<int>(sizeof(Out))) {
       if (col < g.cols) ptx::store_global(g.at(row, col), y);
     } else {
 #pragma unroll

@@ -33,7 +33,7 @@ using ScoreTile = Tile<kBlockM, kBlockN, kLanes>;
 // Copy rows [row0, row0 + kRows) x columns [col0, col0 + kCols) of g to the tile; what lies outside g becomes 0.
 template <int kRows, int kCols>
 __device__ __forceinline__ void load_tile(Tile<kRows, kCols>& tile, const Matrix<Element>& g, int row0, int col0) {
-  if (g.vectorized) {
+  if (g.vector_bytes >= kVec * static_cast<int>(sizeof(Element))) {
     // kVec elements a thread, 8 bytes for half types: 16 bytes would split its shared stores over the same banks.
     constexpr int kRowChunks = kCols / kVec;
 #pragma unroll 4

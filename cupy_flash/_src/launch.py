@@ -7,6 +7,7 @@ is worked out once for each problem and layout of its arrays, so that a repeated
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -44,6 +45,9 @@ class Runtime(Protocol):
         """Start one kernel; `tensors` are the arrays that `params` points into."""
 
 
+_VECTOR_SIZES = VECTOR_BYTES, VECTOR_BYTES // 2, VECTOR_BYTES // 4  # of Tensor::vector_bytes
+
+
 class Layout(NamedTuple):
     """What a kernel has to know of an array apart from its address."""
 
@@ -51,7 +55,7 @@ class Layout(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     itemsize: int
-    aligned: bool
+    misalignment: int  # of the address, modulo VECTOR_BYTES
 
 
 class Scratch(NamedTuple):
@@ -187,14 +191,14 @@ def _run_seal(runtime: Runtime, problem: AttentionProblem, entry: str, tensors: 
     return tensors
 
 
-_Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, bool]  # of a Layout; a plain tuple is made sooner
+_Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, int]  # of a Layout; a plain tuple is made sooner
 Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple[Part, ...]]
 
 
 def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors: Tensors) -> None:
     addresses = {name: runtime.address(x) for name, x in tensors.items()}
     layouts = [
-        (name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES == 0) for name, x in tensors.items()
+        (name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES) for name, x in tensors.items()
     ]
     for part in prepare(problem, runtime.device, tuple(layouts), tiles_by_hand()):
         part.run(runtime, tensors, addresses)
@@ -330,17 +334,14 @@ def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:
     first = scratch.shape[1:] if scratch.name.startswith("partial") else scratch.shape
     itemsize = scratch.dtype.itemsize
     strides = tuple(itemsize * prod(first[i + 1 :]) for i in range(len(first)))
-    return Layout(scratch.name, first, strides, itemsize, True)
+    return Layout(scratch.name, first, strides, itemsize, 0)
 
 
 def _pack(x: Layout, offset: int) -> tuple[Any, ...]:
     """The fields of Tensor in params.cuh, without the address."""
     *batch, head, row, col = x.strides
-    vectorized = (
-        col == x.itemsize
-        and x.shape[-1] * x.itemsize % VECTOR_BYTES == 0
-        and x.aligned
-        and all(stride % VECTOR_BYTES == 0 for stride in (*batch, head, row, offset))
-    )
+    # A power of two divides all of them exactly if it divides their bits put together.
+    together = functools.reduce(operator.or_, (x.misalignment, offset, *batch, head, row, x.shape[-1] * x.itemsize))
+    vector_bytes = next((n for n in _VECTOR_SIZES if together % n == 0 and col == x.itemsize), 0)
     batch = [0] * (BATCH_DIMS - len(batch)) + [stride // x.itemsize for stride in batch]
-    return 0, batch, head // x.itemsize, row // x.itemsize, col // x.itemsize, vectorized
+    return 0, batch, head // x.itemsize, row // x.itemsize, col // x.itemsize, vector_bytes

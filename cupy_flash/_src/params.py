@@ -13,7 +13,7 @@ TENSOR = np.dtype(
         ("head_stride", np.int64),
         ("row_stride", np.int64),
         ("col_stride", np.int64),
-        ("vectorized", np.int64),
+        ("vector_bytes", np.int64),
     ]
 )
 DIVISOR = np.dtype([("value", np.int32), ("multiplier", np.uint32), ("shift", np.uint32)])

@@ -268,7 +268,7 @@ class MmaKeyTile(MmaTile):
         """``sizeof(SharedStorage)`` of mma/backward_dkdv.cu."""
         streamed = self.stages * self.block_m
         tiles = (head_dim + head_dim_v) * (self.block_n + streamed) + 2 * self.block_m * self.block_n
-        return _HALF_BYTES * tiles + 2 * _FLOAT_BYTES * streamed + _HEAD_BYTES
+        return _HALF_BYTES * tiles + 2 * _FLOAT_BYTES * streamed
 
     def dkdv_fault(self, head_dim: int, head_dim_v: int) -> str | None:
         """Why mma/backward_dkdv.cu cannot take the tile, None if it can: one of the static assertions that fail."""
@@ -370,7 +370,6 @@ def parse_tile(text: str) -> Tile:
 
 
 _HALF_BYTES, _FLOAT_BYTES = 2, 4
-_HEAD_BYTES = 256  # five matrices' addresses and strides, to the next multiple of a tile's alignment
 _PIECE = 16  # rows and columns of an operand's fragment
 _CHUNK = 8  # elements that a thread copies at a time
 

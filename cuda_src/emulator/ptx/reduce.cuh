@@ -4,11 +4,11 @@
 
 namespace ptx {
 
-__forceinline__ void add_global(float* dst, float x, bool wanted, EMULATOR_SITE) {
-  if (wanted) emulator_atomic_f32(kAtomicAdd, dst, x, file, line);
+__forceinline__ void add_global(float* dst, float x, EMULATOR_SITE) {
+  emulator_atomic_f32(kAtomicAdd, dst, x, file, line);
 }
-__forceinline__ void add_global(float* dst, float x, float y, bool wanted, EMULATOR_SITE) {
-  if (wanted) emulator_add_f32x2(dst, x, y, file, line);
+__forceinline__ void add_global(float* dst, float x, float y, EMULATOR_SITE) {
+  emulator_add_f32x2(dst, x, y, file, line);
 }
 
 }  // namespace ptx

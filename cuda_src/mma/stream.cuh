@@ -1,0 +1,121 @@
+// Rows of a matrix that come tile after tile.
+#pragma once
+#include "mma/tile.cuh"
+
+// The rows of a tile that exist, [begin, end), and this thread's first chunk of it.
+struct TileRows {
+  const Element* src;
+  int begin, end;
+};
+
+// A thread keeps the address of its first chunk in the next tile, and copies its share of each. Asynchronous copies
+// hold no registers; Turing has none: start() loads 16-byte chunks into registers and finish(), after a product, stores
+// them. Narrower accesses it makes in finish().
+template <class TileT>
+class TileStream {
+ public:
+  // The first tile begins with row `row0` of `g`.
+  __device__ __forceinline__ TileStream(const Tensor& tensor, const Matrix<Element>& g, int row0)
+      : tensor_(tensor), cols_(g.cols), next_(g.at(row0 + Mine().row, Mine().col)) {}
+
+  // Start copying the next tile, of which rows [begin, end) exist; the others become 0. The one after it is `distance`
+  // elements further in memory.
+  __device__ __forceinline__ void start(TileT& tile, int begin, int end, int64_t distance) {
+    const TileRows rows{next_, begin, end};
+    next_ += distance;
+    if constexpr (!kAsyncCopy) {
+      begun_ = rows;
+      if (tensor_.vector_bytes == 16 && Mine().any()) hold();
+    } else if (tensor_.vector_bytes != 16) {
+      copy(tile, rows);
+    } else if (begin <= 0 && end >= TileT::kRows) {
+      copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk({rows.src, 0, TileT::kRows}, pass, group, 1); });
+    } else {
+      copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk(rows, pass, group, 1); });
+    }
+  }
+
+  __device__ __forceinline__ void finish(TileT& tile) const {
+    if constexpr (!kAsyncCopy) {
+      const Mine mine;
+      if (tensor_.vector_bytes != 16) {
+        copy(tile, begun_);
+      } else if (mine.any()) {
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i) {
+          ptx::store_shared(mine.at(tile, i / Mine::kGroups, i % Mine::kGroups), held_[i]);
+        }
+      }
+    }
+  }
+
+ private:
+  using Mine = Share<TileT>;
+  static constexpr int kChunks = Mine::kPasses * Mine::kGroups;
+  const Tensor& tensor_;
+  int cols_;  // that exist
+  const Element* next_;
+  TileRows begun_;  // these two on Turing
+  ChunkVec held_[kAsyncCopy ? 1 : kChunks];
+
+  __device__ __forceinline__ Chunk chunk(const TileRows& rows, int pass, int group, int64_t col_stride) const {
+    const Mine mine;
+    const int row = pass * Mine::kDown + mine.row;
+    const bool exists = (rows.begin <= 0 || row >= rows.begin) && (rows.end >= TileT::kRows || row < rows.end);
+    return {rows.src + pass * (Mine::kDown * tensor_.row_stride) + group * (TileT::kGroup * col_stride),
+            exists ? cols_ - group * TileT::kGroup - mine.col : 0};
+  }
+
+  __device__ __forceinline__ void copy(TileT& tile, const TileRows& rows) const {
+    copy_tile<1>(tile, tensor_.vector_bytes, tensor_.col_stride,
+                 [&](int pass, int group) { return chunk(rows, pass, group, tensor_.col_stride); });
+  }
+
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      held_[i] = load_chunk<16>(chunk(begun_, i / Mine::kGroups, i % Mine::kGroups, 1), 1);
+    }
+  }
+};
+
+// The same of a column vector, kRows entries at a time.
+template <int kRows>
+class ColumnStream {
+ public:
+  __device__ __forceinline__ ColumnStream(const Tensor& tensor, const Matrix<float>& g, int row0)
+      : tensor_(tensor), next_(g.at(row0 + threadIdx.x, 0)) {}
+
+  __device__ __forceinline__ void start(float (&column)[kRows], int begin, int end, int64_t distance) {
+    each([&](int pass, int row) {
+      const bool exists = row >= begin && row < end;
+      const float* src = next_ + pass * (kThreads * tensor_.row_stride);
+      if constexpr (kAsyncCopy) {
+        ptx::cp_async_4(ptx::shared_address(column + row), src, exists ? 4 : 0);
+      } else {
+        held_[pass] = exists ? *src : 0.0f;
+      }
+    });
+    next_ += distance;
+  }
+
+  __device__ __forceinline__ void finish(float (&column)[kRows]) const {
+    if constexpr (!kAsyncCopy) each([&](int pass, int row) { column[row] = held_[pass]; });
+  }
+
+ private:
+  static constexpr int kPasses = (kRows + kThreads - 1) / kThreads;
+  const Tensor& tensor_;
+  const float* next_;
+  float held_[kPasses];
+
+  // use(pass, row) for the rows that this thread copies.
+  template <class Use>
+  __device__ __forceinline__ static void each(Use&& use) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kThreads + threadIdx.x;
+      if (row < kRows) use(pass, row);
+    }
+  }
+};
