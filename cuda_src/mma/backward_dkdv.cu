@@ -54,49 +54,51 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// The query blocks that see the block's keys, from `begin` to before `end` in one head after another.
+// The query blocks that see the block's keys, in one head after another. Queries before `query_begin` see none of them.
 struct QueryWalk {
-  int begin, end, m0;
+  int query_begin, seqlen_q;
+  int m0;
 
-  // Go on, and say how many elements further the next block of a tensor is.
-  __device__ __forceinline__ bool next_is_of_next_head() {
+  __device__ __forceinline__ QueryWalk(int query_begin, int seqlen_q)
+      : query_begin(query_begin), seqlen_q(seqlen_q), m0(begin()) {}
+
+  __device__ int begin() const { return query_begin / kBlockM * kBlockM; }
+  __device__ int blocks() const { return query_begin < seqlen_q ? ceil_div(seqlen_q - begin(), kBlockM) : 0; }
+
+  // Go on; true if that leads to the next head.
+  __device__ __forceinline__ bool next() {
     m0 += kBlockM;
-    const bool wraps = m0 >= end;
-    if (wraps) m0 = begin;
+    const bool wraps = m0 >= seqlen_q;
+    if (wraps) m0 = begin();
     return wraps;
   }
+
+  // How many elements further the next block of a tensor is.
   __device__ __forceinline__ int64_t distance(const Tensor& tensor, bool to_next_head) const {
-    return to_next_head ? tensor.head_stride - (end - kBlockM - begin) * tensor.row_stride
+    return to_next_head ? tensor.head_stride - (blocks() - 1) * kBlockM * tensor.row_stride
                         : kBlockM * tensor.row_stride;
   }
 };
 
-// Q, dO and the statistics of their rows on this walk. Queries before `query_begin` see none of the keys: what they
-// hold must not spread.
+// Q, dO and the statistics of their rows on this walk; what queries hold that see none of the keys must not spread.
 struct QueryStream {
   const BackwardParams& params;
   TileStream<Tile<kBlockM, kHeadDim>> q;
   TileStream<Tile<kBlockM, kHeadDimV>> dout;
   ColumnStream<kBlockM> lse, delta;
   QueryWalk walk;
-  int steps, query_begin, seqlen_q;
 
-  __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk,
-                                         int steps)
+  __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk)
       : params(params),
         q(params.q, head.q, walk.m0),
         dout(params.dout, head.dout, walk.m0),
         lse(params.lse, head.lse, walk.m0),
         delta(params.delta, head.delta, walk.m0),
-        walk(walk),
-        steps(steps),
-        query_begin(head.q.row_begin),
-        seqlen_q(head.q.rows) {}
+        walk(walk) {}
 
   __device__ __forceinline__ void start(QueryStage& stage) {
-    if (steps-- <= 0) return;
-    const int begin = query_begin - walk.m0, end = seqlen_q - walk.m0;
-    const bool wraps = walk.next_is_of_next_head();
+    const int begin = walk.query_begin - walk.m0, end = walk.seqlen_q - walk.m0;
+    const bool wraps = walk.next();
     q.start(stage.query, begin, end, walk.distance(params.q, wraps));
     dout.start(stage.dout, begin, end, walk.distance(params.dout, wraps));
     lse.start(stage.lse, begin, end, walk.distance(params.lse, wraps));
@@ -229,16 +231,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
   const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
-  QueryWalk walk;
-  walk.begin = walk.m0 = query_begin / kBlockM * kBlockM;
-  walk.end = query_begin < shape.seqlen_q ? ceil_div(shape.seqlen_q, kBlockM) * kBlockM : walk.begin;
-  const int steps = ptx::opaque((walk.end - walk.begin) / kBlockM * heads);
-
-  QueryStream stream(params, query_head(params, batch, head_begin, query_begin), walk, steps);
+  QueryWalk walk(query_begin, shape.seqlen_q);
+  QueryStream stream(params, query_head(params, batch, head_begin, query_begin), walk);
   Ring ring;
-  const auto start = [&](int slot) { stream.start(shared.ring[slot]); };
-  const auto finish = [&](int slot) { stream.finish(shared.ring[slot]); };
-  ring.fill(start, finish);
+  ring.fill(walk.blocks() * heads, [&](int slot) { stream.start(shared.ring[slot]); },
+            [&](int slot) { stream.finish(shared.ring[slot]); });
 
   const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
   Sum dq = Sum::at<kAcross>(gDq, walk.m0 + score_row0(), score_across());
@@ -248,8 +245,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dk);
   set_zero(acc_dv);
 
-  for (int step = 0; step < steps; ++step) {
-    ring.arrive(start, finish);
+  for (int left = ptx::opaque(walk.blocks() * heads); left > 0; --left) {
+    ring.arrive(left, [&](int slot) { stream.start(shared.ring[slot]); },
+                [&](int slot) { stream.finish(shared.ring[slot]); });
     QueryStage& stage = shared.ring[ring.slot];
     const int m0 = walk.m0;
     {
@@ -260,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     meet();
 
-    const bool wraps = walk.next_is_of_next_head();
+    const bool wraps = walk.next();
     if (kAtomicDq) {
       dq.rows = shape.seqlen_q - m0 - score_row0() - row_of(0);
       add_to_dq(shared, dq, m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim);

@@ -67,19 +67,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   TileStream<KeyTile> key(params.k, gK, 0);
   TileStream<ValueTile> value(params.v, gV, 0);
-  int left = key_end;  // keys to be copied
+  int next = 0;  // key to copy
   const auto start = [&](int slot) {
-    if (left <= 0) return;
-    key.start(shared.ring[slot].key, 0, left, kBlockN * params.k.row_stride);
-    value.start(shared.ring[slot].value, 0, left, kBlockN * params.v.row_stride);
-    left -= kBlockN;
+    key.start(shared.ring[slot].key, 0, key_end - next, kBlockN * params.k.row_stride);
+    value.start(shared.ring[slot].value, 0, key_end - next, kBlockN * params.v.row_stride);
+    next += kBlockN;
   };
   const auto finish = [&](int slot) {
     key.finish(shared.ring[slot].key);
     value.finish(shared.ring[slot].value);
   };
   Ring ring;
-  ring.fill(start, finish);
+  ring.fill(ceil_div(key_end, kBlockN), start, finish);
 
   const Score<float> score(shape);
   const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
@@ -87,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dq);
 
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-    ring.arrive(start, finish);
+    ring.arrive(ceil_div(key_end - n0, kBlockN), start, finish);
     auto& stage = shared.ring[ring.slot];
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
     recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, m0, n0);

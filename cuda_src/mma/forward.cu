@@ -69,12 +69,10 @@ struct Stream {
         begin(begin),
         key_end(gK.rows) {
     ring.fill(
+        2 * (end - begin),
         [&](int step) {
-          if (step % 2 == 0) {
-            start<true>(step, end - 1 - step / 2);
-          } else {
-            start<false>(step, end - 1 - step / 2);
-          }
+          const int block = end - 1 - step / 2;
+          step % 2 == 0 ? start<true>(step, block) : start<false>(step, block);
         },
         [&](int step) { step % 2 == 0 ? finish<true>(step) : finish<false>(step); });
   }
@@ -82,11 +80,11 @@ struct Stream {
   // Start copying K or V of `block`, the next one.
   template <bool kIsKey>
   __device__ __forceinline__ void start(int slot, int block) {
-    if (block < begin) return;
+    const int rows = key_end - block * kBlockN;
     if constexpr (kIsKey) {
-      key.start(shared.ring[slot].key, 0, key_end - block * kBlockN, -kBlockN * params.k.row_stride);
+      key.start(shared.ring[slot].key, 0, rows, -kBlockN * params.k.row_stride);
     } else {
-      value.start(shared.ring[slot].value, 0, key_end - block * kBlockN, -kBlockN * params.v.row_stride);
+      value.start(shared.ring[slot].value, 0, rows, -kBlockN * params.v.row_stride);
     }
   }
 
@@ -104,8 +102,10 @@ struct Stream {
   __device__ __forceinline__ RingTile& arrive(int block) {
     // The next tile to copy is kStages - 1 further on: of a block before this one, K or V as that is even or odd.
     constexpr int kStep = (kIsKey ? 0 : 1) + kStages - 1;
-    ring.arrive([&](int slot) { start<kStep % 2 == 0>(slot, block - kStep / 2); },
-                [&](int slot) { finish<kStep % 2 == 1>(slot); });
+    ring.arrive(
+        2 * (block - begin) + (kIsKey ? 2 : 1),
+        [&](int slot) { start<kStep % 2 == 0>(slot, block - kStep / 2); },
+        [&](int slot) { finish<kStep % 2 == 1>(slot); });
     return shared.ring[ring.slot];
   }
 };

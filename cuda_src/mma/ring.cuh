@@ -13,21 +13,21 @@ constexpr int kAhead = kStages > 1 || kAsyncCopy ? kStages - 1 : 1;  // steps th
 struct Ring {
   int slot = kStages - 1;  // of the step that was read last
 
-  // Copy the first steps, whose slots are numbered like them.
+  // Copy the first of so many steps; their slots are numbered like them.
   template <class Start, class Finish>
-  __device__ __forceinline__ void fill(Start&& start, Finish&& finish) const {
+  __device__ __forceinline__ void fill(int steps, Start&& start, Finish&& finish) const {
 #pragma unroll
     for (int step = 0; step < kAhead; ++step) {
-      start(step);
+      if (step < steps) start(step);
       if (kAsyncCopy) ptx::cp_async_commit();
       if (!kAsyncCopy && step + 1 < kAhead) finish(step);
     }
   }
 
-  // Wait until what the next step reads is there. The readers of the slot before have arrived then, and it is filled
-  // again; a single slot at once, and waited for again.
+  // Wait until what the next step reads is there, which is one of `left`. The readers of the slot before have arrived
+  // then, and it is filled again; a single slot at once, and waited for again.
   template <class Start, class Finish>
-  __device__ __forceinline__ void arrive(Start&& start, Finish&& finish) {
+  __device__ __forceinline__ void arrive(int left, Start&& start, Finish&& finish) {
     if (kStages == 1) meet();
     if (kStages == 1 && kAsyncCopy) {
       start(slot);
@@ -38,7 +38,7 @@ struct Ring {
       finish(slot == 0 ? kStages - 1 : slot - 1);
     }
     meet();
-    if (kStages > 1 || !kAsyncCopy) start(slot);
+    if ((kStages > 1 || !kAsyncCopy) && left > kAhead) start(slot);
     if (kStages > 1 && kAsyncCopy) ptx::cp_async_commit();
     slot = slot + 1 == kStages ? 0 : slot + 1;
   }

@@ -1,6 +1,7 @@
 // Rows of a matrix that come tile after tile.
 #pragma once
 #include "mma/tile.cuh"
+#include "ptx/opaque.cuh"
 
 // The rows of a tile that exist, [begin, end), and this thread's first chunk of it.
 struct TileRows {
@@ -22,7 +23,6 @@ class TileStream {
   // elements further in memory.
   __device__ __forceinline__ void start(TileT& tile, int begin, int end, int64_t distance) {
     const TileRows rows{next_, begin, end};
-    next_ += distance;
     if constexpr (!kAsyncCopy) {
       begun_ = rows;
       if (tensor_.vector_bytes == 16 && Mine().any()) hold();
@@ -33,6 +33,7 @@ class TileStream {
     } else {
       copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk(rows, pass, group, 1); });
     }
+    next_ = ptx::opaque(next_ + distance);
   }
 
   __device__ __forceinline__ void finish(TileT& tile) const {
@@ -96,7 +97,7 @@ class ColumnStream {
         held_[pass] = exists ? *src : 0.0f;
       }
     });
-    next_ += distance;
+    next_ = ptx::opaque(next_ + distance);
   }
 
   __device__ __forceinline__ void finish(float (&column)[kRows]) const {

@@ -11,4 +11,11 @@ __device__ __forceinline__ uint32_t opaque(uint32_t value) {
   return same;
 }
 
+template <class T>
+__device__ __forceinline__ T* opaque(T* value) {
+  T* same;
+  asm volatile("mov.b64 %0, %1;" : "=l"(same) : "l"(value));
+  return same;
+}
+
 }  // namespace ptx

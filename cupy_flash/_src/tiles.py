@@ -379,19 +379,19 @@ _CHUNK = 8  # elements that a thread copies at a time
 _MMA_FORWARD = {
     32: [MmaTile(128, 64, 4, 4, 2), MmaTile(128, 64, 4, 2, 2)],
     64: [MmaTile(128, 64, 4, 4, 2), MmaTile(128, 64, 4, 2, 2)],
-    96: [MmaTile(128, 64, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
-    128: [MmaTile(128, 64, 4, 3, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 64, 4, 2, 1)],
-    192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
-    256: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1), MmaTile(64, 16, 4, 2, 1)],
+    96: [MmaTile(128, 64, 4, 4, 2), MmaTile(128, 64, 4, 2, 2), MmaTile(64, 32, 4, 2, 2)],
+    128: [MmaTile(128, 64, 4, 3, 2), MmaTile(128, 32, 4, 2, 2), MmaTile(64, 32, 4, 2, 2)],
+    192: [MmaTile(128, 64, 8, 4, 1), MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(128, 64, 8, 4, 1), MmaTile(128, 64, 8, 3, 1), MmaTile(128, 32, 8, 2, 1), MmaTile(64, 16, 4, 2, 1)],
 }
 # Packed groups, few query rows: time goes into reading K and V, so more of them are in flight.
 _MMA_PACKED = {
     32: [MmaTile(64, 128, 4, 4, 2), MmaTile(64, 64, 4, 2, 2)],
     64: [MmaTile(64, 64, 4, 5, 2), MmaTile(64, 64, 4, 2, 2)],
-    96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
-    128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 2, 1)],
-    192: [MmaTile(64, 64, 4, 3, 1), MmaTile(64, 32, 4, 2, 1)],
-    256: [MmaTile(64, 32, 4, 4, 1), MmaTile(64, 16, 4, 2, 1)],
+    96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 3, 2), MmaTile(64, 32, 4, 2, 2)],
+    128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 2, 2)],
+    192: [MmaTile(64, 64, 4, 3, 2), MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 2, 1)],
+    256: [MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 3, 2), MmaTile(64, 32, 4, 4, 1), MmaTile(64, 16, 4, 2, 1)],
 }
 
 
@@ -404,20 +404,24 @@ def mma_forward_candidates(wide: int, *, packed: bool) -> list[MmaTile]:
 # allow, since with 16 the fragments of B would be read from shared memory for half the work. Over 128
 # columns, Turing's 64 KiB hold only tiles so small that they spill: the planner takes the CUDA-core kernels there.
 _MMA_DKDV = {
-    32: [MmaKeyTile(128, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
+    32: [
+        MmaKeyTile(128, 128, 8, 2, 1, 4, 4),
+        MmaKeyTile(64, 64, 4, 2, 2, 2, 2),
+        MmaKeyTile(64, 64, 4, 1, 1, 2, 2),
+    ],
     64: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 4, 1, 1, 2, 2)],
-    96: [MmaKeyTile(64, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 64, 4, 1, 1, 2, 4)],
-    128: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(64, 64, 8, 1, 1, 2, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
+    96: [MmaKeyTile(64, 128, 8, 2, 1, 4, 4), MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 4, 1, 1, 2, 4)],
+    128: [MmaKeyTile(64, 128, 8, 2, 1, 2, 4), MmaKeyTile(32, 64, 8, 2, 1, 2, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
     192: [MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 8, 1, 1, 2, 4)],
-    256: [MmaKeyTile(64, 64, 8, 1, 1, 4, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
+    256: [MmaKeyTile(64, 64, 8, 2, 1, 4, 4), MmaKeyTile(32, 64, 8, 2, 1, 2, 4), MmaKeyTile(32, 32, 4, 1, 1, 2, 2)],
 }
 _MMA_DQ = {
     32: [MmaTile(128, 64, 8, 2, 1)],
     64: [MmaTile(128, 64, 8, 2, 1)],
     96: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 1, 1)],
-    128: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
-    192: [MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
-    256: [MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
+    128: [MmaTile(128, 64, 8, 2, 1), MmaTile(128, 32, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],
+    192: [MmaTile(128, 64, 8, 2, 1), MmaTile(128, 32, 8, 2, 1), MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
+    256: [MmaTile(128, 32, 8, 2, 1), MmaTile(128, 32, 8, 1, 1), MmaTile(64, 32, 4, 2, 1), MmaTile(64, 32, 4, 1, 1)],
 }
 
 
