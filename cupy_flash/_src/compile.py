@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,8 +197,25 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
+_first_use = threading.Lock()
+
+
+@functools.cache
+def _open_builtins() -> None:
+    """Have NVRTC open its second library, as it does for the first program.
+
+    Of two threads that compile their first program at the same time, one is told that this failed (NVRTC 13.0).
+    """
+    nvrtc = _nvrtc()
+    with forks.whole(), _first_use:
+        program = nvrtc.createProgram("", "first.cu", (), ())
+        nvrtc.compileProgram(program, ())
+        nvrtc.destroyProgram(program)
+
+
 def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) -> tuple[bytes, str]:
     nvrtc = _nvrtc()
+    _open_builtins()
     program = nvrtc.createProgram(text, name, (), ())
     try:
         try:
