@@ -184,9 +184,14 @@ def _unknown(wanted: str) -> RuntimeError:
     )
 
 
+# CuPy loads NVRTC, then the library of builtins that NVRTC asks for by name (13.0 does not say where it is): a thread
+# that compiled in between was told that there is none.
+_loading = threading.Lock()
+
+
 def _nvrtc() -> Any:
     try:
-        with forks.whole():
+        with forks.whole(), _loading:
             from cupy.cuda import nvrtc
 
             nvrtc.getVersion()  # loads the library
@@ -197,25 +202,8 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
-_first_use = threading.Lock()
-
-
-@functools.cache
-def _open_builtins() -> None:
-    """Have NVRTC open its second library, as it does for the first program.
-
-    Of two threads that compile their first program at the same time, one is told that this failed (NVRTC 13.0).
-    """
-    nvrtc = _nvrtc()
-    with forks.whole(), _first_use:
-        program = nvrtc.createProgram("", "first.cu", (), ())
-        nvrtc.compileProgram(program, ())
-        nvrtc.destroyProgram(program)
-
-
 def _nvrtc_compile(text: str, name: str, options: tuple[str, ...], result: str) -> tuple[bytes, str]:
     nvrtc = _nvrtc()
-    _open_builtins()
     program = nvrtc.createProgram(text, name, (), ())
     try:
         try:
