@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const KeyBlock keys = key_block(shape, params.schedule, blockIdx.x);
   const int n0 = ptx::opaque(keys.n0), head_k = keys.head_k, batch = keys.batch;
   const Mask mask(shape);
-  const int query_begin = ptx::opaque(mask.query_begin(n0)), key_end = mask.key_end(shape.seqlen_q - 1);
+  const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
   load_tile(shared.key, gK, n0);  // in the group of the first queries

@@ -20,7 +20,7 @@ struct Ring {
     for (int step = 0; step < kAhead; ++step) {
       if (step < steps) start(step);
       if (kAsyncCopy) ptx::cp_async_commit();
-      if (!kAsyncCopy && step + 1 < kAhead) finish(step);
+      if (!kAsyncCopy && step < steps && step + 1 < kAhead) finish(step);
     }
   }
 
@@ -34,7 +34,7 @@ struct Ring {
       ptx::cp_async_wait_all();
     } else if (kAsyncCopy) {
       ptx::cp_async_wait<(kStages > 1 ? kStages - 2 : 0)>();
-    } else {
+    } else if (left >= kAhead) {
       finish(slot == 0 ? kStages - 1 : slot - 1);
     }
     meet();

@@ -7,6 +7,7 @@
 #include "attention/online_softmax.cuh"
 #include "attention/score.cuh"
 #include "mma/fragment.cuh"
+#include "ptx/opaque.cuh"
 
 constexpr int kAcross = kNWarps / kWarpsM;
 constexpr int kScoreRows = kBlockM / kWarpsM / 8;     // rows of S a lane
@@ -61,11 +62,12 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
     }
   }
   if (mask.covers(m0 + row0, n0, kBlockN)) return;
+  const int first_col = ptx::opaque(n0);  // columns that were found before the loop would hold registers through it
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
-      if (!mask.sees(m0 + row0 + row_of(i), n0 + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
+      if (!mask.sees(m0 + row0 + row_of(i), first_col + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
     }
   }
 }

@@ -11,7 +11,7 @@ struct TileRows {
 
 // A thread keeps the address of its first chunk in the next tile, and copies its share of each. Asynchronous copies
 // hold no registers; Turing has none: start() loads 16-byte chunks into registers and finish(), after a product, stores
-// them. Narrower accesses it makes in finish().
+// them.
 template <class TileT>
 class TileStream {
  public:
@@ -23,11 +23,14 @@ class TileStream {
   // elements further in memory.
   __device__ __forceinline__ void start(TileT& tile, int begin, int end, int64_t distance) {
     const TileRows rows{next_, begin, end};
-    if constexpr (!kAsyncCopy) {
-      begun_ = rows;
-      if (tensor_.vector_bytes == 16 && Mine().any()) hold();
-    } else if (tensor_.vector_bytes != 16) {
-      copy(tile, rows);
+    if (tensor_.vector_bytes != 16) {
+      if constexpr (kLater) {
+        begun_ = rows;
+      } else {
+        copy(tile, rows);
+      }
+    } else if constexpr (!kAsyncCopy) {
+      hold(rows);
     } else if (begin <= 0 && end >= TileT::kRows) {
       copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk({rows.src, 0, TileT::kRows}, pass, group, 1); });
     } else {
@@ -38,14 +41,10 @@ class TileStream {
 
   __device__ __forceinline__ void finish(TileT& tile) const {
     if constexpr (!kAsyncCopy) {
-      const Mine mine;
-      if (tensor_.vector_bytes != 16) {
+      if (tensor_.vector_bytes == 16) {
+        store_held(tile);
+      } else if constexpr (kLater) {
         copy(tile, begun_);
-      } else if (mine.any()) {
-#pragma unroll
-        for (int i = 0; i < kChunks; ++i) {
-          ptx::store_shared(mine.at(tile, i / Mine::kGroups, i % Mine::kGroups), held_[i]);
-        }
       }
     }
   }
@@ -56,8 +55,10 @@ class TileStream {
   const Tensor& tensor_;
   int cols_;  // that exist
   const Element* next_;
-  TileRows begun_;  // these two on Turing
+  // On Turing: what was loaded, and, where the slot is still read at start(), which rows are to be copied.
+  static constexpr bool kLater = !kAsyncCopy && kStages == 1;
   ChunkVec held_[kAsyncCopy ? 1 : kChunks];
+  TileRows begun_;
 
   __device__ __forceinline__ Chunk chunk(const TileRows& rows, int pass, int group, int64_t col_stride) const {
     const Mine mine;
@@ -72,10 +73,20 @@ class TileStream {
                  [&](int pass, int group) { return chunk(rows, pass, group, tensor_.col_stride); });
   }
 
-  __device__ __forceinline__ void hold() {
+  __device__ __forceinline__ void hold(const TileRows& rows) {
+    if (!Mine().any()) return;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      held_[i] = load_chunk<16>(chunk(begun_, i / Mine::kGroups, i % Mine::kGroups, 1), 1);
+      held_[i] = load_chunk<16>(chunk(rows, i / Mine::kGroups, i % Mine::kGroups, 1), 1);
+    }
+  }
+
+  __device__ __forceinline__ void store_held(TileT& tile) const {
+    const Mine mine;
+    if (!mine.any()) return;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      ptx::store_shared(mine.at(tile, i / Mine::kGroups, i % Mine::kGroups), held_[i]);
     }
   }
 };
