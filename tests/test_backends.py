@@ -181,9 +181,8 @@ def cupy(monkeypatch):
             def kernel(*arguments, **options):
                 fake.launched.append((*arguments, options))
 
-            kernel.path, kernel.entry = self.path, entry
-            fake.loaded.append(kernel)
-            return kernel
+            fake.loaded.append(types.SimpleNamespace(path=self.path, entry=entry, kernel=kernel))
+            return fake.loaded[-1]
 
     attributes = {name: 100 * i for i, name in enumerate(ATTRIBUTES, 1)}
     fake.RawModule = RawModule

@@ -6,6 +6,7 @@ reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes w
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -137,12 +138,13 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
 
 
 def _as_array(name: str, x: Any) -> Any:
-    if type(x) is np.ndarray:
+    kind: type = type(x)
+    if kind is np.ndarray:
         return x
     if isinstance(x, np.ndarray):
         check_plain(name, x)
         return x.view(np.ndarray)
-    if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
+    if _is_cupys(kind):
         return x
     # DLPack first: it knows bfloat16, and asks for no synchronisation.
     if hasattr(x, "__dlpack__"):
@@ -153,6 +155,12 @@ def _as_array(name: str, x: Any) -> Any:
         f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array, or one with "
         "__cuda_array_interface__ or __dlpack__"
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _is_cupys(kind: type) -> bool:
+    """Whether this is CuPy's type of arrays."""
+    return kind.__module__.partition(".")[0] == "cupy" and hasattr(kind, "strides")
 
 
 def _from_dlpack(name: str, x: Any) -> Any:
