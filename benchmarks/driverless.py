@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 if "cupy" in sys.modules:
     raise RuntimeError("CuPy is imported already: expected to be imported after driverless")
+os.environ["CUPY_FLASH_COMPILE"] = "lazy"  # where there is a GPU, importing the package imports CuPy and compiles
 
 from cupy_backends.cuda.api import driver, runtime
 
@@ -62,8 +64,8 @@ def _launch(function: int, grid: int, _y: int, _z: int, block: int, *rest: int) 
 
 
 _free = itertools.count(1 << 40, 1 << 36)  # addresses, far from one another
-# By CuPy's pool a dozen times a call: C's own takes 20 ns as the runtime's does, one in Python 0.3 us.
-# `abs` of the argument that Cython adds, 0, is the number of the only GPU.
+# CuPy asks for the current GPU a dozen times a call, and a function in Python would add 0.3 us each time. C's `abs`
+# has the number too: Cython passes an argument of its own, 0.
 _replace(runtime, "getDevice", lambda *_: 0, ctypes.CDLL(None).abs)
 _replace(runtime, "getDeviceCount", lambda *_: 1)
 _replace(runtime, "setDevice", lambda *_: None)

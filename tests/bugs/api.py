@@ -360,7 +360,7 @@ BUGS = [
     Bug(
         CUPY,
         "a kernel of one GPU is launched on another",
-        "kernel = _kernel(step.kernel, self.namespace.cuda.runtime.getDevice())",
+        "kernel = _kernel(step.kernel, self._current())",
         "kernel = _kernel(step.kernel, 0)",
         (LAUNCHED,),
     ),

@@ -21,17 +21,18 @@ class CupyBackend:
 
     def __init__(self) -> None:
         self.namespace = import_cupy()
+        self._current = self.namespace.cuda.runtime.getDevice
 
     @property
     def device(self) -> Device:
         """The current GPU."""
-        return _device(self.namespace.cuda.runtime.getDevice())
+        return _device(self._current())
 
     def address(self, array: Any) -> int:
         return array.data.ptr
 
     def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
-        kernel = _kernel(step.kernel, self.namespace.cuda.runtime.getDevice())
+        kernel = _kernel(step.kernel, self._current())
         kernel((step.grid,), (step.block,), (params,), shared_mem=step.shared_bytes)
 
     def placed(self, **arrays: Any) -> Any:
@@ -69,7 +70,7 @@ class CupyBackend:
         launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
 
     def status(self) -> str:
-        properties = self.namespace.cuda.runtime.getDeviceProperties(self.namespace.cuda.runtime.getDevice())
+        properties = self.namespace.cuda.runtime.getDeviceProperties(self._current())
         return f"{properties['name'].decode()}, {self.device.arch}"
 
 
