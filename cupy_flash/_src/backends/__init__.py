@@ -6,7 +6,6 @@ reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes w
 
 from __future__ import annotations
 
-import functools
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -111,6 +110,7 @@ def get(name: str) -> Backend:
 _DL_CPU, _DL_CUDA = 1, (2, 13)  # dlpack.h: kDLCPU; kDLCUDA and kDLCUDAManaged
 
 _instances: dict[str, Backend] = {}
+_taken: set[type] = {np.ndarray}  # types of arrays that are taken as they are; CuPy's when one has been seen
 
 
 def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
@@ -123,7 +123,7 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend is {name!r}: expected a string or None")
-    converted = [_as_array(key, x) for key, x in arrays.items()]
+    converted = [x if type(x) in _taken else _as_array(key, x) for key, x in arrays.items()]
     if name is None:
         name = "cpu" if isinstance(converted[0], np.ndarray) else "cuda"
     if name not in _instances:
@@ -138,13 +138,11 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
 
 
 def _as_array(name: str, x: Any) -> Any:
-    kind: type = type(x)
-    if kind is np.ndarray:
-        return x
     if isinstance(x, np.ndarray):
         check_plain(name, x)
         return x.view(np.ndarray)
-    if _is_cupys(kind):
+    if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
+        _taken.add(type(x))
         return x
     # DLPack first: it knows bfloat16, and asks for no synchronisation.
     if hasattr(x, "__dlpack__"):
@@ -155,12 +153,6 @@ def _as_array(name: str, x: Any) -> Any:
         f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array, or one with "
         "__cuda_array_interface__ or __dlpack__"
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _is_cupys(kind: type) -> bool:
-    """Whether this is CuPy's type of arrays."""
-    return kind.__module__.partition(".")[0] == "cupy" and hasattr(kind, "strides")
 
 
 def _from_dlpack(name: str, x: Any) -> Any:
