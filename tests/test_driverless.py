@@ -39,7 +39,8 @@ def received(grid, block, shared_bytes, arguments):
     found = np.frombuffer(ctypes.string_at(address, structure.itemsize), structure)[0]
     assert found.tobytes() == params.tobytes()
     for name in set(structure.names) - {"shape", "schedule"}:
-        assert found[name]["data"] == (tensors[name].data.ptr if name in tensors else 0), (entry, name)
+        memory = getattr(tensors.get(name), "data", tensors.get(name))  # of an array; scratch is no array
+        assert found[name]["data"] == getattr(memory, "ptr", 0), (entry, name)
     seen.append((entry, found))
 
 CupyBackend.run, driverless.on_launch = noted, received

@@ -25,6 +25,20 @@ from cupy_flash._src.tuning import tiles_by_hand
 Tensors = dict[str, Any]  # arrays of shape (*batch, heads, rows, cols), or without cols, by their name in params.cuh
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that a part needs for itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    zeroed: bool
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
 class Runtime(Protocol):
     """Where arrays are allocated and kernels run."""
 
@@ -39,8 +53,11 @@ class Runtime(Protocol):
     def address(self, array: Any) -> int:
         """Address of the first element."""
 
+    def allocate(self, scratch: Scratch) -> tuple[Any, int]:
+        """Memory that is given back with what stands for it, and its address."""
+
     def run(self, launch: Launch, params: np.ndarray, tensors: Tensors) -> None:
-        """Start one kernel; `tensors` are the arrays that `params` points into.
+        """Start one kernel; `tensors` are the arrays, and what stands for scratch, that `params` points into.
 
         `params` is one item without fields: CuPy passes its bytes by value in 1 us. It would list the fields of a
         structure first, 30 us for each kernel of a forward and 50 of a backward.
@@ -55,15 +72,6 @@ class Layout(NamedTuple):
     strides: tuple[int, ...]
     itemsize: int
     aligned: bool
-
-
-class Scratch(NamedTuple):
-    """Memory that a part needs for itself."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    zeroed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +102,11 @@ class Part:
     same: dict[str, str]
 
     def run(self, runtime: Runtime, tensors: Tensors, addresses: dict[str, int]) -> None:
-        if self.scratch:
-            xp = runtime.namespace
-            made = {s.name: (xp.zeros if s.zeroed else xp.empty)(s.shape, s.dtype) for s in self.scratch}
-            tensors = tensors | made
-            addresses = addresses | {name: runtime.address(x) for name, x in made.items()}
-        if self.same:
-            tensors = tensors | {name: tensors[other] for name, other in self.same.items()}
+        tensors, addresses = tensors.copy(), addresses.copy()
+        for scratch in self.scratch:
+            tensors[scratch.name], addresses[scratch.name] = runtime.allocate(scratch)
+        for name, other in self.same.items():
+            tensors[name] = tensors[other]
         params = self.params.copy()
         words = params.view(np.uint64)
         for name, word, offset in self.slots:

@@ -366,6 +366,13 @@ BUGS = [
     ),
     Bug(
         CUPY,
+        "memory that kernels add to begins with what was there",
+        "        if scratch.zeroed:\n            memory",
+        "        if not scratch.zeroed:\n            memory",
+        (f"{BACKENDS}::test_memory_that_kernels_add_to_is_zeroed",),
+    ),
+    Bug(
+        CUPY,
         "no more than the usual shared memory is allowed",
         'function.max_dynamic_shared_size_bytes = dict(kernel.constants).get("kSharedBytes", 0)',
         "function.max_dynamic_shared_size_bytes = 49152",
