@@ -15,6 +15,7 @@ from cupy_flash._src.backends import cpu, cupy_
 from cupy_flash._src.backends import emulator as emulator_backend
 from cupy_flash._src.device import ATTRIBUTES, NAMED, Device
 from cupy_flash._src.emulator import ptx
+from cupy_flash._src.launch import Scratch
 from cupy_flash._src.plan import Launch, core_specializations
 from cupy_flash._src.specialization import Specialization
 
@@ -181,9 +182,8 @@ def cupy(monkeypatch):
             def kernel(*arguments, **options):
                 fake.launched.append((*arguments, options))
 
-            kernel.path, kernel.entry = self.path, entry
-            fake.loaded.append(kernel)
-            return kernel
+            fake.loaded.append(types.SimpleNamespace(path=self.path, entry=entry, kernel=kernel))
+            return fake.loaded[-1]
 
     attributes = {name: 100 * i for i, name in enumerate(ATTRIBUTES, 1)}
     fake.RawModule = RawModule
@@ -233,6 +233,17 @@ def test_a_kernel_is_loaded_once_on_each_gpu_and_launched_as_planned(cupy):
         assert (forward.path, forward.entry) == (f"{arch}/attention_forward", "attention_forward")
         assert (forward.max_dynamic_shared_size_bytes, merge.max_dynamic_shared_size_bytes) == (70000, 0)
     assert len(cupy.loaded) == 4
+
+
+def test_memory_that_kernels_add_to_is_zeroed(cupy):
+    zeroed = []
+    cupy.cuda.alloc = lambda nbytes: types.SimpleNamespace(
+        ptr=nbytes + 1, memset_async=lambda *arguments: zeroed.append(arguments)
+    )
+    for adds in (False, True):
+        memory, address = cupy_.CupyBackend().allocate(Scratch("delta", (2, 3, 5), np.dtype(np.float32), adds))
+        assert memory.ptr == address == 121
+        assert zeroed == [(0, 120)] * adds
 
 
 def test_the_core_is_prepared_for_the_current_gpu(cupy, monkeypatch):

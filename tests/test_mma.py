@@ -359,6 +359,11 @@ class Counting:
     def address(self, array):
         return array.ctypes.data
 
+    def allocate(self, scratch):
+        array = self.empty(scratch.shape, scratch.dtype)
+        assert scratch.nbytes == array.nbytes
+        return array, self.address(array)
+
     def run(self, step, params, tensors):
         pass
 

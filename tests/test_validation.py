@@ -374,7 +374,7 @@ def test_out_and_the_references_arrays_are_of_one_kind():
 
 def test_an_array_on_another_gpu_is_named():
     def array(index):
-        return SimpleNamespace(device=SimpleNamespace(id=index))
+        return SimpleNamespace(data=SimpleNamespace(device_id=index))
 
     backend = CupyBackend.__new__(CupyBackend)
     backend.namespace = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: f"GPU {index}"))

@@ -52,11 +52,14 @@ def answered(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in known:
-                unexpected = f"{function.__name__}() got an unexpected keyword argument {name!r}"
-                raise TypeError(f"{unexpected}: {_advice(name, known)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            name = next((name for name in kwargs if name not in known), None)
+            if name is None:
+                raise
+            unexpected = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+            raise TypeError(f"{unexpected}: {_advice(name, known)}") from None
 
     return call
 

@@ -91,15 +91,12 @@ class AttentionProblem:
             If the shapes do not fit together or an option is out of range.
         """
         # What was found right once is right again: a repeated call costs a look-up.
-        problem = _problem(
+        return _problem(
             _describe(q), _describe(k), _describe(v),
             boolean("causal", causal),
             None if scale is None else real("scale", scale),
             None if q_offset is None else integer("q_offset", q_offset),
         )  # fmt: skip
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            _check_aligned(name, x)
-        return problem
 
     @classmethod
     def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
@@ -114,15 +111,7 @@ class AttentionProblem:
         ValueError
             If the shape is not that of an output, or not the same.
         """
-        dtype = _check_dtypes(out_a=_describe(out_a))
-        _check_aligned("out_a", out_a)
-        batch, heads, rows, cols = _split("out_a", out_a)
-        if not 1 <= cols <= MAX_HEAD_DIM:
-            raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
-        check_like("out_b", out_b, tuple(out_a.shape), *_MERGED_WITH[dtype])
-        narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
-        wide_out = out_a.dtype != out_b.dtype
-        return cls(narrow.name, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0, wide_out)
+        return _problem_of_outputs(_describe(out_a), _describe(out_b))
 
     def __hash__(self) -> int:
         return self._hash
@@ -182,25 +171,31 @@ class AttentionProblem:
         return (*self.batch, self.num_heads_q, self.seqlen_q)
 
 
+_Fields = tuple[np.dtype, tuple[int, ...], tuple[int, ...], bool]  # of a _Described; a plain tuple is made sooner
+
+
 class _Described(NamedTuple):
-    """An array without its elements."""
+    """What the checks have to know of an array: all but its elements and where exactly they lie."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    aligned: bool
 
 
-def _describe(array: Any) -> _Described:
-    return _Described(array.dtype, array.shape, array.strides)
+def _describe(array: Any) -> _Fields:
+    aligned = array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0
+    return array.dtype, array.shape, array.strides, aligned
 
 
 @functools.lru_cache(maxsize=1024)
 def _problem(
-    q: _Described, k: _Described, v: _Described, causal: bool, scale: float | None, q_offset: int | None
+    q: _Fields, k: _Fields, v: _Fields, causal: bool, scale: float | None, q_offset: int | None
 ) -> AttentionProblem:
-    """The checks of `AttentionProblem.from_arrays` that addresses do not matter for."""
-    dtype = _check_dtypes(q=q, k=k, v=v)
-    shape_q, shape_k, shape_v = (_split(name, a) for name, a in (("q", q), ("k", k), ("v", v)))
+    """The checks of `AttentionProblem.from_arrays`."""
+    arrays = {"q": _Described(*q), "k": _Described(*k), "v": _Described(*v)}
+    dtype = _check_dtypes(**arrays)
+    shape_q, shape_k, shape_v = (_split(name, x) for name, x in arrays.items())
     (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
     if dk != d:
         raise ValueError(f"k has head_dim {dk}, q has head_dim {d}: the last axes of q and k must be equal")
@@ -224,12 +219,29 @@ def _problem(
         ) from None
     if q_offset is not None and not causal:
         raise ValueError(f"q_offset is {q_offset}: without causal=True every query sees every key, wherever it stands")
+    for name, x in arrays.items():
+        _check_aligned(name, x)
     q_offset = sk - sq if q_offset is None else q_offset
     return AttentionProblem(
         dtype, batch, hq, hk, sq, sk, d, dv, causal,
         min(max(q_offset, -sq), sk) if causal else 0,
         1.0 / math.sqrt(d) if scale is None else _check_scale(scale, dtype),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _problem_of_outputs(a: _Fields, b: _Fields) -> AttentionProblem:
+    """The checks of `AttentionProblem.of_outputs`."""
+    out_a, out_b = _Described(*a), _Described(*b)
+    dtype = _check_dtypes(out_a=out_a)
+    _check_aligned("out_a", out_a)
+    batch, heads, rows, cols = _split("out_a", out_a)
+    if not 1 <= cols <= MAX_HEAD_DIM:
+        raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
+    _check_description("out_b", b, out_a.shape, _MERGED_WITH[dtype])
+    narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
+    wide_out = out_a.dtype != out_b.dtype
+    return AttentionProblem(narrow.name, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0, wide_out)
 
 
 def check_plain(name: str, array: np.ndarray) -> None:
@@ -243,35 +255,35 @@ def check_plain(name: str, array: np.ndarray) -> None:
 def check_like(name: str, array: Any, shape: tuple[int, ...], *dtypes: np.dtype) -> None:
     """Raise unless `array` has exactly this shape and one of these dtypes."""
     _check_description(name, _describe(array), shape, dtypes)
-    _check_aligned(name, array)
 
 
 @functools.lru_cache(maxsize=1024)
-def _check_description(name: str, array: _Described, shape: tuple[int, ...], dtypes: tuple[np.dtype, ...]) -> None:
+def _check_description(name: str, fields: _Fields, shape: tuple[int, ...], dtypes: tuple[np.dtype, ...]) -> None:
+    array = _Described(*fields)
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
     if np.dtype(array.dtype) not in dtypes:
         expected = " or ".join(dict.fromkeys(map(str, dtypes)))
         raise TypeError(f"{name} has dtype {array.dtype}: expected {expected}")
     _check_strides(name, array)
+    _check_aligned(name, array)
 
 
-def _check_strides(name: str, array: Any) -> None:
+def _check_strides(name: str, array: _Described) -> None:
     """Elements must lie whole elements apart, as a GPU needs them."""
     itemsize = np.dtype(array.dtype).itemsize
     if any(stride % itemsize for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
 
 
-def _check_aligned(name: str, array: Any) -> None:
+def _check_aligned(name: str, array: _Described) -> None:
     """The first element's address must be a multiple of the item size."""
-    aligned = array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0
-    if not aligned and array.size:
-        expected = f"expected an address that is a multiple of {array.itemsize}"
+    if not array.aligned and 0 not in array.shape:
+        expected = f"expected an address that is a multiple of {array.dtype.itemsize}"
         raise ValueError(f"{name} is not aligned in memory: {expected}")
 
 
-def _check_dtypes(**arrays: Any) -> str:
+def _check_dtypes(**arrays: _Described) -> str:
     names = {}
     for name, array in arrays.items():
         dtype = np.dtype(array.dtype)
@@ -285,7 +297,7 @@ def _check_dtypes(**arrays: Any) -> str:
     return next(iter(names.values()))
 
 
-def _split(name: str, array: Any) -> tuple[tuple[int, ...], int, int, int]:
+def _split(name: str, array: _Described) -> tuple[tuple[int, ...], int, int, int]:
     """Shape as (leading dimensions, heads, sequence, head_dim); a 2-D array has one head."""
     shape = tuple(int(n) for n in array.shape)
     if len(shape) < 2:

@@ -4,6 +4,8 @@ from bugs import Bug
 
 _SRC = "cupy_flash/_src"
 _LAUNCH, _PLAN, _TILES, _TUNING = (f"tests/test_{name}.py" for name in ("launch", "plan", "tiles", "tuning"))
+_DRIVERLESS = "tests/test_driverless.py"
+_HANDED_OVER = f"{_DRIVERLESS}::test_cupy_takes_the_parameters_as_they_are_packed"
 _BUDGET = "tests/test_contract.py::test_within_error_budget[emulator]"
 
 BUGS = [
@@ -260,9 +262,51 @@ BUGS = [
     Bug(
         f"{_SRC}/launch.py",
         "calls write into the parameters that they share",
-        "words = self.params.copy()",
-        "words = self.params",
+        "params = self.params.copy()",
+        "params = self.params",
         (f"{_LAUNCH}::test_spans_begin_anew_in_each_call",),
+    ),
+    Bug(
+        f"{_SRC}/launch.py",
+        "CuPy is handed a structure, whose fields it lists for each launch",
+        'params.reshape(1).view(f"V{dtype.itemsize}")',
+        "params.reshape(1)",
+        (_HANDED_OVER,),
+    ),
+    Bug(
+        f"{_SRC}/launch.py",
+        "what a launch is handed has the first span's number",
+        'params.view(self.dtype)["schedule"]',
+        'params.copy().view(self.dtype)["schedule"]',
+        (_HANDED_OVER, f"{_LAUNCH}::test_kernels_write_exactly_what_they_may"),
+    ),
+    Bug(
+        "benchmarks/driverless.py",
+        "the stream is taken for the arguments",
+        "on_launch(grid, block, rest[2], rest[4])",
+        "on_launch(grid, block, rest[2], rest[3])",
+        (_HANDED_OVER,),
+    ),
+    Bug(
+        "benchmarks/driverless.py",
+        "memory is given out again before it is given back",
+        "itertools.count(1 << 40, 1 << 36)",
+        "itertools.count(1 << 40, 1 << 20)",
+        (_HANDED_OVER,),
+    ),
+    Bug(
+        "benchmarks/overhead.py",
+        "the last kernel is taken for the first",
+        "        if not self.kernels:\n            self.first",
+        "        if True:\n            self.first",
+        (f"{_DRIVERLESS}::test_the_benchmark_counts_from_a_call_to_its_first_kernel_and_its_return",),
+    ),
+    Bug(
+        "benchmarks/overhead.py",
+        "kernels of all calls are counted together",
+        "        self.kernels, begin = 0, perf_counter()\n",
+        "        begin = perf_counter()\n",
+        (f"{_DRIVERLESS}::test_the_benchmark_counts_from_a_call_to_its_first_kernel_and_its_return",),
     ),
     Bug(
         f"{_SRC}/launch.py",

@@ -110,6 +110,7 @@ def get(name: str) -> Backend:
 _DL_CPU, _DL_CUDA = 1, (2, 13)  # dlpack.h: kDLCPU; kDLCUDA and kDLCUDAManaged
 
 _instances: dict[str, Backend] = {}
+_taken: set[type] = {np.ndarray}  # types of arrays that are taken as they are; CuPy's when one has been seen
 
 
 def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
@@ -122,7 +123,7 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend is {name!r}: expected a string or None")
-    converted = [_as_array(key, x) for key, x in arrays.items()]
+    converted = [x if type(x) in _taken else _as_array(key, x) for key, x in arrays.items()]
     if name is None:
         name = "cpu" if isinstance(converted[0], np.ndarray) else "cuda"
     if name not in _instances:
@@ -137,12 +138,11 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
 
 
 def _as_array(name: str, x: Any) -> Any:
-    if type(x) is np.ndarray:
-        return x
     if isinstance(x, np.ndarray):
         check_plain(name, x)
         return x.view(np.ndarray)
     if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "strides"):
+        _taken.add(type(x))
         return x
     # DLPack first: it knows bfloat16, and asks for no synchronisation.
     if hasattr(x, "__dlpack__"):

@@ -67,6 +67,10 @@ class EmulatorBackend:
     def address(self, array: Any) -> int:
         return array.__array_interface__["data"][0]
 
+    def allocate(self, scratch: launch.Scratch) -> tuple[Any, int]:
+        array = (np.zeros if scratch.zeroed else np.empty)(scratch.shape, scratch.dtype)
+        return array, self.address(array)
+
     def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
         writes = _WRITES[step.kernel.entry]
         buffers = [
