@@ -43,7 +43,7 @@ static_assert(kNoCarry<KeyTile, kPiece * kAcross> && kNoCarry<KeyTile, kPiece * 
 struct QueryStage {
   Tile<kBlockM, kHeadDim> query;
   Tile<kBlockM, kHeadDimV> dout;
-  float lse[kBlockM], delta[kBlockM];
+  ColumnStream<kBlockM>::Columns statistics;  // of their rows: log-sum-exps, then deltas
 };
 
 struct SharedStorage {
@@ -85,15 +85,14 @@ struct QueryStream {
   const BackwardParams& params;
   TileStream<Tile<kBlockM, kHeadDim>> q;
   TileStream<Tile<kBlockM, kHeadDimV>> dout;
-  ColumnStream<kBlockM> lse, delta;
+  ColumnStream<kBlockM> statistics;
   QueryWalk walk;
 
   __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk)
       : params(params),
         q(params.q, head.q, walk.m0),
         dout(params.dout, head.dout, walk.m0),
-        lse(params.lse, head.lse, walk.m0),
-        delta(params.delta, head.delta, walk.m0),
+        statistics(head.lse, head.delta, walk.m0),
         walk(walk) {}
 
   __device__ __forceinline__ void start(QueryStage& stage) {
@@ -101,15 +100,14 @@ struct QueryStream {
     const bool wraps = walk.next();
     q.start(stage.query, begin, end, walk.distance(params.q, wraps));
     dout.start(stage.dout, begin, end, walk.distance(params.dout, wraps));
-    lse.start(stage.lse, begin, end, walk.distance(params.lse, wraps));
-    delta.start(stage.delta, begin, end, walk.distance(params.delta, wraps));
+    statistics.start(stage.statistics, begin, end, walk.distance(params.lse, wraps),
+                     walk.distance(params.delta, wraps));
   }
 
   __device__ __forceinline__ void finish(QueryStage& stage) const {
     q.finish(stage.query);
     dout.finish(stage.dout);
-    lse.finish(stage.lse);
-    delta.finish(stage.delta);
+    statistics.finish(stage.statistics);
   }
 };
 
@@ -209,8 +207,8 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
 struct StreamedStatistics {
   const QueryStage& stage;
 
-  __device__ float lse(int i) const { return lse_to_log2(stage.lse[score_row0() + row_of(i)]); }
-  __device__ float delta(int i) const { return stage.delta[score_row0() + row_of(i)]; }
+  __device__ float lse(int i) const { return lse_to_log2(stage.statistics[score_row0() + row_of(i)]); }
+  __device__ float delta(int i) const { return stage.statistics[kBlockM + score_row0() + row_of(i)]; }
 };
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)

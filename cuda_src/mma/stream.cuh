@@ -91,43 +91,49 @@ class TileStream {
   }
 };
 
-// The same of a column vector, kRows entries at a time.
+// The same of two column vectors, kRows entries of each at a time, one after the other in shared memory: a thread has
+// entries of one, or of both in turn.
 template <int kRows>
 class ColumnStream {
  public:
-  __device__ __forceinline__ ColumnStream(const Tensor& tensor, const Matrix<float>& g, int row0)
-      : tensor_(tensor), next_(g.at(row0 + threadIdx.x, 0)) {}
+  using Columns = float[2 * kRows];
 
-  __device__ __forceinline__ void start(float (&column)[kRows], int begin, int end, int64_t distance) {
-    each([&](int pass, int row) {
-      const bool exists = row >= begin && row < end;
-      const float* src = next_ + pass * (kThreads * tensor_.row_stride);
-      if constexpr (kAsyncCopy) {
-        ptx::cp_async_4(ptx::shared_address(column + row), src, exists ? 4 : 0);
-      } else {
-        held_[pass] = exists ? *src : 0.0f;
-      }
+  __device__ __forceinline__ ColumnStream(const Matrix<float>& first, const Matrix<float>& second, int row0) {
+    each([&](int pass, int entry) {
+      next_[pass] = (entry < kRows ? first : second).at(row0 + entry % kRows, 0);
     });
-    next_ = ptx::opaque(next_ + distance);
   }
 
-  __device__ __forceinline__ void finish(float (&column)[kRows]) const {
-    if constexpr (!kAsyncCopy) each([&](int pass, int row) { column[row] = held_[pass]; });
+  // The distances are those of the two vectors.
+  __device__ __forceinline__ void start(Columns& columns, int begin, int end, int64_t first, int64_t second) {
+    each([&](int pass, int entry) {
+      const int row = entry % kRows;
+      const bool exists = row >= begin && row < end;
+      if constexpr (kAsyncCopy) {
+        ptx::cp_async_4(ptx::shared_address(columns + entry), next_[pass], exists ? 4 : 0);
+      } else {
+        held_[pass] = exists ? *next_[pass] : 0.0f;
+      }
+      next_[pass] += entry < kRows ? first : second;
+    });
+  }
+
+  __device__ __forceinline__ void finish(Columns& columns) const {
+    if constexpr (!kAsyncCopy) each([&](int pass, int entry) { columns[entry] = held_[pass]; });
   }
 
  private:
-  static constexpr int kPasses = (kRows + kThreads - 1) / kThreads;
-  const Tensor& tensor_;
-  const float* next_;
+  static constexpr int kPasses = (2 * kRows + kThreads - 1) / kThreads;
+  const float* next_[kPasses];
   float held_[kPasses];
 
-  // use(pass, row) for the rows that this thread copies.
+  // use(pass, entry) for the entries that this thread copies.
   template <class Use>
   __device__ __forceinline__ static void each(Use&& use) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = pass * kThreads + threadIdx.x;
-      if (row < kRows) use(pass, row);
+      const int entry = pass * kThreads + threadIdx.x;
+      if (entry < 2 * kRows) use(pass, entry);
     }
   }
 };
