@@ -12,7 +12,9 @@ import argparse
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import sass
 
@@ -69,7 +71,7 @@ def measure(
 def counted(kernel: Specialization, compiled: CompiledKernel) -> dict[str, object]:
     """What a table has of a kernel."""
     code = sass.disassemble(compiled.path, kernel.entry)
-    loop, prologue = code.main_loop, code.before_copies
+    loop, prologue = executed(kernel, code), code.before_copies
     before, inside, after = code.sites(sass.DIVISION)
     return {
         "tile": tile_of(kernel),
@@ -84,6 +86,47 @@ def counted(kernel: Specialization, compiled: CompiledKernel) -> dict[str, objec
         "epilogue": len(code.after_loop),
         "division sites": f"{before} {inside} {after}",
     }
+
+
+def executed(kernel: Specialization, code: sass.Code) -> list[int]:
+    """What a warp executes of the main loop, with all rounds of an inner loop that copies: there are some on Turing."""
+    inner = [i for i in code.main_loop if i in code.inner_copies]
+    return code.main_loop + (step_of(kernel).copied // code.copied(code.main_loop) - 1) * inner
+
+
+class Step(NamedTuple):
+    """A warp's share of a round of the main loop: mma instructions, and of a lane bytes of copies and numbers added."""
+
+    products: int
+    copied: int
+    added: int
+
+
+def step_of(kernel: Specialization) -> Step:
+    """One block of queries meets one of keys."""
+    value = dict(kernel.constants)
+    m, n, d, dv, warps = (value[name] for name in ("kBlockM", "kBlockN", "kHeadDim", "kHeadDimV", "kNWarps"))
+    shapes = {
+        "attention_forward": [(m, n, d), (m, dv, n)],
+        "attention_dkdv": [(m, n, d), (m, n, dv), (n, dv, m), (n, d, m)],
+        "attention_dq": [(m, n, d), (m, n, dv), (m, d, n)],
+    }[kernel.entry]
+    added = 0
+    if value.get("kAtomicDq"):
+        shapes.append((m, d, n))
+        added = m * d // (32 * warps)
+    streamed = m if kernel.entry == "attention_dkdv" else n
+    return Step(
+        sum(rows * cols * depth for rows, cols, depth in shapes) // (16 * 8 * value["kMmaDepth"] * warps),
+        sum(_copied(streamed, cols, 32 * warps) for cols in (d, dv)),
+        added,
+    )
+
+
+def _copied(rows: int, cols: int, threads: int) -> int:
+    """Bytes that a thread copies of a tile, if it copies any: `load_tile` of mma/tile.cuh."""
+    across = (64 if cols % 64 == 0 else 32) // 8
+    return 16 * ceil(rows / (threads // across)) * (cols // 8 // across)
 
 
 def tile_of(kernel: Specialization) -> MmaTile:

@@ -25,7 +25,7 @@ MMA, CALL = r"HG?MMA", r"CALL"
 KINDS = {
     "HMMA": MMA,
     "LDSM": r"LDSM|MOVM",
-    "copy": r"LDGSTS|LDG?\b",
+    "copy": r"LD(G|GSTS)?\b",
     "LDS/STS": r"LDS|STS",
     "MUFU": r"MUFU",
     "move": r"MOV|CS2R|IMAD\.MOV|HFMA2[.\w]* \w+, -RZ, RZ",
@@ -145,19 +145,17 @@ class Code:
             i = best[i][1]
         return path
 
-    def _work(self, i: int) -> tuple[int, ...]:
-        return self.is_a(i, MMA), -self.is_a(i, CALL), self._copied(i), self._added(i), -1
-
-    def _copied(self, i: int) -> int:
+    def copied(self, which: Iterable[int]) -> int:
         """Bytes that a lane brings from global memory, 8 or 16 at a time."""
-        return _width(self.instructions[i]) if self.is_a(i, r"LDG(STS)?\b") else 0
+        return sum(_width(self.instructions[i]) for i in which if self.is_a(i, r"LD(G|GSTS)?\b"))
 
-    def _added(self, i: int) -> int:
+    def added(self, which: Iterable[int]) -> int:
         """Numbers that a lane adds to global memory."""
-        if not self.is_a(i, "RED"):
-            return 0
-        several = re.search(r"x(\d)\b", _opcode(self.instructions[i]))
-        return int(several[1]) if several else 1
+        several = [re.search(r"x(\d)\b", _opcode(self.instructions[i])) for i in which if self.is_a(i, "RED")]
+        return sum(int(found[1]) if found else 1 for found in several)
+
+    def _work(self, i: int) -> tuple[int, ...]:
+        return self.is_a(i, MMA), -self.is_a(i, CALL), self.copied([i]), self.added([i]), -1
 
     def _main(self) -> tuple[int, list[int]]:
         """Head of the main loop, and what is executed of it."""
@@ -187,10 +185,16 @@ class Code:
         return self.loops[self._main()[0]]
 
     @cached_property
+    def inner_copies(self) -> set[int]:
+        """Of the main loop, the loops inside that copy."""
+        inner = (body for body in self.loops.values() if body < self.main_loop_body and self.copied(body))
+        return set().union(*inner)
+
+    @cached_property
     def before_copies(self) -> list[int]:
         """What a warp executes from the entry to the first copy of 8 or 16 bytes: fewest calls, then the shortest."""
         reached = set(self._order[0])
-        ends = {i for i in reached if self._copied(i)}
+        ends = {i for i in reached if self.copied([i])}
         return self._path([0], ends, lambda i: (-self.is_a(i, CALL), -1), reached)
 
     @cached_property

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 
+import machine_code
 import pytest
 import sass
 
@@ -39,23 +40,10 @@ def check_machine_code(kernel: Specialization, arch: str) -> None:
 def check_main_loop(kernel: Specialization, code: sass.Code) -> None:
     """The main loop of a tensor-core kernel holds its matrix products, all of them, and nothing local."""
     assert code.count(sass.LOCAL) == 0, f"{kernel} uses local memory"
-    assert code.count(sass.MMA, code.main_loop) == code.count(sass.MMA) == products_per_warp(kernel), kernel
+    step = machine_code.step_of(kernel)
+    assert code.count(sass.MMA, code.main_loop) == code.count(sass.MMA) == step.products, kernel
     # Additions to dQ must know that they go to global memory: no test of the address, no loop.
     assert code.count(sass.ATOMIC) == 0, kernel
-
-
-def products_per_warp(kernel: Specialization) -> int:
-    """mma instructions with which a warp does its share of the main loop's matrix products, one block of each."""
-    value = dict(kernel.constants)
-    m, n, d, dv = (value[name] for name in ("kBlockM", "kBlockN", "kHeadDim", "kHeadDimV"))
-    shapes = {
-        "attention_forward": [(m, n, d), (m, dv, n)],
-        "attention_dkdv": [(m, n, d), (m, n, dv), (n, dv, m), (n, d, m)],
-        "attention_dq": [(m, n, d), (m, n, dv), (m, d, n)],
-    }[kernel.entry]
-    if value.get("kAtomicDq"):
-        shapes.append((m, d, n))
-    return sum(rows * cols * depth for rows, cols, depth in shapes) // (16 * 8 * value["kMmaDepth"] * value["kNWarps"])
 
 
 @pytest.mark.parametrize(
