@@ -31,7 +31,7 @@ KINDS = {
     "move": r"MOV|CS2R|IMAD\.MOV|HFMA2[.\w]* \w+, -RZ, RZ",
     "float": r"[DFH](ADD|MUL|FMA|MNMX|SEL|SET|CHK)",
     "convert": r"F2|I2|FRND",
-    "integer": r"I[A-Z]*(ADD|MAD|ABS|MNMX)|V(IADD|IMNMX|ABS)|LEA|LOP|SEL|SH[FLR]|PRMT|POPC|FLO|SGXT|BMSK",
+    "integer": r"I[A-Z]*(ADD|MAD|ABS|MNMX)|V(IADD|IMNMX|ABS)|LEA|LOP|SEL|SH[FLR]\b|PRMT|POPC|FLO|SGXT|BMSK",
     "predicate": r"ISETP|PLOP|P2R|R2P|VOTE\b",
     "barrier": r"BAR|DEPBAR|LDGDEPBAR|SYNCS|MEMBAR",
     "branch": r"BR[AXK]|JM[PX]|BSSY|BSYNC|BMOV|BREAK|CALL|RET|EXIT|WARPSYNC",
