@@ -39,7 +39,7 @@ Row = dict[str, str]
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", default=["sm_90a"], choices=NAMED, metavar="ARCH")
-    parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS)
+    parser.add_argument("--kernels", nargs="+", default=["forward", "dkdv", "dq"], choices=KERNELS)
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128, 256], choices=MMA_HEAD_DIM_BUCKETS)
     parser.add_argument("--dtypes", nargs="+", default=["float16", "bfloat16"], choices=["float16", "bfloat16"])
     parser.add_argument("--masks", nargs="+", default=["full", "causal"], choices=["full", "causal"])

@@ -64,7 +64,11 @@ class Code:
         return cls(instructions, [_successors(i, line, labels) for i, line in enumerate(instructions)])
 
     def is_a(self, i: int, opcode: str) -> bool:
-        return re.match(opcode, _bare(self.instructions[i])) is not None
+        return re.match(opcode, self._bare[i]) is not None
+
+    @cached_property
+    def _bare(self) -> list[str]:
+        return [_bare(instruction) for instruction in self.instructions]
 
     def count(self, opcode: str, which: Iterable[int] | None = None) -> int:
         """Instructions, among those of `which`, whose opcode starts with this pattern."""
@@ -157,6 +161,7 @@ class Code:
     def _work(self, i: int) -> tuple[int, ...]:
         return self.is_a(i, MMA), -self.is_a(i, CALL), self.copied([i]), self.added([i]), -1
 
+    @cached_property
     def _main(self) -> tuple[int, list[int]]:
         """Head of the main loop, and what is executed of it."""
         loops = {head: body for head, body in self.loops.items() if self.count(MMA, body)}
@@ -177,12 +182,12 @@ class Code:
         It has most matrix products, then fewest calls, then most bytes of vectors of 8 or 16 bytes from global memory,
         then most numbers added to global memory; then it is the shortest.
         """
-        return self._main()[1]
+        return self._main[1]
 
     @cached_property
     def main_loop_body(self) -> set[int]:
         """All instructions of that loop, rare paths too."""
-        return self.loops[self._main()[0]]
+        return self.loops[self._main[0]]
 
     @cached_property
     def inner_copies(self) -> set[int]:
@@ -214,7 +219,7 @@ class Code:
 
     def sites(self, opcode: str) -> tuple[int, int, int]:
         """Instructions of this kind before the main loop, in it and after it, executed or not."""
-        head, _ = self._main()
+        head, _ = self._main
         body, reached = self.main_loop_body, set(self._order[0])
         before = self._backward({head}) - body
         return self.count(opcode, before), self.count(opcode, body), self.count(opcode, reached - before - body)

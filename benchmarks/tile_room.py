@@ -3,7 +3,7 @@
     python benchmarks/tile_room.py --archs sm_80 sm_90a
 
 Bytes and stages follow from the tile; registers, and with them the blocks and warps that share a multiprocessor, from
-compiling the float16 kernels, masked ones, with NVRTC. No GPU is needed.
+compiling the kernels, float16 and unmasked, with NVRTC. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class Room:
         return BYTES[self.kernel.entry](tile, *dims)
 
     @property
+    def warps(self) -> int:
+        """On a multiprocessor, of the blocks that the tile wants there."""
+        return self.tile.min_blocks * self.tile.num_warps
+
+    @property
     def stages_that_fit(self) -> int:
         """Of `min_blocks` blocks on a multiprocessor."""
 
@@ -59,9 +64,9 @@ class Room:
 
 
 def rooms(arch: str) -> Iterator[Room]:
-    """Of every kernel and head dimension on tensor cores."""
-    for name, head_dim in product(KERNELS, MMA_HEAD_DIM_BUCKETS):
-        kernel = KERNELS[name](Variant("float16", True, head_dim, head_dim), named(arch))
+    """Of every list of candidates: each kernel, the larger where two take one tile, and head dimension."""
+    for name, head_dim in product(("forward", "packed", "dkdv", "dq"), MMA_HEAD_DIM_BUCKETS):
+        kernel = KERNELS[name](Variant("float16", False, head_dim, head_dim), named(arch))
         if kernel.family == "mma":
             yield Room(named(arch), name, head_dim, kernel)
 
