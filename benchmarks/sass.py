@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +151,10 @@ class Code:
 
     def copied(self, which: Iterable[int]) -> int:
         """Bytes that a lane brings from global memory, 8 or 16 at a time."""
-        return sum(_width(self.instructions[i]) for i in which if self.is_a(i, r"LD(G|GSTS)?\b"))
+        return sum(width for width in map(self._loaded, which) if width >= 8)
+
+    def _loaded(self, i: int) -> int:
+        return _width(self.instructions[i]) if self.is_a(i, r"LD(G|GSTS)?\b") else 0
 
     def added(self, which: Iterable[int]) -> int:
         """Numbers that a lane adds to global memory."""
@@ -212,10 +215,34 @@ class Code:
         ends = {i for i in reached if not self.successors[i]}
 
         def worth(i: int) -> tuple[int, ...]:
-            stored = _width(self.instructions[i]) if self.is_a(i, r"STG?\b") else 0
-            return -self.is_a(i, CALL), stored if stored == 16 else 0, -1
+            stored = self.is_a(i, r"STG?\b") and _width(self.instructions[i]) == 16
+            return -self.is_a(i, CALL), stored, -1
 
         return self._path(starts, ends, worth, reached - body)
+
+    def through(self, loaded: int) -> list[int]:
+        """What a warp executes from the entry to the end where its lanes load so many bytes from global memory each.
+
+        The shortest way without a call, loops with as many rounds as that takes: for kernels that go over rows.
+        """
+        start = (0, 0)
+        came: dict[tuple[int, int], tuple[int, int] | None] = {start: None}
+        queue = deque([start])
+        while queue:
+            i, before = queue.popleft()
+            total = before + self._loaded(i)
+            if total == loaded and self.is_a(i, "EXIT"):
+                path: list[int] = []
+                state: tuple[int, int] | None = (i, before)
+                while state:
+                    path.append(state[0])
+                    state = came[state]
+                return path[::-1]
+            for j in self.successors[i]:
+                if (j, total) not in came and total <= loaded and not self.is_a(j, CALL):
+                    came[j, total] = (i, before)
+                    queue.append((j, total))
+        raise ValueError(f"no way through loads {loaded} bytes a lane")
 
     def sites(self, opcode: str) -> tuple[int, int, int]:
         """Instructions of this kind before the main loop, in it and after it, executed or not."""
@@ -238,9 +265,9 @@ def _successors(i: int, instruction: str, labels: dict[str, int]) -> list[int]:
 
 
 def _width(instruction: str) -> int:
-    """Bytes that a lane moves at a time, of a vector of at least 8; else 0."""
-    vector = re.search(r"\.(64|128)\b", _opcode(instruction))
-    return int(vector[1]) // 8 if vector else 0
+    """Bytes that a lane loads or stores."""
+    bits = re.search(r"\.[US]?(8|16|64|128)\b", _opcode(instruction))
+    return int(bits[1]) // 8 if bits else 4
 
 
 def _bare(instruction: str) -> str:

@@ -14,17 +14,19 @@ MAJOR = re.search(r'"nvidia-cuda-nvrtc>=(\d+)"', (processes.ROOT / "pyproject.to
 
 @pytest.fixture(scope="module")
 def oldest_nvrtc(tmp_path_factory):
-    """The library; loaded before anything else, it is the one that CuPy finds. The cache tells versions apart."""
+    """What LD_PRELOAD needs for CuPy to find this NVRTC rather than another; the cache tells versions apart."""
     folder = tmp_path_factory.mktemp("nvrtc")
     install = ["install", "--quiet", "--no-deps", f"--target={folder}", f"nvidia-cuda-nvrtc=={MAJOR}.0.*"]
     done = subprocess.run([sys.executable, "-m", "pip", *install], capture_output=True, text=True, check=False)
     if "No matching distribution" in done.stderr:
         pytest.skip(f"pip finds no NVRTC {MAJOR}.0: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
-    (library,) = folder.glob(f"nvidia/*/lib/libnvrtc.so.{MAJOR}")
+    libraries = [*folder.glob(f"nvidia/*/lib/libnvrtc.so.{MAJOR}"), *folder.glob("nvidia/*/lib/libnvrtc-builtins.so.*")]
+    assert len(libraries) == 2, libraries
+    preload = ":".join(map(str, libraries))
     version = "from cupy_flash._src.compile import nvrtc_version; print(*nvrtc_version())"
-    assert processes.python(version, LD_PRELOAD=library)[0].split() == [MAJOR, "0"]
-    return library
+    assert processes.python(version, LD_PRELOAD=preload)[0].split() == [MAJOR, "0"]
+    return preload
 
 
 # Every kernel for Hopper, and on Ampere those that differ in more than names: on tensor cores. All kernels for all

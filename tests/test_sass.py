@@ -132,6 +132,20 @@ def test_what_comes_before_and_after_the_loop():
     assert program.sites("I2F|LDS") == (2, 1, 2)
 
 
+@pytest.mark.parametrize(("loaded", "length", "loads"), [(0, 1, 0), (4, 7, 2), (12, 11, 4), (20, 14, 6)])
+def test_a_kernel_over_rows_is_counted_by_what_it_loads(loaded, length, loads):
+    """The loop as often as that takes, and not the shorter way that calls."""
+    program = code(
+        "@P0 EXIT", "@P1 BRA `(.L_whole)", CALL, "BRA `(.L_start)", ".L_whole:", "MOV R1, R2", "MOV R3, R4",
+        ".L_start:", "LDG.E.U16 R3, [R4.64]", "LDG.E.U16 R4, [R4.64]", "@P2 EXIT",
+        ".L_row:", "LDG.E R3, [R4.64]", "LDG.E R5, [R4.64]", "@P3 BRA `(.L_row)", "EXIT",
+    )  # fmt: skip
+    way = program.through(loaded)
+    assert (len(way), program.count("LDG", way), program.count("CALL", way)) == (length, loads, 0)
+    with pytest.raises(ValueError, match="loads 6 bytes a lane"):
+        program.through(6)
+
+
 @pytest.mark.parametrize(("kind", "instructions"), [
     ("HMMA", ["HMMA.1688.F32 R4, R8, R12, R4"]),
     ("LDSM", ["LDSM.16.MT88.4 R4, [R5]"]),
