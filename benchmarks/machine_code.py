@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     rows = list(measure(args.archs, args.kernels, args.head_dims, args.dtypes, args.masks))
+    if not rows:
+        parser.error("none of these kernels runs on tensor cores")
     print(table(rows))
     if args.record:
         record(args.record, rows)

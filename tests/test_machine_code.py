@@ -64,6 +64,18 @@ def test_rows_replace_those_of_the_same_kernel_and_nvrtc(tmp_path):
     assert [line.split()[0] for line in lines] == ["nvrtc", "13.10", "13.0"]
 
 
+def test_what_is_asked_for_is_measured_printed_and_recorded(monkeypatch, capsys, tmp_path):
+    asked, path = [], tmp_path / "rows.csv"
+    row = dict.fromkeys(machine_code.KEY, "1")
+    monkeypatch.setattr(machine_code, "measure", lambda *args: asked.append(args) or [row] * (args[0] == ["sm_90a"]))
+    machine_code.main(["--head-dims", "64", "--record", str(path)])
+    assert asked == [(["sm_90a"], ["forward", "dkdv", "dq"], [64], ["float16", "bfloat16"], ["full", "causal"])]
+    assert read(path) == [row] and capsys.readouterr().out.split() == [*row, *row.values()]
+    with pytest.raises(SystemExit):
+        machine_code.main(["--archs", "sm_70"])
+    assert "none of these kernels runs on tensor cores" in capsys.readouterr().err
+
+
 HEAD_DIMS, NAMES, DTYPES, MASKS = (64, 128, 256), ("forward", "dkdv", "dq"), ("float16", "bfloat16"), ("full", "causal")
 
 
