@@ -8,8 +8,9 @@ import struct
 import subprocess
 import sys
 
+import machine_code
 import pytest
-from sass import check_main_loop
+import sass
 
 from cupy_flash._src import compile, device, kernels, source, startup
 from cupy_flash._src.device import named
@@ -33,7 +34,16 @@ def check_machine_code(kernel: Specialization, arch: str) -> None:
     assert blocks * 32 * constants["kNWarps"] * registers <= limits.registers_per_sm
     assert compiled.path.read_bytes()[:4] == b"\x7fELF"
     if kernel.family == "mma":
-        check_main_loop(kernel, compiled.path)
+        check_main_loop(kernel, sass.disassemble(compiled.path, kernel.entry))
+
+
+def check_main_loop(kernel: Specialization, code: sass.Code) -> None:
+    """The main loop of a tensor-core kernel holds its matrix products, all of them, and nothing local."""
+    assert code.count(sass.LOCAL) == 0, f"{kernel} uses local memory"
+    step = machine_code.step_of(kernel)
+    assert code.count(sass.MMA, code.main_loop) == code.count(sass.MMA) == step.products, kernel
+    # Additions to dQ must know that they go to global memory: no test of the address, no loop.
+    assert code.count(sass.ATOMIC) == 0, kernel
 
 
 @pytest.mark.parametrize(
