@@ -160,7 +160,7 @@ _FORWARD = {
     (4, 512): [SimtTile(32, 32, 128, 8, 16)],
     # float64 sums: the same bytes hold half the columns
     (8, 32): [SimtTile(64, 32, 32, 4, 8, True, 2)],
-    (8, 64): [SimtTile(64, 32, 32, 4, 8, True, 2)],
+    (8, 64): [SimtTile(64, 32, 64, 4, 8, True, 2), SimtTile(64, 32, 32, 4, 8, True, 2)],
     (8, 128): [SimtTile(32, 32, 64, 4, 8, False, 2)],
     (8, 256): [SimtTile(32, 32, 64, 8, 8)],
     (8, 512): [SimtTile(16, 32, 64, 8, 16)],
