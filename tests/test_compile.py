@@ -24,10 +24,7 @@ pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason='needs CuPy and NVRT
 
 def check_machine_code(kernel: Specialization, arch: str) -> None:
     compiled = compile.to_cubin(kernel, arch)
-    if (arch, kernel.entry, dict(kernel.types)["Element"]) == ("sm_100", "attention_forward", "double"):
-        assert compiled.spill_bytes <= 16, f"{kernel} spills"  # NVRTC 13.5, head dimension 64, causal: 2 registers
-    else:
-        assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
+    assert compiled.spill_bytes == compiled.stack_bytes == 0, f"{kernel} spills"
     limits, constants = named(arch), dict(kernel.constants)
     registers = -(-compiled.registers // 8) * 8  # allocated in units of 8 a thread
     blocks = constants.get("kMinBlocks", 1)

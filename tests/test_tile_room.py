@@ -14,22 +14,13 @@ ENOUGH_STAGES = {"forward": 3, "packed": 4, "dkdv": 2, "dq": 2}
 ENOUGH_WARPS = 8  # two for each scheduler: one multiplies while another exponentiates
 
 ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_100": "sm_90a"}  # the same shared memory, or so
-UNMEASURED = "as FlashAttention-2 has it; what more stages or warps would give is not measured"
-HALVES = "two blocks would have half the keys each: not measured"
-SMALL = "64 KiB hold one block of these rows"
+HALVES = "one block of four warps is what fits: two would have half the keys or queries each"
 REASONS = {
-    **{(arch, "forward", d): UNMEASURED for arch in ("sm_80", "sm_90a") for d in (96, 192, 256)},
-    **{(arch, "packed", d): UNMEASURED for arch in ("sm_80", "sm_90a") for d in (192, 256)},
-    **{(arch, "dq", d): UNMEASURED for arch in ("sm_80", "sm_90a") for d in (192, 256)},
-    **{("sm_86", "packed", d): UNMEASURED for d in (96, 128, 192, 256)},
-    **{("sm_86", "dkdv", d): UNMEASURED for d in (32, 96, 256)},
-    **{("sm_86", "dq", d): UNMEASURED for d in (128, 192, 256)},
-    ("sm_86", "forward", 256): UNMEASURED,
-    ("sm_90a", "dkdv", 256): UNMEASURED,
-    **{("sm_75", name, d): HALVES for name in ("forward", "packed") for d in (96, 128)},
-    **{("sm_75", name, d): SMALL for name in ("forward", "packed") for d in (192, 256)},
-    **{("sm_75", "dkdv", d): SMALL for d in (32, 64, 96)},
-    **{("sm_75", "dq", d): SMALL for d in (96, 128)},
+    **{("sm_86", name, d): HALVES for name in ("packed", "dq") for d in (192, 256)},
+    ("sm_86", "dkdv", 256): HALVES,
+    **{("sm_75", name, d): HALVES for name in ("forward", "packed") for d in (192, 256)},
+    **{("sm_75", "dkdv", d): HALVES for d in (32, 64, 96)},
+    **{("sm_75", "dq", d): HALVES for d in (96, 128)},
 }
 
 

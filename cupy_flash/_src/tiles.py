@@ -390,7 +390,7 @@ _MMA_PACKED = {
     64: [MmaTile(64, 64, 4, 5, 2), MmaTile(64, 64, 4, 2, 2)],
     96: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 64, 4, 3, 2), MmaTile(64, 32, 4, 2, 2)],
     128: [MmaTile(64, 64, 4, 4, 2), MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 2, 2)],
-    192: [MmaTile(64, 64, 4, 3, 2), MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 2, 1)],
+    192: [MmaTile(64, 64, 4, 3, 2), MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 4, 1), MmaTile(64, 32, 4, 2, 1)],
     256: [MmaTile(64, 32, 4, 4, 2), MmaTile(64, 32, 4, 3, 2), MmaTile(64, 32, 4, 4, 1), MmaTile(64, 16, 4, 2, 1)],
 }
 
