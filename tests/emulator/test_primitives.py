@@ -223,12 +223,14 @@ def test_sums_by_hand(name, half, factor):
 
 
 def test_sums_beyond_the_largest_number():
-    """Only what no float32 holds is infinite: what is cut to the largest one is not."""
+    """What is cut to the largest number is not infinite, 2^128 is."""
     a, b = np.zeros((16, 16)), np.full((16, 8), 2.0**64)
     c = np.full((16, 8), LARGEST, np.float32)
-    a[1, 0], a[2, :2], c[2] = 2.0**39, 2.0**63, 0  # half the last place of c; 2^127 twice
+    a[1, 0] = 2.0**39  # half of c's last place
+    a[2, :2], c[2] = 2.0**62, 2.0**127 - 2.0**103  # together 2^128 - 2^103, half a place below 2^128
+    a[3, :2], c[3] = 2.0**63, 0
     found = run_mma("m16n8k16_bf16", HALVES["bf16"], a, b, c, arithmetic="hardware")
-    np.testing.assert_array_equal(found[:3, 0], np.float32([LARGEST, LARGEST, np.inf]))
+    np.testing.assert_array_equal(found[:4, 0], np.float32([LARGEST, LARGEST, LARGEST, np.inf]))
 
 
 # ---- ldmatrix

@@ -42,10 +42,10 @@ inline float approximate_lg2(float x) {
   return fabs(y - exact) > allowed ? nextafterf(y, static_cast<float>(exact)) : y;  // rounded out of what is allowed
 }
 
-// To float32, toward zero but for what no float32 holds, which is infinite.
+// To float32, toward zero, but what its exponent cannot hold is infinite.
 inline float toward_zero(double x) {
   const float y = static_cast<float>(x);
-  return isfinite(y) && fabs(y) > fabs(x) ? nextafterf(y, 0.0f) : y;
+  return fabs(y) > fabs(x) && fabs(x) < 0x1p128 ? nextafterf(y, 0.0f) : y;
 }
 
 // The sum of some products and of what was summed before, as tensor cores make it (Fasi, Higham, Mikaitis and Pranesh
