@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cupy_flash._src import backends, launch, source, tuning
+from cupy_flash._src.analysis.budget import approximate_on
 from cupy_flash._src.backends import emulator as emulator_backend
 from cupy_flash._src.backends.emulator import _extent
 
@@ -47,6 +48,11 @@ class On:
 
     def __init__(self, name):
         self.name = name
+
+    @property
+    def approximate(self):
+        """Whether results have a GPU's errors."""
+        return approximate_on(self.name)
 
     def __call__(self, function, *arrays, **options):
         options = {"backend": self.name, **options}

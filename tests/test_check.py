@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import slow_among
 
 from cupy_flash import (
     attention_reference,
     attention_reference_backward,
+    emulator,
     flash_attention,
     flash_attention_backward,
     merge_attention,
@@ -35,6 +37,7 @@ from cupy_flash._src.problem import DTYPES, AttentionProblem
 ROOT = Path(__file__).parents[1]
 TINY = Problem(batch=(2,), heads_k=2, group=2, sq=9, sk=13, d=16, causal=True)
 ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
+MERGE = "merge: two parts of the keys, deterministic=True"
 GOLDEN = ROOT / "tests" / "golden" / "primitives.npz"
 
 
@@ -141,7 +144,7 @@ def test_every_check_has_a_group():
 
 
 @pytest.mark.parametrize("name", [
-    "smoke: mma float16", "merge: two parts of the keys, deterministic=True",
+    "smoke: mma float16", MERGE,
     pytest.param("values: float16, D 192, H 2, S 200x260", marks=pytest.mark.slow),
     pytest.param("repeats: float32", marks=pytest.mark.slow),
     pytest.param("merge: two parts of the keys, deterministic=False", marks=pytest.mark.slow),
@@ -151,6 +154,51 @@ def test_checks_pass_on_the_emulator(name, monkeypatch, capsys):
     assert main([*ON_EMULATOR, "--only", name]) == 0
     printed = capsys.readouterr().out
     assert f"] ok     {name}" in printed and printed.endswith(" checks passed\n")
+
+
+@pytest.mark.parametrize("name", slow_among(["smoke: simt float32", MERGE], {MERGE}))
+def test_checks_pass_with_the_errors_of_a_gpu(name, monkeypatch, capsys):
+    monkeypatch.setattr(check, "Worker", Here)
+    told = set()
+    for arithmetic in ("exact", "hardware-high"):
+        assert main([*ON_EMULATOR, "--only", name, "--arithmetic", arithmetic]) == 0
+        told.add(capsys.readouterr().out.splitlines()[1])
+        assert emulator.current().arithmetic == "exact"
+    assert len(told) == 2 and all(f"] ok     {name}" in line for line in told)
+
+
+@pytest.mark.slow
+def test_every_check_passes_with_the_errors_of_a_gpu():
+    assert main([*ON_EMULATOR, "--arithmetic", "hardware", "--skip", "float64", "--skip", "primitive"]) == 0
+
+
+def test_the_budget_knows_whose_errors_it_is_for(monkeypatch):
+    """The primitives have the same arithmetic as the checks, which a GPU is not asked for: it has its own."""
+    asked = []
+    monkeypatch.setattr(suite, "spent", lambda x, naive, exact, size: (0.0, size))
+    monkeypatch.setattr(
+        suite, "magnitudes", lambda *a, approximate, **o: asked.append(approximate) or dict.fromkeys(suite.NAMES, 1.0)
+    )
+    for backend, arithmetic in (
+        ("cuda", "exact"),
+        ("cpu", "hardware"),
+        ("emulator", "exact"),
+        ("emulator:sm_80", "hardware"),
+    ):
+        with emulator.settings(arithmetic=arithmetic):
+            suite._within_budget(backend, TINY, [None] * len(suite.NAMES))
+    assert asked == [True, False, False, True]
+
+    record = check._recorder(None, on_gpu=False)
+
+    def answer(primitive, arch, arithmetic):
+        asked.append(arithmetic)
+        return primitive.expected(primitive.inputs)
+
+    monkeypatch.setattr(record, "Worker", Here)
+    monkeypatch.setattr(record, "run_on_emulator", answer)
+    assert main([*ON_EMULATOR, "--only", "primitive: lg2", "--arithmetic", "hardware-low"]) == 0
+    assert set(asked[4:]) == {"hardware-low"}
 
 
 def names_of(printed):
@@ -172,7 +220,7 @@ def test_only_and_skip_choose(monkeypatch, capsys):
     assert names_of(capsys.readouterr().out) == expected != chosen
 
 
-def seeded(backend, name):
+def seeded(backend, name, arithmetic):
     """In the place of `perform`: some checks go wrong, each in its own way."""
     stage("fault", "a kernel")
     if "D 32" in name:
@@ -417,11 +465,11 @@ def test_a_result_may_spend_its_budget_and_no_more(name):
     for share in (0.9, -0.9, 1.1, -1.1):
         off = [put(x, x[(-1,) * x.ndim] + share * budget) if i == index else x for i, x in enumerate(exact)]
         if abs(share) < 1:
-            told = re.fullmatch(r"(\d+)% of the error budget \((\w+)\)", suite._within_budget(p, off))
+            told = re.fullmatch(r"(\d+)% of the error budget \((\w+)\)", suite._within_budget("cpu", p, off))
             assert abs(int(told[1]) - 90) < 8 and told[2] == name
         else:
             with pytest.raises(Failed, match=f"^{name}: error "):
-                suite._within_budget(p, off)
+                suite._within_budget("cpu", p, off)
 
 
 @pytest.mark.parametrize("backend", ["cuda", "emulator:sm_80"])
@@ -538,7 +586,7 @@ def test_a_replay_is_held_to_a_direct_call(name, off, deterministic, computed, m
 def test_a_primitive_that_answers_wrongly_fails_the_command(monkeypatch, capsys):
     record = check._recorder(None, on_gpu=False)
 
-    def answer(primitive, arch):
+    def answer(primitive, arch, arithmetic):
         outputs = primitive.expected(primitive.inputs)
         if primitive.name == "vote":
             for x in outputs.values():
@@ -568,6 +616,7 @@ def test_a_primitive_that_answers_wrongly_fails_the_command(monkeypatch, capsys)
             "no check is left: --only is 'merge', --skip is ['keys']",
         ),
         ([*ON_EMULATOR[1:], "--limit", "0"], "--limit is 0: expected seconds, more than 0"),
+        (["--arithmetic", "hardware"], "--arithmetic is hardware: expected none, a GPU has its own"),
         (["--golden", "/missing/file.npz"], "/missing is not a directory"),
         ([*ON_EMULATOR[1:], "--golden", str(GOLDEN)], "is for what a GPU answers"),
     ],

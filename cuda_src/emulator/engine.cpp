@@ -6,6 +6,7 @@
 #include "engine/memory.h"
 #include "engine/barriers.h"
 #include "engine/collectives.h"
+#include "engine/arithmetic.h"
 #include "engine/matrix.h"
 #include "engine/async_copies.h"
 #include "engine/hooks.h"

@@ -90,6 +90,10 @@ void emulator_cp_async_commit();
 void emulator_cp_async_wait(
     int pending_groups);  // -1: wait_all, which also waits for copies not committed yet
 
+// ---- ex2.approx and lg2.approx of float32, subnormals and all; engine/arithmetic.h
+float emulator_ex2(float x);
+float emulator_lg2(float x);
+
 // ---- atomics on global or shared memory; each returns the old value
 enum EmulatorAtomic {
   kAtomicAdd = 0,

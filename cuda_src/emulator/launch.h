@@ -11,6 +11,9 @@ struct EmulatorBuffer {
   uint64_t writable;
 };
 
+// What settings.py calls "exact", "hardware", "hardware-high" and "hardware-low".
+enum EmulatorArithmetic { kArithmeticExact = 0, kArithmeticHardware = 1, kArithmeticHigh = 2, kArithmeticLow = 3 };
+
 struct EmulatorLaunch {
   void (*entry)(const void* params);
   const void* params;
@@ -25,6 +28,7 @@ struct EmulatorLaunch {
   uint32_t preempt;       // instrumented kernels: on average one memory access in `preempt` yields (0: none)
   uint32_t check;         // instrumented kernels: look for races, uninitialised reads, bounds, alignment
   uint32_t count;         // instrumented kernels: count bytes and bank conflicts
+  uint32_t arithmetic;    // EmulatorArithmetic
 };
 
 // Where in the source: file and line, where the call names them (else null), and the offset of the instruction in the

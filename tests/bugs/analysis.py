@@ -6,6 +6,7 @@ BUDGET, OCCUPANCY, ROOFLINE, TRAFFIC = (
     f"cupy_flash/_src/analysis/{name}.py" for name in ("budget", "occupancy", "roofline", "traffic")
 )
 BY_BUDGET, ANALYSIS = "tests/test_budget.py", "tests/test_analysis.py"
+BY_GPU = "tests/emulator/test_arithmetic.py"
 BY_LOOPS = f"{BY_BUDGET}::test_magnitudes_are_those_of_the_definition"
 SPENT = f"{BY_BUDGET}::test_what_is_spent_and_what_there_is"
 NO_NUMBER = f"{BY_BUDGET}::test_what_is_no_number_in_the_wrong_place_is_refused"
@@ -63,6 +64,69 @@ BUGS = [
         "if x.shape != exact.shape:",
         "if x.ndim != exact.ndim:",
         (f"{BY_BUDGET}::test_a_wrong_shape_is_refused",),
+    ),
+    Bug(
+        BUDGET,
+        "ex2 is as exact as a rounding",
+        "Approximations(ex2=2.5, lg2=2.0)",
+        "Approximations(ex2=0.5, lg2=2.0)",
+        (f"{BY_GPU}::test_the_worst_is_within_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "lg2 is as exact as a rounding",
+        "Approximations(ex2=2.5, lg2=2.0)",
+        "Approximations(ex2=2.5, lg2=0.5)",
+        (f"{BY_GPU}::test_the_worst_is_within_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "the logarithm is of a sum without headroom",
+        "np.abs(np.log(total) - off.headroom)",
+        "np.abs(np.log(total))",
+        (f"{BY_GPU}::test_the_worst_is_within_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "tensor cores round to nearest",
+        "sums=5 / 4",
+        "sums=0",
+        (f"{BY_GPU}::test_what_tensor_cores_cut_is_in_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "rescaling a weight costs nothing",
+        "off.ex2 * (1 + _rises(s)) * p",
+        "off.ex2 * p",
+        (f"{BY_GPU}::test_every_rise_of_the_maximum_is_in_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "keys are taken from the first on only",
+        "rises.max(0)",
+        "rises[0]",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
+        "the sum of the weights is exact",
+        "weights += off_sum * p",
+        "weights += 0 * p",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
+        "the gradients' lse is exact",
+        "in_p = rounded_lse + off.ex2 + off_lse",
+        "in_p = rounded_lse + off.ex2",
+        (f"{BY_GPU}::test_the_worst_is_within_the_budget", BY_LOOPS),
+    ),
+    Bug(
+        BUDGET,
+        "the emulator is always taken for exact",
+        'backend.startswith("emulator") and current().arithmetic != "exact"',
+        'backend.startswith("emulator") and False',
+        (f"{BY_GPU}::test_results_differ_and_repeat",),
     ),
     # --- occupancy.py ---
     Bug(

@@ -43,6 +43,13 @@ BUGS = [
     ),
     bug(
         "check/__init__.py",
+        "the primitives run in exact arithmetic",
+        "arch=arch, arithmetic=arithmetic)",
+        'arch=arch, arithmetic="exact")',
+        CHECK + "test_the_budget_knows_whose_errors_it_is_for",
+    ),
+    bug(
+        "check/__init__.py",
         "answers that differ are right",
         '"" if outcome.status == "passed" else outcome.message',
         '"" if outcome.status != "failed" else outcome.message',
@@ -90,6 +97,20 @@ BUGS = [
         "zip(NAMES, results, *references, strict=True)",
         "zip(NAMES[:4], results, *references, strict=False)",
         CHECK + "test_a_wrong_number_in_any_result_fails_and_is_named",
+    ),
+    bug(
+        "check/suite.py",
+        "every budget is that of exact arithmetic",
+        "approximate=approximate_on(backend)",
+        "approximate=False",
+        CHECK + "test_the_budget_knows_whose_errors_it_is_for",
+    ),
+    bug(
+        "check/suite.py",
+        "a check runs in exact arithmetic",
+        "with emulator.settings(arithmetic=arithmetic):",
+        "with emulator.settings():",
+        CHECK + "test_checks_pass_with_the_errors_of_a_gpu",
     ),
     bug(
         "check/suite.py",

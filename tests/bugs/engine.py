@@ -5,6 +5,7 @@ from bugs import Bug
 ENGINE = "tests/emulator/test_engine.py"
 DETECTORS = "tests/emulator/test_detectors.py"
 PRIMITIVES = "tests/emulator/test_primitives.py"
+ARITHMETIC = "tests/emulator/test_arithmetic.py"
 TRANSLATE = "tests/emulator/test_ptx_translate.py"
 MISTAKES = f"{DETECTORS}::test_a_mistake_is_found_and_its_legal_twin_is_not"
 COUNTS = f"{DETECTORS}::test_bytes_and_instructions_are_counted"
@@ -186,6 +187,93 @@ BUGS = [
         "(1u << lanes) - 1;",
         "(1u << (lanes - 1)) - 1;",
         f"{ENGINE}::test_a_partial_warp_meets_in_collectives",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "sums are rounded to nearest",
+        "return fabs(y) > fabs(x) && fabs(x) < 0x1p128 ? nextafterf(y, 0.0f) : y;",
+        "return y;",
+        f"{PRIMITIVES}::test_mma_truncates_as_fractions_do",
+        f"{PRIMITIVES}::test_sums_by_hand",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "a sum that is rounded toward infinity stays there",
+        "fabs(y) > fabs(x) && fabs(x) < 0x1p128",
+        "isfinite(y) && fabs(y) > fabs(x)",
+        f"{PRIMITIVES}::test_sums_beyond_the_largest_number",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "terms are cut to 25 bits",
+        "last_place = 0x1p-23 * power",
+        "last_place = 0x1p-24 * power",
+        f"{PRIMITIVES}::test_mma_truncates_as_fractions_do",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "terms are aligned to the sum so far",
+        "largest = fmax(largest, fabs(term));",
+        "largest = fmax(largest, fabs(sum));",
+        f"{PRIMITIVES}::test_mma_truncates_as_fractions_do",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "ex2 is wrong by 3 ulp",
+        "const int64_t ulps = (5 * ",
+        "const int64_t ulps = (6 * ",
+        f"{ARITHMETIC}::test_ex2_is_at_most_two_ulp_off",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "2^0 is not 1",
+        "if (x == 0 || !isnormal(rounded))",
+        "if (!isnormal(rounded))",
+        f"{ARITHMETIC}::test_what_the_isa_lists_is_exact",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "lg2 is exact at 1",
+        "(x > 0.5f && x < 2.0f ? 1 : fabs(exact))",
+        "fabs(exact)",
+        f"{ARITHMETIC}::test_lg2_is_as_far_off_as_documented",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "what is rounded after lg2's error may be more than documented",
+        "fabs(y - exact) > allowed ?",
+        "fabs(y - exact) > 2 * allowed ?",
+        f"{ARITHMETIC}::test_lg2_is_as_far_off_as_documented",
+    ),
+    bug(
+        "engine/arithmetic.h",
+        "errors depend on few bits of the argument",
+        "bits = (bits ^ bits >> 16) * 0x85ebca6bu;",
+        "bits = (bits >> 24) * 0x85ebca6bu;",
+        f"{ARITHMETIC}::test_ex2_is_at_most_two_ulp_off",
+        f"{ARITHMETIC}::test_lg2_is_as_far_off_as_documented",
+    ),
+    bug(
+        "engine/matrix.h",
+        "exact arithmetic truncates",
+        "is_exact() ? multiply_row<kK> : multiply_row_truncated<kK>",
+        "true ? multiply_row_truncated<kK> : multiply_row<kK>",
+        f"{PRIMITIVES}::test_sums_by_hand",
+    ),
+    bug(
+        "engine/matrix.h",
+        "the last products come first",
+        "static_cast<double>(a[k0 + k]) * b[k0 + k][column]",
+        "static_cast<double>(a[kK - 8 - k0 + k]) * b[kK - 8 - k0 + k][column]",
+        f"{PRIMITIVES}::test_sums_by_hand",
+        f"{PRIMITIVES}::test_mma_truncates_as_fractions_do",
+    ),
+    bug(
+        "ptx_isa.h",
+        "translated PTX has an ex2 of its own",
+        "return emulator_ex2(a);",
+        "return __builtin_exp2f(a);",
+        f"{ARITHMETIC}::test_ex2_is_at_most_two_ulp_off",
     ),
     bug(
         "engine/matrix.h",
@@ -470,8 +558,8 @@ BUGS = [
     bug(
         "ptx/math.cuh",
         "the result of ex2 may be subnormal",
-        "return detail::flush(exp2f(detail::flush(x)));",
-        "return exp2f(detail::flush(x));",
+        "return detail::flush(emulator_ex2(detail::flush(x)));",
+        "return emulator_ex2(detail::flush(x));",
         f"{PRIMITIVES}::test_ex2_and_lg2_flush_subnormals",
     ),
     bug(

@@ -582,7 +582,9 @@ def test_a_run_gathers_its_launches():
         emulator.last_run().total("bytes_read")
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "slow"}, {"path": "sass"}, {"seed": -1}, {"preempt": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"mode": "slow"}, {"path": "sass"}, {"arithmetic": "none"}, {"seed": -1}, {"preempt": -1}]
+)
 def test_settings_name_what_is_wrong(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}"), emulator.settings(**wrong):

@@ -1,9 +1,13 @@
 """Host versions of ptx/*.cuh against NumPy; layouts and rounding are written from the PTX ISA."""
 
+from fractions import Fraction
+
 import emulated
 import ml_dtypes
 import numpy as np
 import pytest
+
+from cupy_flash._src.analysis.budget import approximations
 
 LANES = np.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4
@@ -138,6 +142,95 @@ def test_mma(operation, k, half, mode, rng):
     exact = np.matmul(a.astype(np.float64), b.astype(np.float64)) + c
     np.testing.assert_allclose(out, [c_fragment(x) for x in exact], rtol=1e-5, atol=1e-5)
     assert report.mma == 2
+
+
+def run_mma(operation, half, a, b, c, **settings):
+    """D = A B + C of one warp."""
+    fragments = {"a": a_fragment(a.astype(half)), "b": b_fragment(b.astype(half)), "c": c_fragment(c)}
+    arguments = {name: np.ascontiguousarray(x) for name, x in fragments.items()}
+    out = np.empty((32, 4), np.float32)
+    kernel = MMA.replace("A_REGISTERS", str(a.shape[1] // 4)).replace("B_REGISTERS", str(a.shape[1] // 8))
+    emulated.run(kernel.replace("OPERATION", f"mma_{operation}"), arguments | {"out": out}, **settings)
+    d = np.empty((16, 8), np.float32)
+    for i in range(4):
+        d[GROUP + 8 * (i // 2), 2 * IN_GROUP + i % 2] = out[:, i]
+    return d
+
+
+def last_place(x):
+    """2^-23 times the power of two that a number other than 0 begins with."""
+    x = abs(x)
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()
+    return Fraction(2) ** (exponent - (Fraction(2) ** exponent > x) - 23)
+
+
+def truncated(terms):
+    """The sum of fractions, each cut to the last place of the largest, and the sum to its own: int() cuts."""
+    place = last_place(max(terms, key=abs))
+    total = sum(int(term / place) for term in terms) * place
+    return total and int(total / last_place(total)) * last_place(total)
+
+
+@pytest.mark.parametrize("arithmetic", ["hardware", "hardware-high", "hardware-low"])
+@pytest.mark.parametrize("operation", ["m16n8k16_f16", "m16n8k16_bf16", "m16n8k8_f16"])
+def test_mma_truncates_as_fractions_do(operation, arithmetic, rng):
+    k, half = int(operation[6:].split("_")[0]), HALVES[operation.split("_")[1]]
+    a, b, c = (
+        (rng.standard_normal(shape) * 2.0 ** rng.integers(-4, 5, shape)).astype(dtype)
+        for shape, dtype in (((16, k), half), ((k, 8), half), ((16, 8), np.float32))
+    )
+    d = run_mma(operation, half, a, b, c, arithmetic=arithmetic)
+    for row, column in np.ndindex(16, 8):
+        total, exact, size = (Fraction(float(c[row, column])),) * 3
+        for k0 in range(0, k, 8):
+            products = [Fraction(float(a[row, i])) * Fraction(float(b[i, column])) for i in range(k0, k0 + 8)]
+            total, exact = truncated([total, *products]), exact + sum(products)
+            size = abs(size) + sum(map(abs, products))
+        assert d[row, column] == float(total)
+        assert abs(total - exact) <= approximations(half).sums * (k + 1) * size * 2**-23
+
+
+TINY = 2.0**-24  # half of the last place of 1
+LARGEST = float(np.finfo(np.float32).max)
+# c, some products by their depth, and what their sum is in exact and in a tensor core's arithmetic.
+SUMS = {
+    "what is below the last place is lost": (1.0, dict.fromkeys(range(8), TINY), 1 + 8 * TINY, 1.0),
+    "so it is below 0": (-1.0, {0: -TINY, 1: -TINY}, -1 - 2 * TINY, -1.0),
+    "by whatever the sum comes to": (1.0, {0: -1.0, **dict.fromkeys(range(1, 8), TINY)}, 7 * TINY, 0.0),
+    "though not among their like": (0.0, dict.fromkeys(range(8), TINY), 8 * TINY, 8 * TINY),
+    "a block meets the sum of the one before": (0.0, {0: 1.0, 8: TINY, 9: TINY}, 1 + 2 * TINY, 1.0),
+    "not the block's terms": (0.0, {0: TINY, 7: TINY, 8: 1.0}, 1 + 2 * TINY, 1 + 2 * TINY),
+    "a carry stays": (2 - 2 * TINY, {0: 2 * TINY}, 2.0, 2.0),
+    "the sum is cut to its own last place": (2 - 2 * TINY, {0: 1.5}, 3.5 - 2 * TINY, 3.5 - 4 * TINY),
+    "toward zero": (-2 + 2 * TINY, {0: -4 * TINY}, -2 - 2 * TINY, -2.0),
+    "zeros": (0.0, {}, 0.0, 0.0),
+    "infinity": (1.0, {3: np.inf}, np.inf, np.inf),
+    "no number": (-np.inf, {3: np.inf}, np.nan, np.nan),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize(("half", "factor"), [("f16", 2.0**-12), ("bf16", 1.0)])
+def test_sums_by_hand(name, half, factor):
+    start, products, exact, hardware = SUMS[name]
+    a, b, c = np.zeros((16, 16)), np.full((16, 8), factor), np.full((16, 8), start, np.float32)
+    for i, product in products.items():
+        a[:, i] = product / factor
+    operation = f"m16n8k16_{half}"
+    found = [run_mma(operation, HALVES[half], a, b, c, arithmetic=x) for x in ("exact", "hardware")]
+    np.testing.assert_array_equal(found[1], np.float32(hardware))
+    np.testing.assert_allclose(found[0], exact, rtol=2 * TINY, atol=0)
+
+
+def test_sums_beyond_the_largest_number():
+    """What is cut to the largest number is not infinite, 2^128 is."""
+    a, b = np.zeros((16, 16)), np.full((16, 8), 2.0**64)
+    c = np.full((16, 8), LARGEST, np.float32)
+    a[1, 0] = 2.0**39  # half of c's last place
+    a[2, :2], c[2] = 2.0**62, 2.0**127 - 2.0**103  # together 2^128 - 2^103, half a place below 2^128
+    a[3, :2], c[3] = 2.0**63, 0
+    found = run_mma("m16n8k16_bf16", HALVES["bf16"], a, b, c, arithmetic="hardware")
+    np.testing.assert_array_equal(found[:4, 0], np.float32([LARGEST, LARGEST, LARGEST, np.inf]))
 
 
 # ---- ldmatrix

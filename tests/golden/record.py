@@ -104,7 +104,7 @@ def run_on_gpu(primitive: Primitive) -> Arrays:
     return {name: cupy.asnumpy(memory[name]) for name in primitive.outputs}
 
 
-def run_on_emulator(primitive: Primitive, arch: str) -> Arrays:
+def run_on_emulator(primitive: Primitive, arch: str, arithmetic: str = "exact") -> Arrays:
     """The same in the emulator; not for those of `HOPPER`."""
     virtual = {"primitive.cu": primitive.source}
     stage("compile")
@@ -112,7 +112,7 @@ def run_on_emulator(primitive: Primitive, arch: str) -> Arrays:
     stage("fault")
     return run_path(
         "host", "primitive.cu", "primitive", primitive.arrays, list(primitive.outputs), virtual=virtual, arch=arch,
-        block=(primitive.threads,), shared_bytes=primitive.shared_bytes,
+        block=(primitive.threads,), shared_bytes=primitive.shared_bytes, arithmetic=arithmetic,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 // half. For lane l, g = l / 4 and t = l % 4.
 #pragma once
 #include "../half.h"
+#include "arithmetic.h"
 #include "collectives.h"
 
 namespace emulator {
@@ -12,6 +13,27 @@ struct MmaSlot {
   const uint32_t *a, *b;
   const float* c;
 };
+
+// A row of A times B, plus c. Exact arithmetic sums up in float32 and then adds c; of a tensor core's eight products at
+// once, the first eight meet c and the next their sum.
+template <int kK>
+inline void multiply_row(const float (&a)[kK], const float (&b)[kK][8], float (&c)[8]) {
+  float sum[8] = {};
+  for (int k = 0; k < kK; ++k)
+    for (int column = 0; column < 8; ++column) sum[column] += a[k] * b[k][column];
+  for (int column = 0; column < 8; ++column) c[column] = sum[column] + c[column];
+}
+
+template <int kK>
+inline void multiply_row_truncated(const float (&a)[kK], const float (&b)[kK][8], float (&c)[8]) {
+  for (int column = 0; column < 8; ++column) {
+    for (int k0 = 0; k0 < kK; k0 += 8) {
+      double terms[9] = {c[column]};
+      for (int k = 0; k < 8; ++k) terms[1 + k] = static_cast<double>(a[k0 + k]) * b[k0 + k][column];
+      c[column] = truncated_sum(terms);
+    }
+  }
+}
 
 template <int kK, bool kBf16>
 inline void execute_mma(const Meeting& meeting) {
@@ -27,17 +49,14 @@ inline void execute_mma(const Meeting& meeting) {
       for (int i = 0; i < kK / 4; ++i) a[g + 8 * (i % 2)][2 * t + half + 8 * (i / 2)] = element(s.a[i], half);
       for (int i = 0; i < kK / 8; ++i) b[2 * t + half + 8 * i][g] = element(s.b[i], half);
     }
+    for (int i = 0; i < 4; ++i) d[g + 8 * (i / 2)][2 * t + i % 2] = s.c[i];
   }
-  for (int row = 0; row < 16; ++row) {
-    float sum[8] = {};
-    for (int k = 0; k < kK; ++k)
-      for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
-    memcpy(d[row], sum, sizeof sum);
-  }
+  const auto multiply = is_exact() ? multiply_row<kK> : multiply_row_truncated<kK>;
+  for (int row = 0; row < 16; ++row) multiply(a[row], b, d[row]);
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaSlot& s = slot<MmaSlot>(meeting, lane);
     const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 4; ++i) s.d[i] = d[g + 8 * (i / 2)][2 * t + i % 2] + s.c[i];
+    for (int i = 0; i < 4; ++i) s.d[i] = d[g + 8 * (i / 2)][2 * t + i % 2];
   }
 }
 

@@ -1,4 +1,5 @@
-// Host version of cuda_src/ptx/math.cuh: the float32 functions flush subnormals to zero, as .ftz does.
+// Host version of cuda_src/ptx/math.cuh: the float32 functions flush subnormals to zero, as .ftz does, and round as the
+// launch's arithmetic says.
 #pragma once
 #include "platform.cuh"
 
@@ -11,9 +12,9 @@ __forceinline__ float flush(float x) {
 }
 }  // namespace detail
 
-__forceinline__ float ex2(float x) { return detail::flush(exp2f(detail::flush(x))); }
+__forceinline__ float ex2(float x) { return detail::flush(emulator_ex2(detail::flush(x))); }
 __forceinline__ double ex2(double x) { return exp2(x); }
-__forceinline__ float lg2(float x) { return log2f(detail::flush(x)); }
+__forceinline__ float lg2(float x) { return emulator_lg2(detail::flush(x)); }
 __forceinline__ double lg2(double x) { return log2(x); }
 __forceinline__ float min_nan(float x, float y) { return y < x ? y : x; }
 __forceinline__ double min_nan(double x, double y) { return y < x ? y : x; }

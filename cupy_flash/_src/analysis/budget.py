@@ -3,17 +3,73 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from cupy_flash._src.emulator.settings import current
+
 Array = np.ndarray
+
+
+class Approximations(NamedTuple):
+    """What a kernel's instructions are off by beside roundings to nearest, in eps of the sums.
+
+    Attributes
+    ----------
+    ex2 : float
+        Of a 2^x, relative.
+    lg2 : float
+        Of a logarithm: absolute where it is less than 1 in log2 units, relative elsewhere.
+    headroom : float
+        By how much the exponents of the forward are lowered, in natural units: so much larger is the logarithm.
+    sums : float
+        Of a sum by tensor cores, relative to the sum of its terms' absolute values, for each term.
+    """
+
+    ex2: float = 0.0
+    lg2: float = 0.0
+    headroom: float = 0.0
+    sums: float = 0.0
+
+
+def approximations(dtype: Any) -> Approximations:
+    """Of the CUDA kernels for this type of inputs, on a GPU.
+
+    ex2 and lg2 of float32 are instructions. The PTX ISA bounds ex2 by 2 ulp from the correctly rounded result, which is
+    half an ulp off itself; an ulp is at most an eps. It bounds lg2 by 2^-22, two eps. Tensor cores cut all terms of a
+    block of b, and what was summed before, to the last of the largest one's 24 bits, and then their sum, each by less
+    than an eps of the sum of all absolute values; the largest itself loses nothing, so that b + 1 errors remain for b
+    terms. b is 4 on Turing and 8 or more on later ones (Fasi, Higham, Mikaitis and Pranesh 2021).
+
+    numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it.
+    """
+    if dtype == np.float64:
+        return Approximations()
+    if dtype == np.float32:
+        return Approximations(ex2=2.5, lg2=2.0)
+    headroom = 30 * math.log(2) if dtype == ml_dtypes.bfloat16 else 0.0
+    return Approximations(ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, sums=5 / 4)
+
+
+def approximate_on(backend: str) -> bool:
+    """Whether calls on this backend compute as a GPU does: on one, and in the emulator where its settings say so."""
+    return backend == "cuda" or (backend.startswith("emulator") and current().arithmetic != "exact")
 
 
 @np.errstate(all="ignore")
 def magnitudes(
-    q: Array, k: Array, v: Array, dout: Array, dlse: Array | None, *, causal: bool, q_offset: Any, scale: Any
+    q: Array,
+    k: Array,
+    v: Array,
+    dout: Array,
+    dlse: Array | None,
+    *,
+    causal: bool,
+    q_offset: Any,
+    scale: Any,
+    approximate: bool = False,
 ) -> dict[str, float]:
     """For each result, the sum of the absolute values of its terms, at its largest element; `spent` has it times eps.
 
@@ -22,8 +78,14 @@ def magnitudes(
     terms of lse are the largest score and the logarithm of a sum, both rounded; the gradients make p = exp(s - lse).
     They also take sum(dout * out) from an out that was rounded in the type of the inputs. Its elements' roundings are
     independent of each other, so that their errors add up as the root of the sum of squares.
+
+    With `approximate` the size has what `approximations` adds on a GPU. A weight of the forward is a 2^x, times another
+    for each rise of the row's maximum after it. Where weights are off by e, the row's out is off by at most the sum of
+    e p (|v| + |out|), and the sum under the logarithm, relative to itself, by that of e p. The gradients' p is off by a
+    2^x of its own and by all that lse is, and their sum(dout * out) by what out is.
     """
     storage_eps, sum_eps = _eps(q.dtype)
+    off = approximations(q.dtype) if approximate else Approximations()
     group = q.shape[-3] // k.shape[-3]
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
@@ -35,6 +97,10 @@ def magnitudes(
     p = np.exp(s - highest)
     total = np.maximum(p.sum(-1, keepdims=True), 1)
     p /= total
+    weights = off.ex2 * (1 + _rises(s)) * p
+    off_sum = weights.sum(-1, keepdims=True)
+    weights += off_sum * p
+    off_lse = off_sum + off.lg2 * np.maximum(np.abs(np.log(total) - off.headroom), math.log(2))
     shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
     delta = abs(scale) * storage_eps / sum_eps * np.linalg.norm(dout * (p @ v), axis=-1, keepdims=True)
     dq_by_delta = delta * np.abs(p @ k)
@@ -42,15 +108,35 @@ def magnitudes(
     q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
     dp = dout @ v.swapaxes(-1, -2)
     ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
-    rounded_scores = 1 + _largest(scale * q @ k.swapaxes(-1, -2))
+    off_ds = scale * p * (weights * dp).sum(-1, keepdims=True)
+    by_d, by_dv, by_keys, by_queries = (off.sums * n for n in (q.shape[-1], v.shape[-1], sk, shared * sq))
+    rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2))
     rounded_lse = rounded_scores + _largest(np.abs(highest) + np.log(total))
+    in_p = rounded_lse + off.ex2 + off_lse
+    in_ds = in_p + by_dv + by_keys
     return {
-        "out": rounded_scores * _largest(p @ v),
-        "lse": rounded_lse,
-        "dq": _largest(rounded_lse * ds @ k + dq_by_delta),
-        "dk": _largest(rounded_lse * shared * ds.swapaxes(-1, -2) @ q + dk_by_delta),
-        "dv": rounded_lse * shared * _largest(p.swapaxes(-1, -2) @ dout),
+        "out": _largest((rounded_scores + by_keys) * p @ v + weights @ v),
+        "lse": rounded_lse + _largest(off_lse),
+        "dq": _largest(((in_ds + by_keys) * ds + off_ds) @ k + dq_by_delta),
+        "dk": _largest(shared * ((in_ds + by_queries) * ds + off_ds).swapaxes(-1, -2) @ q + dk_by_delta),
+        "dv": shared * _largest(((in_p + by_queries) * p).swapaxes(-1, -2) @ dout),
     }
+
+
+def _rises(s: Array) -> Array:
+    """How often the row's maximum may still rise after each key: over tiles of 16, the fewest keys that a forward takes
+    at once, in either order. A part of the keys that begins before a key has not more of them, as a maximum of its own.
+    """
+    *rows, keys = s.shape
+    count = -(-keys // 16)
+    padded = np.full((*rows, 16 * count), -np.inf)
+    padded[..., :keys] = s
+    tiles = padded.reshape(*rows, count, 16).max(-1)
+    rises = np.zeros((2, *tiles.shape))
+    for order, found in zip((tiles, tiles[..., ::-1]), (rises[0], rises[1, ..., ::-1]), strict=True):
+        for i in range(count - 1):
+            found[..., i] = (order[..., i + 1 :] > np.maximum.accumulate(order[..., i:-1], axis=-1)).sum(-1)
+    return np.repeat(rises.max(0), 16, axis=-1)[..., :keys]
 
 
 def _eps(dtype: Any) -> tuple[float, float]:

@@ -41,6 +41,7 @@ class LaunchStruct(ctypes.Structure):
         ("preempt", ctypes.c_uint32),
         ("check", ctypes.c_uint32),
         ("count", ctypes.c_uint32),
+        ("arithmetic", ctypes.c_uint32),
     )
 
 

@@ -17,7 +17,7 @@ from cupy_flash._src.emulator.errors import EmulatorError, Site
 from cupy_flash._src.emulator.layout import member
 from cupy_flash._src.emulator.lines import find_site, named_site
 from cupy_flash._src.emulator.report import Bytes, Conflicts, LaunchReport
-from cupy_flash._src.emulator.settings import Settings
+from cupy_flash._src.emulator.settings import ARITHMETICS, Settings
 from cupy_flash._src.toolchain import compile_shared, cpu_flags, find_compiler
 
 MAX_SHARED_BYTES = 227 * 1024  # the most that any supported GPU gives one block (sm_90, sm_100)
@@ -138,7 +138,7 @@ class EmulatorModule:
         buffers : sequence of Buffer
             All global memory it may touch.
         settings : Settings, optional
-            Seed and preemption; the mode is the module's.
+            Seed, preemption and arithmetic; the mode is the module's.
         shared_limit : int
             What the emulated device has for `shared_bytes`.
 
@@ -174,6 +174,7 @@ class EmulatorModule:
             preempt=settings.preempt,
             check=self.mode == "checked",
             count=self.mode != "fast",
+            arithmetic=ARITHMETICS.index(settings.arithmetic),
         )
         result = engine.ResultStruct()
         start = time.perf_counter()

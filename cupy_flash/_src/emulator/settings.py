@@ -10,6 +10,7 @@ from typing import Any
 
 MODES = ("fast", "counted", "checked")
 PATHS = ("host", "ptx")
+ARITHMETICS = ("exact", "hardware", "hardware-high", "hardware-low")  # in the order of EmulatorArithmetic, launch.h
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Settings:
     seed: int | None = None
     path: str = "host"
     preempt: int = 0
+    arithmetic: str = "exact"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}: expected one of {', '.join(MODES)}")
         if self.path not in PATHS:
             raise ValueError(f"path is {self.path!r}: expected one of {', '.join(PATHS)}")
+        if self.arithmetic not in ARITHMETICS:
+            raise ValueError(f"arithmetic is {self.arithmetic!r}: expected one of {', '.join(ARITHMETICS)}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}: expected None or an integer from 0 to 2**64 - 1")
         if not 0 <= self.preempt < 2**32:
@@ -66,6 +70,10 @@ def settings(**changes: Any) -> Iterator[Settings]:
     preempt : int
         In the counted and checked modes: let another thread run after one in `preempt` memory accesses, on
         average.
+    arithmetic : {"exact", "hardware", "hardware-high", "hardware-low"}
+        ``"exact"``, the default, rounds correctly wherever C does. The others give what a GPU may: tensor cores
+        truncate their sums, and ``ex2.approx`` and ``lg2.approx`` of float32 are as wrong as the PTX ISA allows, by
+        errors drawn from their arguments' bits, by the largest upward, or by the largest downward.
 
     Yields
     ------
@@ -76,7 +84,7 @@ def settings(**changes: Any) -> Iterator[Settings]:
     TypeError
         For an unknown setting.
     ValueError
-        For an unknown mode or path, or a number out of range.
+        For an unknown mode, path or arithmetic, or a number out of range.
 
     Examples
     --------

@@ -17,6 +17,7 @@ from cupy_flash._src.cli.arguments import add_backend, backend_of, check_output
 from cupy_flash._src.cli.check.staged import runtime_of
 from cupy_flash._src.cli.check.suite import checks, compile_for, kernels, perform, survives
 from cupy_flash._src.cli.worker import Worker
+from cupy_flash._src.emulator.settings import ARITHMETICS
 from cupy_flash._src.notice import say
 
 __all__ = ["add_arguments", "kernels", "run"]
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for one stage of a check, compilation apart: then it hangs (default: "
         f"{GPU_LIMIT:g}, on the emulator {EMULATED_LIMIT:g})",
+    )
+    parser.add_argument(
+        "--arithmetic",
+        default="exact",
+        choices=ARITHMETICS,
+        help="of the emulator: exact (default), or with the errors that a GPU may make, any, upward or downward",
     )
     parser.add_argument(
         "--golden",
@@ -63,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
         check_output(args.golden)
     if args.limit is not None and not 0 < args.limit <= MAX_LIMIT:
         raise UserError(f"--limit is {args.limit:g}: expected seconds, more than 0 and at most {MAX_LIMIT:g}")
+    if args.backend == "cuda" and args.arithmetic != "exact":
+        raise UserError(f"--arithmetic is {args.arithmetic}: expected none, a GPU has its own")
     runtime = backend_of(args.backend)
     print(f"{args.backend}: {runtime.status()}", flush=True)
     on_gpu = args.backend == "cuda"
@@ -82,9 +91,9 @@ def run(args: argparse.Namespace) -> None:
     if not report.count:
         raise UserError(f"no check is left: --only is {args.only!r}, --skip is {args.skip}")
     if names:
-        _perform_all(backend, names, limit, report)
+        _perform_all(backend, names, limit, report, args.arithmetic)
     if primitives:
-        _record(record, backend, args.golden, primitives, limit, report)
+        _record(record, backend, args.golden, primitives, limit, report, args.arithmetic)
     if report.failed:
         raise UserError(f"{len(report.failed)} of {report.count} checks failed: {'; '.join(report.failed)}")
     print(f"{report.count} checks passed")
@@ -106,14 +115,14 @@ class Report:
         print(f"[{self.done:3}/{self.count}] {verdict:6} {name:<72} {line[:400]}", flush=True)
 
 
-def _perform_all(backend: str, names: list[str], limit: float, report: Report) -> None:
+def _perform_all(backend: str, names: list[str], limit: float, report: Report, arithmetic: str) -> None:
     with Worker(limit, partial(survives, backend)) as worker:
         if backend == "cuda":
             failure = worker.run(compile_for, backend, names).failure
             if failure:
                 say(failure)
         for name in names:
-            report(name, *worker.run(perform, backend, name))
+            report(name, *worker.run(perform, backend, name, arithmetic))
 
 
 def _title(primitive: str) -> str:
@@ -143,12 +152,20 @@ def _golden(record: Any, backend: str, asked: Path | None) -> Path | None:
     return record.FILE if backend == "cuda" and not asked and not record.FILE.exists() else asked
 
 
-def _record(record: Any, backend: str, path: Path | None, names: list[str], limit: float, report: Report) -> None:
+def _record(
+    record: Any,
+    backend: str,
+    path: Path | None,
+    names: list[str],
+    limit: float,
+    report: Report,
+    arithmetic: str = "exact",
+) -> None:
     """Compare the primitives with what the PTX ISA says; the answers go to a file."""
     run, device, path = record.run_on_gpu, None, _golden(record, backend, path)
     if backend != "cuda":
         arch = runtime_of(backend).device.arch
-        run = partial(record.run_on_emulator, arch=arch)
+        run = partial(record.run_on_emulator, arch=arch, arithmetic=arithmetic)
         device = record.Device(backend, runtime_of(backend).device.compute_capability)
 
     def tell(name: str, outcome: Any) -> None:

@@ -16,7 +16,8 @@ from cupy_flash import (
     flash_attention_vjp,
     merge_attention,
 )
-from cupy_flash._src.analysis.budget import magnitudes, spent
+from cupy_flash._src import emulator
+from cupy_flash._src.analysis.budget import approximate_on, magnitudes, spent
 from cupy_flash._src.cli.ahead import compile_ahead
 from cupy_flash._src.cli.check.staged import launches_of, one_by_one, ready, runtime_of, synchronize
 from cupy_flash._src.cli.problems import SMOKE, Problem, problems
@@ -57,10 +58,11 @@ def checks(backend: str) -> dict[str, Check]:
     return found
 
 
-def perform(backend: str, name: str) -> str:
+def perform(backend: str, name: str, arithmetic: str = "exact") -> str:
     """Run one check in this process."""
     run, problem = checks(backend)[name]
-    return run(backend, problem)
+    with emulator.settings(arithmetic=arithmetic):
+        return run(backend, problem)
 
 
 def compile_for(backend: str, names: list[str]) -> None:
@@ -102,10 +104,10 @@ def _values(backend: str, p: Problem) -> str:
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
         grads = flash_attention_backward(dout, q, k, v, out, lse, dlse=dlse, deterministic=p.deterministic, **options)
         results = [_on_host(x) for x in (out, lse, *grads)]
-    return _within_budget(p, results)
+    return _within_budget(backend, p, results)
 
 
-def _within_budget(p: Problem, results: list[np.ndarray]) -> str:
+def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
     """Hold out, lse, dq, dk and dv to the error budget; tells the largest share of it that was used."""
     stage("values")
     q, k, v, dout, dlse = p.arrays()
@@ -116,7 +118,7 @@ def _within_budget(p: Problem, results: list[np.ndarray]) -> str:
         )
         for dtype in (None, np.float64)
     ]
-    sizes = magnitudes(q, k, v, dout, dlse, **p.options)
+    sizes = magnitudes(q, k, v, dout, dlse, **p.options, approximate=approximate_on(backend))
     shares, wrong = {}, []
     for n, x, naive, exact in zip(NAMES, results, *references, strict=True):
         error, budget = spent(x, naive, exact, sizes[n])
@@ -168,7 +170,7 @@ def _merge(backend: str, p: Problem) -> str:
         grads = [flash_attention_backward(dout, q, *part, out, lse, **options) for part in parts]
         out, lse, dq_a, dk_a, dv_a, dq_b, dk_b, dv_b = (_on_host(x) for x in (out, lse, *grads[0], *grads[1]))
     dk, dv = np.concatenate((dk_a, dk_b), axis=-2), np.concatenate((dv_a, dv_b), axis=-2)
-    return _within_budget(p, [out.astype(dk.dtype), lse, (dq_a + dq_b).astype(dk.dtype), dk, dv])
+    return _within_budget(backend, p, [out.astype(dk.dtype), lse, (dq_a + dq_b).astype(dk.dtype), dk, dv])
 
 
 def _stream(backend: str, p: Problem) -> str:
