@@ -255,11 +255,13 @@ def test_every_rise_of_the_maximum_is_in_the_budget(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_what_tensor_cores_cut_is_in_the_budget(dtype, monkeypatch):
-    arrays = cut(DTYPES[dtype])
-    assert 0.3 < spent_by(*arrays, "hardware")["lse"] < 1
-    without = budget.approximations(DTYPES[dtype])._replace(sums=0.0)
-    monkeypatch.setattr(budget, "approximations", lambda dtype: without)
-    assert spent_by(*arrays, "hardware")["lse"] > 1.2
+    arrays, whole = cut(DTYPES[dtype]), budget.approximations(DTYPES[dtype])
+    assert 0.25 < spent_by(*arrays, "hardware")["lse"] < 1
+    # The headroom's part would hide it: one key's 2^x, and the logarithm that takes it back, are off by little here.
+    for sums in (whole.sums, 0.0):
+        only = whole._replace(ex2=2.5, sums=sums)
+        monkeypatch.setattr(budget, "approximations", lambda dtype, only=only: only)
+        assert (spent_by(*arrays, "hardware")["lse"] > 1.1) == (sums == 0)
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ class Approximations(NamedTuple):
         Of a 2^x, relative.
     lg2 : float
         Of a logarithm: absolute where it is less than 1 in log2 units, relative elsewhere.
-    headroom : float
-        By how much the exponents of the forward are lowered, in natural units: so much larger is the logarithm.
+    headroom, lag : float
+        By how much the exponents of the forward are lowered, and by how much its reference may stay behind the maximum,
+        in natural units: so much larger, or at most so much smaller, is what is added to the logarithm of the sum.
     sums : float
         Of a sum by tensor cores, relative to the sum of its terms' absolute values, for each term.
     """
@@ -31,6 +32,7 @@ class Approximations(NamedTuple):
     ex2: float = 0.0
     lg2: float = 0.0
     headroom: float = 0.0
+    lag: float = 0.0
     sums: float = 0.0
 
 
@@ -43,14 +45,15 @@ def approximations(dtype: Any) -> Approximations:
     than an eps of the sum of all absolute values; the largest itself loses nothing, so that b + 1 errors remain for b
     terms. b is 4 on Turing and 8 or more on later ones (Fasi, Higham, Mikaitis and Pranesh 2021).
 
-    numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it.
+    numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it. Its slack is how
+    far the reference of the tensor-core forward may stay behind.
     """
     if dtype == np.float64:
         return Approximations()
     if dtype == np.float32:
         return Approximations(ex2=2.5, lg2=2.0)
-    headroom = 30 * math.log(2) if dtype == ml_dtypes.bfloat16 else 0.0
-    return Approximations(ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, sums=5 / 4)
+    headroom = 38 * math.log(2) if dtype == ml_dtypes.bfloat16 else 0.0
+    return Approximations(ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, lag=8 * math.log(2), sums=5 / 4)
 
 
 def approximate_on(backend: str) -> bool:
@@ -100,7 +103,8 @@ def magnitudes(
     weights = off.ex2 * (1 + _rises(s)) * p
     off_sum = weights.sum(-1, keepdims=True)
     weights += off_sum * p
-    off_lse = off_sum + off.lg2 * np.maximum(np.abs(np.log(total) - off.headroom), math.log(2))
+    logarithms = np.log(total) - off.headroom + np.array([0, off.lag])
+    off_lse = off_sum + off.lg2 * np.maximum(np.abs(logarithms).max(-1, keepdims=True), math.log(2))
     shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
     delta = abs(scale) * storage_eps / sum_eps * np.linalg.norm(dout * (p @ v), axis=-1, keepdims=True)
     dq_by_delta = delta * np.abs(p @ k)
