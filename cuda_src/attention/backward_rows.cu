@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __g
   // A lane sums its columns in order; then neighbours add their sums up, over half the distance each time.
   each_row(gO.vectorized && gDout.vectorized, block, [&](auto lanes) {
     Accumulator sums[lanes.kRows] = {}, dlse = 0;
-    if (params.dlse.data != nullptr) dlse = *gDlse.at(lanes.own_row(), 0);
+    if (params.dlse.data != nullptr && lanes.owns()) dlse = *gDlse.at(lanes.own_row(), 0);
     auto out = lanes.begin(gO);
     auto dout = lanes.begin(gDout);
 #pragma unroll 1

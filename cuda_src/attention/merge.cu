@@ -23,7 +23,11 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_merge(const __g
   const auto gLse = matrix_of<Accumulator>(block, params.lse, 1);
 
   each_row(gOutA.vectorized && gOutB.vectorized && gOut.vectorized, block, [&](auto lanes) {
-    const Accumulator lse_a = *gLseA.at(lanes.own_row(), 0), lse_b = *gLseB.at(lanes.own_row(), 0);
+    Accumulator lse_a = 0, lse_b = 0;
+    if (lanes.owns()) {
+      lse_a = *gLseA.at(lanes.own_row(), 0);
+      lse_b = *gLseB.at(lanes.own_row(), 0);
+    }
     // A row that sees no key in either set has -inf in both; subtracting 0 instead gives weights 0, not NaN.
     // Both are asked: the maximum passes over NaN, which the result must not.
     const bool empty = lse_a == -infinity<Accumulator>() && lse_b == -infinity<Accumulator>();

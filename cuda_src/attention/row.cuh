@@ -73,12 +73,15 @@ struct Lanes {
     int64_t step;
     int rows_left;  // from the thread's first row on
 
+    // Rows after the last have no values: to make them 0 would take an instruction for each pair of half types.
     __device__ __forceinline__ V next() {
       V x;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < kCount; j += V::kVec) x.vectors[i][j / V::kVec] = ptx::load_global<V::kVec>(at[i] + j);
+        for (int j = 0; j < kCount && i * kStep < rows_left; j += V::kVec) {
+          x.vectors[i][j / V::kVec] = ptx::load_global<V::kVec>(at[i] + j);
+        }
         at[i] += step;
       }
       return x;
@@ -102,23 +105,21 @@ struct Lanes {
   __device__ explicit Lanes(int first_row, int end)
       : lane(threadIdx.x % kLanes), row(first_row + threadIdx.x / kLanes), col(lane * kCount), end(end) {}
 
-  // In place of rows after the last, the last is read.
   template <class T>
   __device__ __forceinline__ Cursor<T> begin(const Matrix<T>& g) const {
     Cursor<T> cursor;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int existing = min(row + i * kStep, end - 1);
-      cursor.at[i] = kCount == 1 ? g.at(existing, col) : g.vector_at(existing, col);
+      cursor.at[i] = kCount == 1 ? g.at(row + i * kStep, col) : g.vector_at(row + i * kStep, col);
     }
     cursor.step = kCount == 1 ? kCols * g.col_stride : kCols;
     cursor.rows_left = end - row;
     return cursor;
   }
 
-  // What is one number of a row is the i-th lane's for the i-th row.
-  __device__ __forceinline__ bool owns() const { return lane < kRows && row + lane * kStep < end; }
-  __device__ __forceinline__ int own_row() const { return min(row + lane % kRows * kStep, end - 1); }
+  // What is one number of a row is the i-th lane's for the i-th row, if there is one.
+  __device__ __forceinline__ int own_row() const { return row + lane * kStep; }
+  __device__ __forceinline__ bool owns() const { return lane < kRows && own_row() < end; }
 
   // That of this lane's own row.
   template <class T>

@@ -156,11 +156,13 @@ BUGS = [
     # row.cuh
     Bug(
         "cuda_src/attention/row.cuh", "rows after the last are read",
-        "const int existing = min(row + i * kStep, end - 1);", "const int existing = row + i * kStep;", (ROWS,),
+        "kCount && i * kStep < rows_left; j += V::kVec) {\n          x", "kCount; j += V::kVec) {\n          x",
+        (ROWS,),
     ),
     Bug(
-        "cuda_src/attention/row.cuh", "the last row is written for those that are not there",
-        "i * kStep < rows_left; j", "i * kStep < rows_left + kStep; j", (ROWS,),
+        "cuda_src/attention/row.cuh", "rows after the last are written",
+        "kCount && i * kStep < rows_left; j += V::kVec) {\n          ptx", "kCount; j += V::kVec) {\n          ptx",
+        (ROWS,),
     ),
     Bug(
         "cuda_src/attention/row.cuh", "heads of keys are counted as those of queries",
