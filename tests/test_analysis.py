@@ -264,8 +264,9 @@ def counted(problem, plan, launch, seen):
                 total += hq * whole * d * 4
         gradient = size if plan.num_splits == 1 else 4
         return total + plan.num_splits * hk * (d + dv) * (seen.any(0).sum() * size + sk * gradient)
+    passes = len(range(0, dv, 32 if dv % 4 else 128))  # weights are read again for each, by two lanes
     return {
-        "attention_combine": hq * sq * (plan.num_splits * 4 * (1 + 64 + 3 * dv) + dv * size + 4),
+        "attention_combine": hq * sq * (plan.num_splits * 4 * (3 + 4 * passes + dv) + dv * size + 4),
         "attention_delta": hq * sq * (dv * (size + out) + 4),
         "attention_convert_dq": hq * sq * d * (4 + size),
         "attention_convert_dkdv": hk * sk * (d + dv) * (4 + size),

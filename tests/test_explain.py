@@ -173,7 +173,7 @@ def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):
 
 
 def test_explain_tells_why_a_changed_kernel_does_not_compile(mutate, capsys):
-    mutate("attention/combine.cu", "num_splits; ++split) sum", "num_splitz; ++split) sum")
+    mutate("attention/combine.cu", "num_splits; first += 32) sum", "num_splitz; first += 32) sum")
     assert main(["explain", "--shape", "1,1,1,4096,64", "--arch", "sm_80"]) == 1
     assert "attention/combine.cu" in (told := capsys.readouterr().err) and "num_splitz" in told
 

@@ -103,15 +103,16 @@ def test_grids_cover_every_row_once(case):
         (plan.dkdv, problem.seqlen_k, "kBlockN", heads // problem.group_size),
     ]:
         assert launch.grid == count * blocks_of(rows, launch.kernel.constant(block))
-    batch = math.prod(problem.batch)
-    queries, keys = heads * problem.seqlen_q, problem.num_heads_k * batch * problem.seqlen_k
     spread = plan_backward(problem, named("sm_80"))
     seal = plan_seal(problem, "attention_seal")
-    row_wise = {plan.delta: queries, plan_merge(problem): queries, forward.combine: queries}
+    queries, keys = ((heads, problem.seqlen_q),), ((heads // problem.group_size, problem.seqlen_k),)
+    row_wise = {plan.delta: queries, plan_merge(problem): queries, forward.combine: queries, seal: queries + keys}
     row_wise |= {spread.convert_dq: queries, spread.convert_dkdv: keys}
-    row_wise[seal] = batch * max(problem.num_heads_q * problem.seqlen_q, problem.num_heads_k * problem.seqlen_k)
-    for launch, rows in row_wise.items():
-        assert launch is None or (launch.grid, launch.block) == (blocks_of(rows, 4), 128)
+    for launch, parts in row_wise.items():
+        if launch is not None:
+            block, threads = (1, 32) if launch is forward.combine else (64, 128)
+            assert launch.kernel.constant("kBlockRows") == block and launch.block == threads
+            assert launch.grid == sum(count * blocks_of(rows, block) for count, rows in parts)
 
 
 def blocks_of(rows, size):
@@ -243,13 +244,12 @@ def test_on_cuda_cores_many_keys_of_floats_come_in_spans():
     assert plan_forward(large("float16", batch=1, sq=1, sk=2**20), device).num_spans == 1
 
 
-def test_more_rows_than_32_bits_count_are_refused():
-    zero = np.broadcast_to(np.zeros((), np.float16), (2**16, 1, 2**16, 1))
-    problem = AttentionProblem.from_arrays(zero, zero, zero)
-    with pytest.raises(ValueError, match=r"has 4294967296 rows of all .* takes at most 4294967292"):
-        plan_backward(problem, named("sm_90a"))
-    zero = np.broadcast_to(np.zeros((), np.float16), (4, 3, 357913941, 1))  # 2**32 - 4 rows
-    assert plan_backward(AttentionProblem.from_arrays(zero, zero[..., :1, :], zero[..., :1, :]), named("sm_90a"))
+def test_more_blocks_of_rows_than_a_launch_takes_are_refused():
+    zero = np.broadcast_to(np.zeros((), np.float16), (2**16, 1, 2**17, 1))
+    assert plan_merge(AttentionProblem.from_arrays(zero, zero, zero)).grid == 2**33 // 64
+    zero = np.broadcast_to(np.zeros((), np.float16), (2**16, 2**15, 1, 1))
+    with pytest.raises(ValueError, match=r"attention_merge needs 2147483648 thread blocks: .* at most 2147483647"):
+        plan_merge(AttentionProblem.from_arrays(zero, zero, zero))
 
 
 def test_the_group_is_packed_where_rows_are_few():

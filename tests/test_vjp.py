@@ -54,11 +54,16 @@ def swap_neighbours(x):
     line[-2:] = line[-2:][::-1].copy()
 
 
+def swap_halves(x):
+    line = x[-1, -1] if x.ndim == 3 else x[-1, -1, -1]
+    line[...] = np.roll(line, line.size // 2)
+
+
 def last_bit(x):
     x.view(f"u{x.itemsize}")[-1, -1, -1] ^= 1
 
 
-CHANGES = (add, double, negate, roll_rows, swap_two, swap_neighbours, last_bit)
+CHANGES = (add, double, negate, roll_rows, swap_two, swap_neighbours, swap_halves, last_bit)
 CASE = Case(batch=(2,), heads_k=2, group=2, sq=40, sk=50, d=24, dv=33)
 
 

@@ -31,7 +31,6 @@ _SIMT_RULES = {
     "dkdv": (SimtTile.dkdv_fault, SimtTile.backward_shared_bytes),
     "dq": (SimtTile.dq_fault, SimtTile.backward_shared_bytes),
 }
-ROWS_PER_BLOCK = 4  # of the row-wise kernels, which give each row a warp
 
 
 def head_dim_buckets(dtype: str, device: Device) -> list[tuple[str, int]]:
@@ -99,9 +98,11 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
 
 
 def row_wise(source: str, entry: str, dtype: str, *, out: str | None = None) -> Specialization:
-    """A kernel that gives each row of the output a warp; `out` is the dtype of an output that it reads."""
+    """A kernel whose blocks have some rows of one head each; `out` is the dtype of an output that it reads."""
     types = (*Variant(dtype, False, 0, 0).types(), ("Out", ELEMENT[out or dtype]))
-    return Specialization(f"attention/{source}", entry, types, (("kNWarps", ROWS_PER_BLOCK),))
+    # Merging splits is a chain of loads for each of few rows; elsewhere 16 rows of a warp share what it takes to begin.
+    warps, rows = (1, 1) if entry == "attention_combine" else (4, 64)
+    return Specialization(f"attention/{source}", entry, types, (("kNWarps", warps), ("kBlockRows", rows)))
 
 
 def _has_mma(dtype: str, device: Device) -> bool:

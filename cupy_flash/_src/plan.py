@@ -15,7 +15,6 @@ from cupy_flash._src.specialization import Specialization, Variant
 from cupy_flash._src.tiles import PLANNED, Tiles
 
 MAX_GRID = 2**31 - 1
-MAX_ROWS = 2**32 - kernels.ROWS_PER_BLOCK  # of a row-wise launch: attention/row.cuh counts its warps in 32 bits
 MAX_SPLITS = 128
 SPAN_KEYS = 2**15
 
@@ -206,9 +205,9 @@ def plan_merge(problem: AttentionProblem) -> Launch:
 
 @functools.lru_cache(maxsize=1024)
 def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
-    """The launch of a kernel of attention/seal.cu, whose warps have a row of queries and a row of keys each."""
-    rows = max(problem.num_heads_q * problem.seqlen_q, problem.num_heads_k * problem.seqlen_k)
-    return _launch_rows(kernels.row_wise("seal.cu", entry, problem.dtype), prod(problem.batch) * rows)
+    """The launch of a kernel of attention/seal.cu, whose blocks have rows of queries or of keys."""
+    kernel = kernels.row_wise("seal.cu", entry, problem.dtype)
+    return _launch(kernel, sum(_row_blocks(kernel, problem, keys=keys) for keys in (False, True)))
 
 
 def all_specializations(device: Device) -> Iterator[Specialization]:
@@ -280,15 +279,13 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
 def _row_wise(
     source: str, entry: str, problem: AttentionProblem, *, keys: bool = False, out: str | None = None
 ) -> Launch:
-    heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
     kernel = kernels.row_wise(source, entry, problem.dtype, out=out)
-    return _launch_rows(kernel, prod(problem.batch) * heads * rows)
+    return _launch(kernel, _row_blocks(kernel, problem, keys=keys))
 
 
-def _launch_rows(kernel: Specialization, rows: int) -> Launch:
-    if rows > MAX_ROWS:
-        raise ValueError(f"{kernel.entry} has {rows} rows of all heads and batches: a launch takes at most {MAX_ROWS}")
-    return _launch(kernel, _ceil_div(rows, kernels.ROWS_PER_BLOCK))
+def _row_blocks(kernel: Specialization, problem: AttentionProblem, *, keys: bool) -> int:
+    heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
+    return prod(problem.batch) * heads * _ceil_div(rows, kernel.constant("kBlockRows"))
 
 
 def _ceil_div(a: int, b: int) -> int:

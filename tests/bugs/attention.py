@@ -4,7 +4,8 @@ from bugs import Bug
 
 REACH_FULL = "tests/test_values.py::test_nan_reaches_what_it_must_and_nothing_else[emulator-float32-24-33-None]"
 UNSEEN = "tests/test_values.py::test_what_nobody_sees_may_be_nan[emulator-float32-24-33--30]"
-ROWS = "tests/test_kernels.py::test_rows_that_do_not_fill_the_last_block_of_row_wise_kernels"
+_ROWS = "tests/test_kernels.py::test_rows_that_do_not_fill_the_last_block_of_row_wise_kernels"
+ROWS, VECTORS = f"{_ROWS}[5-7-24-33]", f"{_ROWS}[70-200-33-40]"
 SPLITS = "tests/test_values.py::test_more_splits_than_a_warp_has_lanes[emulator-float16-None]"
 SECTIONS = "tests/test_values.py::test_key_heads_need_not_divide_into_sections"
 OFFSET = "tests/test_values.py::test_every_offset_around_the_edge_of_a_block[emulator-{}]"
@@ -22,40 +23,45 @@ BUGS = [
     # backward_rows.cu
     Bug(
         "cuda_src/attention/backward_rows.cu", "dlse is added to delta",
-        "sum -= *head_matrix<Accumulator>(params.dlse", "sum += *head_matrix<Accumulator>(params.dlse", (ROWS,),
+        "lanes.own(sums) - dlse;", "lanes.own(sums) + dlse;", (ROWS,),
     ),
     Bug(
-        "cuda_src/attention/backward_rows.cu", "delta sums only the first 32 columns",
-        "sum += to_accumulator(*gO.at(r.row, col)) * to_accumulator(*gDout.at(r.row, col));\n  }",
-        "sum += to_accumulator(*gO.at(r.row, col)) * to_accumulator(*gDout.at(r.row, col));\n    break;\n  }", (ROWS,),
-    ),
-    Bug(
-        "cuda_src/attention/backward_rows.cu", "delta without the columns of neighbouring lanes",
-        "lane_mask = 16; lane_mask > 0;", "lane_mask = 16; lane_mask > 1;", (ROWS,),
+        "cuda_src/attention/backward_rows.cu", "delta sums the first element of every vector",
+        "for (int j = 0; j < lanes.kCount; ++j) {\n#pragma unroll\n        for (int i = 0; i < lanes.kRows; ++i) sums",
+        "for (int j = 0; j < 1; ++j) {\n#pragma unroll\n        for (int i = 0; i < lanes.kRows; ++i) sums", (VECTORS,),
     ),
     Bug(
         "cuda_src/attention/backward_rows.cu", "dv is converted as far as dk has columns",
-        "params.dv_acc, params.shape, r, params.shape.head_dim_v);",
-        "params.dv_acc, params.shape, r, params.shape.head_dim);", (ROWS,),
+        "params.dv_acc, params.shape, block, params.shape.head_dim_v);",
+        "params.dv_acc, params.shape, block, params.shape.head_dim);", (ROWS,),
     ),
     Bug(
         "cuda_src/attention/backward_rows.cu", "gradients of keys are converted by query rows",
-        "const Row r = key_row_of_warp(params.shape);", "const Row r = query_row_of_warp(params.shape);", (ROWS,),
+        "const RowBlock block = block_of_keys(params.shape);", "const RowBlock block = block_of_queries(params.shape);",
+        (ROWS,),
     ),
     # combine.cu
     Bug(
         "cuda_src/attention/combine.cu", "the maximum is of the first 32 splits",
-        "for (int split = r.lane; split < num_splits; split += 32) row_max",
-        "for (int split = r.lane; split < min(num_splits, 32); split += 32) row_max", (SPLITS,),
+        "for (int split = lane + 32; split < num_splits;", "for (int split = lane + 32; split < 32;", (SPLITS,),
     ),
     Bug(
-        "cuda_src/attention/combine.cu", "maxima start at 0",
-        "float row_max = -infinity<float>();", "float row_max = 0;", (SPLITS,),
+        "cuda_src/attention/combine.cu", "the sum is of the first 32 splits",
+        "for (int first = 0; first < num_splits; first += 32)", "for (int first = 0; first < 1; first += 32)",
+        (SPLITS,),
     ),
     Bug(
-        "cuda_src/attention/combine.cu", "the output leaves out the splits after 32",
-        "    for (int split = 0; split < num_splits; ++split) {",
-        "    for (int split = 0; split < min(num_splits, 32); ++split) {", (SPLITS,),
+        "cuda_src/attention/combine.cu", "the output leaves out the splits after those under way at first",
+        "for (int split = 0; split < num_splits; split += kUnderWay) {",
+        "for (int split = 0; split < min(num_splits, kUnderWay); split += kUnderWay) {", (SPLITS,),
+    ),
+    Bug(
+        "cuda_src/attention/combine.cu", "all splits have the weights of the first",
+        "weight(split + lane % kUnderWay);", "weight(lane % kUnderWay);", (SPLITS,),
+    ),
+    Bug(
+        "cuda_src/attention/combine.cu", "columns after the last are stored",
+        "    if (col >= g.cols) continue;\n", "", (ROWS,),
     ),
     # mask.cuh
     Bug(
@@ -87,9 +93,9 @@ BUGS = [
         "return row >= row_begin && row < rows && col < cols;", "return row < rows && col < cols;", (UNSEEN,),
     ),
     Bug(
-        "cuda_src/attention/matrix.cuh", "batch dimensions counted from the outermost",
-        "for (int dim = kBatchDims - 1; dim >= 0; --dim) {", "for (int dim = 0; dim < kBatchDims; ++dim) {",
-        (SECTIONS,),
+        "cuda_src/attention/matrix.cuh", "all batch dimensions lie as the innermost",
+        "tensor.batch_strides[dim]", "tensor.batch_strides[kBatchDims - 1]",
+        ("tests/test_vjp.py::test_more_batch_dimensions_than_the_kernels_stride[emulator]",),
     ),
     Bug(
         "cuda_src/attention/matrix.cuh", "the outermost batch dimension is not counted",
@@ -149,13 +155,44 @@ BUGS = [
     ),
     # row.cuh
     Bug(
-        "cuda_src/attention/row.cuh", "warps after the last row take rows of others",
-        "batch < num_batches(shape)", "batch <= num_batches(shape)", (ROWS,),
+        "cuda_src/attention/row.cuh", "rows after the last are read",
+        "kCount && i * kStep < rows_left; j += V::kVec) {\n          x", "kCount; j += V::kVec) {\n          x",
+        (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "rows after the last are written",
+        "kCount && i * kStep < rows_left; j += V::kVec) {\n          ptx", "kCount; j += V::kVec) {\n          ptx",
+        (ROWS,),
     ),
     Bug(
         "cuda_src/attention/row.cuh", "heads of keys are counted as those of queries",
-        "return row_of_warp(shape, shape.num_heads_k, shape.seqlen_k);",
-        "return row_of_warp(shape, shape.num_heads_q, shape.seqlen_k);", (change("last_bit"),),
+        "return block_of_rows(shape, shape.num_heads_k, shape.seqlen_k, block);",
+        "return block_of_rows(shape, shape.num_heads_q, shape.seqlen_k, block);",
+        ("tests/test_vjp.py::test_what_lies_between_the_elements_does_not_matter[emulator-bshd]",),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "the outermost batch dimension is not counted",
+        "rows.batch[0] = rest;", "rows.batch[0] = 0;",
+        ("tests/test_vjp.py::test_more_batch_dimensions_than_the_kernels_stride[emulator]",),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "a lane has the number of the row before its own",
+        "mine = lane == i ? numbers[i] : mine;", "mine = lane == i ? numbers[i - 1] : mine;", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "all rows have the number of the first",
+        "return ptx::shfl(own, i, kLanes);", "return ptx::shfl(own, 0, kLanes);",
+        ("tests/test_merge.py::test_kernels_on_cuda_cores[emulator-float32-24-False]",),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "sums without those of neighbouring lanes",
+        "for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) x +=",
+        "for (int lane_mask = kLanes / 2; lane_mask > 1; lane_mask /= 2) x +=", (ROWS,),
+    ),
+    Bug(
+        "cuda_src/attention/row.cuh", "only the first rows of a block are anyone's",
+        "row < block.end; row += Lanes::kRows", "row < min(block.begin + 16, block.end); row += Lanes::kRows",
+        (VECTORS,),
     ),
     # schedule.cuh
     Bug(
@@ -190,11 +227,12 @@ BUGS = [
     # seal.cu
     Bug(
         "cuda_src/attention/seal.cu", "all lanes begin alike: elements may change places",
-        "uint32_t x = mix(0, lane);", "uint32_t x = mix(0, 0);", (change("swap_neighbours"),),
+        "x[i] = mix(0, lanes.lane);", "x[i] = mix(0, 0);",
+        ("tests/test_vjp.py::test_a_change_is_named[emulator-float32-swap_halves]",),
     ),
     Bug(
         "cuda_src/attention/seal.cu", "the upper halves of doubles are left out",
-        "if (sizeof(T) == 8) x = mix", "if (sizeof(T) == 16) x = mix", (change("double"),),
+        "return bytes > 4 ? mix", "return bytes > 8 ? mix", (change("double"),),
     ),
     Bug(
         "cuda_src/attention/seal.cu", "no shift: changed signs cancel each other",
@@ -208,12 +246,21 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/seal.cu", "dv is spoilt as far as dk has columns",
-        "spoil_row(params.dv, shape, r, shape.head_dim_v);", "spoil_row(params.dv, shape, r, shape.head_dim);",
-        (SPOILT,),
+        "spoil(params.dv, block, shape.head_dim_v);", "spoil(params.dv, block, shape.head_dim);", (SPOILT,),
     ),
     Bug(
         "cuda_src/attention/seal.cu", "v is sealed where k is",
-        "params.key_digests, s.head_dim_v, 1, 2);", "params.key_digests, s.head_dim_v, 0, 2);", (change("add"),),
+        "rows(kV, params.v, shape.head_dim_v, block, digests, 1);",
+        "rows(kV, params.v, shape.head_dim_v, block, digests, 0);", (change("add"),),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "of two halves in a word the second is left out",
+        "bits_of(y.at(i, j + kTogether - 1)) << 16", "bits_of(y.at(i, j)) << 16",
+        ("tests/test_vjp.py::test_what_lies_between_the_elements_does_not_matter[emulator-contiguous]",),
+    ),
+    Bug(
+        "cuda_src/attention/seal.cu", "the first block of keys takes one of queries",
+        "if (blockIdx.x < query_blocks) {", "if (blockIdx.x <= query_blocks) {", (ROWS,),
     ),
     # numeric.cuh
     Bug(

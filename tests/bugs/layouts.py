@@ -82,16 +82,15 @@ BUGS = [
     Bug(
         "cuda_src/attention/backward_rows.cu",
         "the output lies as its gradient does",
-        "head_matrix<Out>(params.out,",
-        "head_matrix<Out>({params.out.data, {}, params.dout.head_stride, params.dout.row_stride, 1, 0},",
+        "matrix_of<Out>(block, params.out,",
+        "matrix_of<Out>(block, {params.out.data, {}, params.dout.head_stride, params.dout.row_stride, 1, 0},",
         (*any_of("emulator"),),
     ),
     Bug(
         "cuda_src/attention/merge.cu",
         "the second lse lies as the first does",
-        "head_matrix<Accumulator>(params.lse_b, shape, r.batch, r.head, rows, 1).at(r.row, 0)",
-        "(static_cast<Accumulator*>(params.lse_b.data) - static_cast<Accumulator*>(params.lse_a.data) +\n"
-        "  head_matrix<Accumulator>(params.lse_a, shape, r.batch, r.head, rows, 1).at(r.row, 0))",
+        "lse_b = *gLseB.at(lanes.own_row(), 0);",
+        "lse_b = *(gLseB.data + (gLseA.at(lanes.own_row(), 0) - gLseA.data));",
         (MERGE.format("emulator"),),
     ),
     Bug(

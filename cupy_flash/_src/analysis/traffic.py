@@ -7,7 +7,7 @@ which may pass over the head dimension in slices, the emulator's count on a smal
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -51,9 +51,10 @@ def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> in
 
 
 def _combine(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
-    """Every lane reads what makes every weight, two numbers, again for each of its columns."""
+    """Of each split a maximum, and what makes its weight: for the sum, and by two lanes for each pass over columns."""
     splits, cols = plan.num_splits, problem.head_dim_v
-    reads = splits * _FLOAT * (1 + 2 * _LANES + 3 * cols)
+    passes = ceil(cols / _LANES / (4 if cols % 4 == 0 else 1))
+    reads = splits * _FLOAT * (1 + 2 + 4 * passes + cols)
     return problem.num_heads_q * problem.seqlen_q * (reads + cols * problem.storage.itemsize + _FLOAT)
 
 
