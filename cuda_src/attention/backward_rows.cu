@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_delta(const __g
   const auto gDlse = matrix_of<Accumulator>(block, params.dlse, 1);
 
   // A lane sums its columns in order; then neighbours add their sums up, over half the distance each time.
-  each_row(gO.vectorized && gDout.vectorized, block, [&](auto lanes) {
+  each_row(gO.vectorized() && gDout.vectorized(), block, [&](auto lanes) {
     Accumulator sums[lanes.kRows] = {}, dlse = 0;
     if (params.dlse.data != nullptr && lanes.owns()) dlse = *gDlse.at(lanes.own_row(), 0);
     auto out = lanes.begin(gO);
@@ -46,7 +46,7 @@ __device__ __forceinline__ void convert(const Tensor& to, const Tensor& from, co
                                         const RowBlock& block, int cols) {
   const auto gFrom = matrix_of<Accumulator>(block, from, cols);
   const auto gTo = matrix_of<Element>(block, to, cols);
-  each_row(gFrom.vectorized && gTo.vectorized, block, [&](auto lanes) {
+  each_row(gFrom.vectorized() && gTo.vectorized(), block, [&](auto lanes) {
     auto exact = lanes.begin(gFrom);
     auto rounded = lanes.begin(gTo);
 #pragma unroll 1

@@ -47,7 +47,7 @@ __device__ __forceinline__ void combine_row(const Matrix<Element>& g, int row, c
     ptx::Vec<Element, kCount> rounded;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) from_accumulator(rounded[j], out[j]);
-    if (g.vectorized) {
+    if (g.vectorized()) {
       ptx::store_global(g.vector_at(row, col), rounded);
     } else {
 #pragma unroll
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   // Weighted first: near the largest number, a sum of several outputs would overflow.
   const float inverse = Softmax::inverse(sum);
   const auto share = [&](int split) { return weight(split) * inverse; };
-  if (params.partial_out.vectorized) {
+  if (params.partial_out.vector_bytes == 16) {
     combine_row<4>(gOut, block.begin, gPartialOut, stride, num_splits, share);
   } else {
     combine_row<1>(gOut, block.begin, gPartialOut, stride, num_splits, share);

@@ -10,6 +10,7 @@ struct Matrix {
   int row_begin, rows, cols;  // rows [row_begin, rows) take part; the others are never read and count as 0
   int vector_bytes;         // Tensor::vector_bytes
 
+  __device__ bool vectorized() const { return vector_bytes == 16; }
   __device__ bool has_row(int row) const { return row >= row_begin && row < rows; }
   __device__ bool holds(int row, int col) const { return has_row(row) && col < cols; }
 

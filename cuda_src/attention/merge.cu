@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_merge(const __g
   const auto gLseB = matrix_of<Accumulator>(block, params.lse_b, 1);
   const auto gLse = matrix_of<Accumulator>(block, params.lse, 1);
 
-  each_row(gOutA.vectorized && gOutB.vectorized && gOut.vectorized, block, [&](auto lanes) {
+  each_row(gOutA.vectorized() && gOutB.vectorized() && gOut.vectorized(), block, [&](auto lanes) {
     Accumulator lse_a = 0, lse_b = 0;
     if (lanes.owns()) {
       lse_a = *gLseA.at(lanes.own_row(), 0);

@@ -90,11 +90,13 @@ struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      Accumulator sum = 0;  // of these keys on their own: short sums are more exact
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
         s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base[i]));
-        row_sum[i] += s[i][j];
+        sum += s[i][j];
       }
+      row_sum[i] += sum;
     }
   }
 

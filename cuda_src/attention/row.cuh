@@ -14,26 +14,26 @@ struct RowBlock {
   int batch[kBatchDims], head, begin, end;
 };
 
-__device__ __forceinline__ unsigned blocks_of_head(int seqlen) { return (seqlen + kBlockRows - 1) / kBlockRows; }
+__device__ __forceinline__ int blocks_of_head(int seqlen) { return (seqlen + kBlockRows - 1) / kBlockRows; }
 
-// All divisions, of the block's index alone: the same in all threads.
-__device__ __forceinline__ RowBlock block_of_rows(const Shape& shape, int num_heads, int seqlen, unsigned block) {
-  const unsigned per_head = blocks_of_head(seqlen), head_index = block / per_head;
+// Of the block's index alone: the same in all threads.
+__device__ __forceinline__ RowBlock block_of_rows(const Shape& shape, const Divisor& num_heads, int seqlen, int block) {
+  const int per_head = blocks_of_head(seqlen), head_index = block / per_head;
   const int begin = block % per_head * kBlockRows;
-  RowBlock rows = {{}, static_cast<int>(head_index % num_heads), begin, min(begin + kBlockRows, seqlen)};
-  unsigned rest = head_index / num_heads;
+  RowBlock rows = {{}, head_index % num_heads, begin, min(begin + kBlockRows, seqlen)};
+  int rest = head_index / num_heads;
 #pragma unroll
   for (int dim = kBatchDims - 1; dim > 0; --dim) {
     rows.batch[dim] = rest % shape.batch[dim];
-    rest /= shape.batch[dim];
+    rest = rest / shape.batch[dim];
   }
   rows.batch[0] = rest;
   return rows;
 }
-__device__ __forceinline__ RowBlock block_of_queries(const Shape& shape, unsigned block = blockIdx.x) {
+__device__ __forceinline__ RowBlock block_of_queries(const Shape& shape, int block = blockIdx.x) {
   return block_of_rows(shape, shape.num_heads_q, shape.seqlen_q, block);
 }
-__device__ __forceinline__ RowBlock block_of_keys(const Shape& shape, unsigned block = blockIdx.x) {
+__device__ __forceinline__ RowBlock block_of_keys(const Shape& shape, int block = blockIdx.x) {
   return block_of_rows(shape, shape.num_heads_k, shape.seqlen_k, block);
 }
 
@@ -44,7 +44,7 @@ __device__ __forceinline__ Matrix<T> matrix_of(const RowBlock& block, const Tens
 #pragma unroll
   for (int dim = 0; dim < kBatchDims; ++dim) offset += block.batch[dim] * tensor.batch_strides[dim];
   return {static_cast<T*>(tensor.data) + offset, tensor.row_stride, tensor.col_stride, 0, block.end, cols,
-          tensor.vectorized != 0};
+          static_cast<int>(tensor.vector_bytes)};
 }
 
 // How the threads of a block share its rows: kLanes neighbours have a row, kCount elements next to one another each at

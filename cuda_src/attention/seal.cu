@@ -23,7 +23,7 @@ __device__ __forceinline__ uint64_t bits_of(double x) { return static_cast<uint6
 // queries(rows) or keys(rows): which rows this block has.
 template <class Queries, class Keys>
 __device__ __forceinline__ void rows_of_block(const Shape& shape, Queries&& queries, Keys&& keys) {
-  const unsigned query_blocks = num_batches(shape) * shape.num_heads_q * blocks_of_head(shape.seqlen_q);
+  const int query_blocks = num_batches(shape) * shape.num_heads_q * blocks_of_head(shape.seqlen_q);
   if (blockIdx.x < query_blocks) {
     queries(block_of_queries(shape));
   } else {
@@ -47,7 +47,7 @@ __device__ __forceinline__ uint32_t mix_all(uint32_t digest, uint64_t bits, int 
 // use(row, digest) of each of the block's rows of g. Lanes begin differently, or elements could change places.
 template <class T, class Use>
 __device__ __forceinline__ void each_row_digest(const RowBlock& block, const Matrix<T>& g, Use&& use) {
-  each_row(g.vectorized, block, [&](auto lanes) {
+  each_row(g.vectorized(), block, [&](auto lanes) {
     constexpr int kTogether = lanes.kCount > 1 && sizeof(T) == 2 ? 2 : 1;  // elements of a word
     uint32_t x[lanes.kRows];
 #pragma unroll

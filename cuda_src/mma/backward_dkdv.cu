@@ -230,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
   QueryWalk walk(query_begin, shape.seqlen_q);
-  QueryStream stream(params, query_head(params, batch, head_begin, query_begin), walk);
+  QueryStream stream(params, query_head(params, batch, head_begin), walk);
   Ring ring;
   ring.fill(walk.blocks() * heads, [&](int slot) { stream.start(shared.ring[slot]); },
             [&](int slot) { stream.finish(shared.ring[slot]); });

@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int key_end = ptx::opaque(mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1));
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
-  const QueryHead gHead = query_head(params, batch, head, 0);
+  const QueryHead gHead = query_head(params, batch, head);
   load_tile(shared.query, gHead.q, m0);  // in the group of the first keys
   load_tile(shared.dout, gHead.dout, m0);
 

@@ -120,12 +120,14 @@ __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const S
     for (int j = 0; j < kCols; ++j) acc_s[i][j] = score.forward(acc_s[i][j], query, n0 + col_of(j));
   }
   if (mask.covers(packing.query(first_row), n0, kBlockN)) return;
+  // Rows and columns that were found before the loop would hold registers through it.
+  const int own_row = ptx::opaque(first_row), first_col = ptx::opaque(n0);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int query = packing.query(first_row + row_of(i));
+    const int query = packing.query(own_row + row_of(i));
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
-      if (!mask.sees(query, n0 + col_of(j))) acc_s[i][j] = -infinity<float>();
+      if (!mask.sees(query, first_col + col_of(j))) acc_s[i][j] = -infinity<float>();
     }
   }
 }

@@ -62,27 +62,28 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
     }
   }
   if (mask.covers(m0 + row0, n0, kBlockN)) return;
-  const int first_col = ptx::opaque(n0);  // columns that were found before the loop would hold registers through it
+  // Rows and columns that were found before the loop would hold registers through it.
+  const int first_row = ptx::opaque(m0 + row0), first_col = ptx::opaque(n0);
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
-      if (!mask.sees(m0 + row0 + row_of(i), first_col + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
+      if (!mask.sees(first_row + row_of(i), first_col + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
     }
   }
 }
 
-// The query side of one head, narrowed to queries from query_begin on: what earlier ones hold must not spread.
+// The query side of one head.
 struct QueryHead {
   Matrix<Element> q, dout;
   Matrix<float> lse, delta;
 };
 
-__device__ __forceinline__ QueryHead query_head(const BackwardParams& params, int batch, int head, int query_begin) {
+__device__ __forceinline__ QueryHead query_head(const BackwardParams& params, int batch, int head) {
   const Shape& shape = params.shape;
   const int rows = shape.seqlen_q;
-  return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim, query_begin),
-          head_matrix<Element>(params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin),
-          head_matrix<float>(params.lse, shape, batch, head, rows, 1, query_begin),
-          head_matrix<float>(params.delta, shape, batch, head, rows, 1, query_begin)};
+  return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim),
+          head_matrix<Element>(params.dout, shape, batch, head, rows, shape.head_dim_v),
+          head_matrix<float>(params.lse, shape, batch, head, rows, 1),
+          head_matrix<float>(params.delta, shape, batch, head, rows, 1)};
 }
