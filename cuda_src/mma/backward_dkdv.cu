@@ -32,6 +32,8 @@ static_assert((2 * kScoreRows * kScoreCols + kKeyRows * (kKeyCols + kValueCols))
 
 using KeyTile = Tile<kBlockN, kHeadDim>;
 using ValueTile = Tile<kBlockN, kHeadDimV>;
+using QueryTile = Tile<kBlockM, kHeadDim>;
+using DoutTile = Tile<kBlockM, kHeadDimV>;
 using ScoreTile = Tile<kBlockM, kBlockN>;
 
 // As Pieces asks: a warp reads its keys of P^T and dS^T, and of K, Q and dO the pieces whose turn it is.
@@ -41,8 +43,8 @@ static_assert(kNoCarry<KeyTile, kPiece * kAcross> && kNoCarry<KeyTile, kPiece * 
               "turns of the warps are whole swizzled groups, or parts of one");
 
 struct QueryStage {
-  Tile<kBlockM, kHeadDim> query;
-  Tile<kBlockM, kHeadDimV> dout;
+  QueryTile query;
+  DoutTile dout;
   ColumnStream<kBlockM>::Columns statistics;  // of their rows: log-sum-exps, then deltas
 };
 
@@ -65,43 +67,37 @@ struct QueryWalk {
   __device__ int begin() const { return query_begin / kBlockM * kBlockM; }
   __device__ int blocks() const { return query_begin < seqlen_q ? ceil_div(seqlen_q - begin(), kBlockM) : 0; }
 
-  // Go on; true if that leads to the next head.
-  __device__ __forceinline__ bool next() {
-    m0 += kBlockM;
-    const bool wraps = m0 >= seqlen_q;
-    if (wraps) m0 = begin();
-    return wraps;
-  }
+  __device__ bool ends_head() const { return m0 + kBlockM >= seqlen_q; }
+  __device__ void next() { m0 = ends_head() ? begin() : m0 + kBlockM; }
 
-  // How many elements further the next block of a tensor is.
-  __device__ __forceinline__ int64_t distance(const Tensor& tensor, bool to_next_head) const {
-    return to_next_head ? tensor.head_stride - (blocks() - 1) * kBlockM * tensor.row_stride
-                        : kBlockM * tensor.row_stride;
+  // How many elements further the next block of a tensor is. To the next head this is found when it comes: found
+  // before the loop, those of all tensors would hold registers through it.
+  __device__ __forceinline__ int64_t distance(const Tensor& tensor) const {
+    if (!ends_head()) return kBlockM * tensor.row_stride;
+    const int rows_back = static_cast<int>(ptx::opaque(blocks() - 1)) * kBlockM;
+    return tensor.head_stride - rows_back * tensor.row_stride;
   }
 };
 
 // Q, dO and the statistics of their rows on this walk; what queries hold that see none of the keys must not spread.
 struct QueryStream {
   const BackwardParams& params;
-  TileStream<Tile<kBlockM, kHeadDim>> q;
-  TileStream<Tile<kBlockM, kHeadDimV>> dout;
+  TileStream<QueryTile> q;
+  TileStream<DoutTile> dout;
   ColumnStream<kBlockM> statistics;
-  QueryWalk walk;
 
   __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk)
       : params(params),
         q(params.q, head.q, walk.m0),
         dout(params.dout, head.dout, walk.m0),
-        statistics(head.lse, head.delta, walk.m0),
-        walk(walk) {}
+        statistics(head.lse, head.delta, walk.m0) {}
 
-  __device__ __forceinline__ void start(QueryStage& stage) {
+  // Start copying the block where `walk` is, the next one.
+  __device__ __forceinline__ void start(QueryStage& stage, const QueryWalk& walk) {
     const int begin = walk.query_begin - walk.m0, end = walk.seqlen_q - walk.m0;
-    const bool wraps = walk.next();
-    q.start(stage.query, begin, end, walk.distance(params.q, wraps));
-    dout.start(stage.dout, begin, end, walk.distance(params.dout, wraps));
-    statistics.start(stage.statistics, begin, end, walk.distance(params.lse, wraps),
-                     walk.distance(params.delta, wraps));
+    q.start(stage.query, begin, end, walk.distance(params.q));
+    dout.start(stage.dout, begin, end, walk.distance(params.dout));
+    statistics.start(stage.statistics, begin, end, walk.distance(params.lse), walk.distance(params.delta));
   }
 
   __device__ __forceinline__ void finish(QueryStage& stage) const {
@@ -111,37 +107,37 @@ struct QueryStream {
   }
 };
 
-// A warp's part of a sum in global memory: where this lane's first element is, and how many rows and columns of the
-// matrix there are from it on.
+// A warp's part of a sum in global memory: the matrix, and where in it this lane's first element is.
 struct Sum {
+  Matrix<float> g;
   float* dst;
-  int64_t row_stride;
-  int rows, cols;
-  int vector_bytes;
+  int row, col;
 
   template <int kAcross>
   __device__ __forceinline__ static Sum at(const Matrix<float>& g, int row0, int across) {
     const int row = row0 + row_of(0), col = col_of<kAcross>(0, across);
-    return {g.vector_at(row, col), g.row_stride, g.rows - row, g.cols - col, g.vector_bytes};
+    return {g, g.vector_at(row, col), row, col};
   }
 };
 
 // sum += acc, two neighbouring columns at once or one by one; kWhole: all of them are in the matrix.
 template <int kAcross, bool kPairs, bool kWhole, int kRows, int kCols>
 __device__ __forceinline__ void add_columns(const Sum& sum, const float (&acc)[kRows][kCols]) {
+  // How many rows and columns there are. Found before a loop, they would hold registers through it.
+  const int rows = kWhole ? 0 : ptx::opaque(sum.g.rows) - sum.row, cols = kWhole ? 0 : ptx::opaque(sum.g.cols) - sum.col;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int down = i / 2 * kPiece + i % 2 * 8;  // row_of(i) - row_of(0)
-    float* row = sum.dst + down * sum.row_stride;
-    if (!kWhole && down >= sum.rows) continue;
+    float* dst = sum.dst + down * sum.g.row_stride;
+    if (!kWhole && down >= rows) continue;
 #pragma unroll
     for (int j = 0; j < kCols; j += 2) {
       const int across = (j / 4 * kAcross * 2 + j % 4 / 2) * 8;  // col_of(j) - col_of(0)
       if (kPairs) {
-        if (kWhole || across < sum.cols) ptx::add_global(row + across, acc[i][j], acc[i][j + 1]);
+        if (kWhole || across < cols) ptx::add_global(dst + across, acc[i][j], acc[i][j + 1]);
       } else {
-        if (kWhole || across < sum.cols) ptx::add_global(row + across, acc[i][j]);
-        if (kWhole || across + 1 < sum.cols) ptx::add_global(row + across + 1, acc[i][j + 1]);
+        if (kWhole || across < cols) ptx::add_global(dst + across, acc[i][j]);
+        if (kWhole || across + 1 < cols) ptx::add_global(dst + across + 1, acc[i][j + 1]);
       }
     }
   }
@@ -150,7 +146,7 @@ __device__ __forceinline__ void add_columns(const Sum& sum, const float (&acc)[k
 // A test of each element is a branch for each: not where the tile is whole.
 template <int kAcross, int kRows, int kCols>
 __device__ __forceinline__ void add_fragment(const Sum& sum, bool whole, const float (&acc)[kRows][kCols]) {
-  const bool pairs = kAddsPairs && sum.vector_bytes >= 8;
+  const bool pairs = kAddsPairs && sum.g.vector_bytes >= 8;
   if (whole && pairs == kAddsPairs) {
     add_columns<kAcross, kAddsPairs, true>(sum, acc);
   } else if (pairs) {
@@ -170,7 +166,7 @@ __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Sum& dq, 
     set_zero(acc_dq);
     matmul<kBlockN, kTurns>(acc_dq, Pieces<ScoreTile, kRowsFirst>(shared.ds, score_row0()),
                             Pieces<KeyTile, kRowsFirst>(shared.key, 0, first + score_across() * kPiece));
-    add_fragment<kTurns>(Sum{dq.dst + first, dq.row_stride, dq.rows, dq.cols - first, dq.vector_bytes}, whole, acc_dq);
+    add_fragment<kTurns>(Sum{dq.g, dq.dst + first, dq.row, dq.col + first}, whole, acc_dq);
   }
 }
 
@@ -231,9 +227,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
   QueryWalk walk(query_begin, shape.seqlen_q);
   QueryStream stream(params, query_head(params, batch, head_begin), walk);
+  // Start copying the block that is so many after the one of `walk`.
+  const auto start = [&](int slot, int ahead) {
+    QueryWalk later = walk;
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) later.next();
+    stream.start(shared.ring[slot], later);
+  };
+  const auto finish = [&](int slot) { stream.finish(shared.ring[slot]); };
   Ring ring;
-  ring.fill(walk.blocks() * heads, [&](int slot) { stream.start(shared.ring[slot]); },
-            [&](int slot) { stream.finish(shared.ring[slot]); });
+  ring.fill(walk.blocks() * heads, [&](int step) { start(step, step); }, finish);
 
   const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
   Sum dq = Sum::at<kAcross>(gDq, walk.m0 + score_row0(), score_across());
@@ -244,8 +247,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dv);
 
   for (int left = ptx::opaque(walk.blocks() * heads); left > 0; --left) {
-    ring.arrive(left, [&](int slot) { stream.start(shared.ring[slot]); },
-                [&](int slot) { stream.finish(shared.ring[slot]); });
+    ring.arrive(left, [&](int slot) { start(slot, kAhead); }, finish);
     QueryStage& stage = shared.ring[ring.slot];
     const int m0 = walk.m0;
     {
@@ -256,17 +258,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     meet();
 
-    const bool wraps = walk.next();
     if (kAtomicDq) {
-      dq.rows = shape.seqlen_q - m0 - score_row0() - row_of(0);
+      dq.row = m0 + score_row0() + row_of(0);
       add_to_dq(shared, dq, m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim);
-      dq.dst += walk.distance(params.dq_acc, wraps);
+      dq.dst += walk.distance(params.dq_acc);
     }
+    walk.next();
     // dV += P^T dO  [kBlockN, kHeadDimV],  dK += dS^T Q  [kBlockN, kHeadDim]
-    matmul<kBlockM, kKeyAcross>(acc_dv, Pieces<ScoreTile, kColsFirst>(shared.p, 0, key_row0),
-                                Pieces<decltype(stage.dout), kRowsFirst>(stage.dout, 0, key_across * kPiece));
-    matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0),
-                                Pieces<decltype(stage.query), kRowsFirst>(stage.query, 0, key_across * kPiece));
+    const Pieces<ScoreTile, kColsFirst> sP(shared.p, 0, key_row0);
+    const Pieces<DoutTile, kRowsFirst> sDout(stage.dout, 0, key_across * kPiece);
+    matmul<kBlockM, kKeyAcross>(acc_dv, sP, sDout);
+    matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0, sP, shared.p),
+                                Pieces<QueryTile, kRowsFirst>(stage.query, 0, key_across * kPiece, sDout, stage.dout));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   meet();  // dK's and dV's tiles lie where K and V were

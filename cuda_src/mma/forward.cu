@@ -72,15 +72,15 @@ struct Stream {
         2 * (end - begin),
         [&](int step) {
           const int block = end - 1 - step / 2;
-          step % 2 == 0 ? start<true>(step, block) : start<false>(step, block);
+          const int rows = key_end - block * kBlockN;
+          step % 2 == 0 ? start<true>(step, rows) : start<false>(step, rows);
         },
         [&](int step) { step % 2 == 0 ? finish<true>(step) : finish<false>(step); });
   }
 
-  // Start copying K or V of `block`, the next one.
+  // Start copying K or V of the next block, of which so many rows exist.
   template <bool kIsKey>
-  __device__ __forceinline__ void start(int slot, int block) {
-    const int rows = key_end - block * kBlockN;
+  __device__ __forceinline__ void start(int slot, int rows) {
     if constexpr (kIsKey) {
       key.start(shared.ring[slot].key, 0, rows, -kBlockN * params.k.row_stride);
     } else {
@@ -102,9 +102,11 @@ struct Stream {
   __device__ __forceinline__ RingTile& arrive(int block) {
     // The next tile to copy is kStages - 1 further on: of a block before this one, K or V as that is even or odd.
     constexpr int kStep = (kIsKey ? 0 : 1) + kStages - 1;
+    // Only the last block may be cut; with three stages its tiles are on their way before the first arrives.
+    const int rows = kStages > 2 ? kBlockN : key_end - (block - kStep / 2) * kBlockN;
     ring.arrive(
         2 * (block - begin) + (kIsKey ? 2 : 1),
-        [&](int slot) { start<kStep % 2 == 0>(slot, block - kStep / 2); },
+        [&](int slot) { start<kStep % 2 == 0>(slot, rows); },
         [&](int slot) { finish<kStep % 2 == 1>(slot); });
     return shared.ring[ring.slot];
   }

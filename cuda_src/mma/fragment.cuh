@@ -40,6 +40,7 @@ enum PieceOrder { kRowsFirst, kColsFirst };
 template <class TileT, PieceOrder kOrder>
 struct Pieces {
   uint32_t base;
+  int shift = 0;  // bytes; a constant
 
   // Pieces counted from (row0, col0) of the tile, multiples of 16. The columns asked for later may not carry into
   // those of col0: in each group, adding them is an xor.
@@ -50,10 +51,21 @@ struct Pieces {
     base = ptx::shared_address(tile.at(row0 + row, col0 + col));
   }
 
+  // The same pieces of a tile that lies at a constant distance from that of `others`. Where it has the same columns,
+  // the addresses are those of the others and a constant, and need no registers.
+  template <class Other>
+  __device__ Pieces(TileT& tile, int row0, int col0, const Pieces<Other, kOrder>& others, const Other& other)
+      : Pieces(tile, row0, col0) {
+    if (TileT::kCols == Other::kCols) {
+      base = others.base;
+      shift = static_cast<int>(reinterpret_cast<const char*>(&tile) - reinterpret_cast<const char*>(&other));
+    }
+  }
+
   __device__ uint32_t at(int row, int col) const {
     constexpr int kGroup = TileT::kGroup;
     const uint32_t within = col % kGroup * sizeof(Element), group = col / kGroup * kGroup * sizeof(Element);
-    return (base ^ within) + group + row * (TileT::kCols * sizeof(Element));
+    return (base ^ within) + group + row * (TileT::kCols * sizeof(Element)) + shift;
   }
 
   // A fragment of the piece at (row, col), or of its transpose.

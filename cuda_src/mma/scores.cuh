@@ -44,11 +44,13 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
                                           Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
                                           const Mask& mask, const Score<float>& score, int m0, int n0) {
   const int row0 = score_row0(), across = score_across();
+  const Pieces<Query, kRowsFirst> sQ(query, row0);
+  const Pieces<Key, kColsFirst> sK(key, across * kPiece);
   set_zero(p);
-  matmul<kHeadDim, kAcross>(p, Pieces<Query, kRowsFirst>(query, row0), Pieces<Key, kColsFirst>(key, across * kPiece));
+  matmul<kHeadDim, kAcross>(p, sQ, sK);
   set_zero(ds);
-  matmul<kHeadDimV, kAcross>(ds, Pieces<Dout, kRowsFirst>(dout, row0),
-                             Pieces<Value, kColsFirst>(value, across * kPiece));
+  matmul<kHeadDimV, kAcross>(ds, Pieces<Dout, kRowsFirst>(dout, row0, 0, sQ, query),
+                             Pieces<Value, kColsFirst>(value, across * kPiece, 0, sK, key));
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
     const int row = m0 + row0 + row_of(i);
