@@ -124,7 +124,8 @@ struct Sum {
 template <int kAcross, bool kPairs, bool kWhole, int kRows, int kCols>
 __device__ __forceinline__ void add_columns(const Sum& sum, const float (&acc)[kRows][kCols]) {
   // How many rows and columns there are. Found before a loop, they would hold registers through it.
-  const int rows = kWhole ? 0 : ptx::opaque(sum.g.rows) - sum.row, cols = kWhole ? 0 : ptx::opaque(sum.g.cols) - sum.col;
+  const int rows = kWhole ? 0 : ptx::opaque(sum.g.rows) - sum.row;
+  const int cols = kWhole ? 0 : ptx::opaque(sum.g.cols) - sum.col;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int down = i / 2 * kPiece + i % 2 * 8;  // row_of(i) - row_of(0)
@@ -252,7 +253,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const int m0 = walk.m0;
     {
       float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, StreamedStatistics{stage}, mask, score, m0, n0);
+      const StreamedStatistics rows{stage};
+      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, m0, n0);
       store_fragment<kAcross>(shared.p, score_row0(), score_across(), p);
       store_fragment<kAcross>(shared.ds, score_row0(), score_across(), ds);
     }

@@ -32,7 +32,8 @@ class TileStream {
     } else if constexpr (!kAsyncCopy) {
       hold(rows);
     } else if (begin <= 0 && end >= TileT::kRows) {
-      copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk({rows.src, 0, TileT::kRows}, pass, group, 1); });
+      const TileRows all{next_, 0, TileT::kRows};
+      copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk(all, pass, group, 1); });
     } else {
       copy_tile<16, 8>(tile, 1, [&](int pass, int group) { return chunk(rows, pass, group, 1); });
     }

@@ -204,9 +204,7 @@ Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple
 
 def _run(runtime: Runtime, problem: AttentionProblem, prepare: Prepare, tensors: Tensors) -> None:
     addresses = {name: runtime.address(x) for name, x in tensors.items()}
-    layouts = [
-        (name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES) for name, x in tensors.items()
-    ]
+    layouts = [(name, x.shape, x.strides, x.itemsize, addresses[name] % VECTOR_BYTES) for name, x in tensors.items()]
     for part in prepare(problem, runtime.device, tuple(layouts), tiles_by_hand()):
         part.run(runtime, tensors, addresses)
 
@@ -243,7 +241,8 @@ def _backward_parts(
         if plan.num_splits > 1:
             scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
             scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
-        return _part(BACKWARD_PARAMS, part, packing.backward_schedule(part, plan), plan.launches, parts, tuple(scratch), same)
+        schedule = packing.backward_schedule(part, plan)
+        return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 

@@ -45,8 +45,8 @@ def approximations(dtype: Any) -> Approximations:
     than an eps of the sum of all absolute values; the largest itself loses nothing, so that b + 1 errors remain for b
     terms. b is 4 on Turing and 8 or more on later ones (Fasi, Higham, Mikaitis and Pranesh 2021).
 
-    numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it. Its slack is how
-    far the reference of the tensor-core forward may stay behind.
+    numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it. Its slack is
+    how far the reference of the tensor-core forward may stay behind.
     """
     if dtype == np.float64:
         return Approximations()
