@@ -52,7 +52,7 @@ struct SoftmaxRows {
 
 // A row has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m + kHeadroom and m a
 // score near the row's maximum: row_max follows a larger one only when p would exceed 2^(kSlack - kHeadroom), since
-// what is summed up must be rescaled then (as in FlashAttention-4). That base is rounded is no error, for it is the same
+// what is summed up must be rescaled then (as in FlashAttention-4). That base is rounded is no error: it is the same
 // number in every p of the row; but p at m is then 2^(what was rounded off) rather than 1, and overflows where scores
 // are large enough. From 2^24 (2^53 in double) on a row is "far": m is its maximum, is taken from its scores first, and
 // its base is the exact product and kHeadroom.
