@@ -56,9 +56,9 @@ class Candidate:
         return f"{self.kernel}-{self.dtype}-{self.head_dim}-{self.tile}-{self.arch}"
 
     def case(self, causal):
-        """Blocks of what streams: one more than there are stages, and a rest; of the rest, one and some.
+        """What streams has one block more than there are stages, and a rest; what does not, one block and a rest.
 
-        A third of the queries and more see all keys, the first about half of them.
+        With the mask the first query sees half of the keys or more, the last all, or all but five.
         """
         block_m, block_n = self.tile.block_m, self.tile.block_n
         streamed = (self.tile.stages if isinstance(self.tile, MmaTile) else 1) + 1
@@ -68,14 +68,14 @@ class Candidate:
             group, sq, sk = 3, (block_m + 22) // 3, 2 * streamed * block_n + 10
         else:
             group, sq, sk = 2, block_m * 3 // 2 + 8, streamed * block_n + 10
-        d = self.head_dim
-        return Case(self.dtype, group=group, sq=sq, sk=sk, d=d, dv=d - 8, causal=causal, q_offset=sk // 2)
+        d, q_offset = self.head_dim, max(sk // 2, sk - sq - 5)
+        return Case(self.dtype, group=group, sq=sq, sk=sk, d=d, dv=d - 8, causal=causal, q_offset=q_offset)
 
 
 def mma_candidates() -> Iterator[Candidate]:
-    """On Turing what fits there, and with asynchronous copies; additions to dQ one by one and in pairs."""
+    """Turing loads through registers and adds dQ up one by one, later ones copy asynchronously, Hopper adds pairs."""
     for kernel, (candidates, shared_bytes) in MMA.items():
-        archs = ["sm_75", "sm_80", *(["sm_90a"] if kernel == "one_pass" else [])]
+        archs = "sm_75", "sm_90a" if kernel == "one_pass" else "sm_80"
         for head_dim in MMA_HEAD_DIM_BUCKETS:
             for tile in candidates(head_dim):
                 size = shared_bytes(tile, head_dim, head_dim)
