@@ -20,7 +20,7 @@ struct Ring {
     for (int step = 0; step < kAhead; ++step) {
       if (step < steps) start(step);
       if (kAsyncCopy) ptx::cp_async_commit();
-      if (!kAsyncCopy && step + 1 < kAhead) finish(step);
+      if (!kAsyncCopy && step < steps && step + 1 < kAhead) finish(step);
     }
   }
 
