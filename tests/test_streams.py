@@ -47,12 +47,12 @@ def test_columns_that_lie_apart_in_more_than_one_group():
     check(lying_apart(dataclasses.replace(RAGGED, d=128, dv=100)), On("emulator:sm_80"))
 
 
+WIDTHS = [(64, 64), (100, 36), (36, 100), (20, 34), (34, 20), (33, 64), (64, 33), (128, 20)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["host", "ptx"])
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@pytest.mark.parametrize(
-    ("d", "dv"), [(64, 64), (100, 36), (36, 100), (20, 34), (34, 20), (33, 64), (64, 33), (128, 20)]
-)
+@pytest.mark.parametrize(("path", "d", "dv"), [*(("host", *x) for x in WIDTHS), *(("ptx", *x) for x in WIDTHS[:3])])
 def test_rows_of_narrow_vectors_thoroughly(arch, path, d, dv):
     case = dataclasses.replace(RAGGED, d=d, dv=dv)
     for laid_out, deterministic in itertools.product((lambda x: x, *NARROW), (False, True)):
@@ -92,6 +92,16 @@ def test_tiles_of_fewer_rows_than_threads_copy(warps):
     assert abs(found.astype(float) - expected.astype(float)).max() < 1e-3
 
 
+def test_copies_that_were_never_begun_are_never_ended(mutate):
+    """A block of queries without keys, on Turing, which ends copies itself: what it would read is in no buffer."""
+    case = dataclasses.replace(RAGGED, group=1, d=20, sq=200, sk=50, q_offset=-150)
+    q, k, v, *_ = case.arrays()
+    nowhere = "{reinterpret_cast<const Element*>(16), 0, kBlockN}"
+    mutate("mma/stream.cuh", "TileRows begun_;", f"TileRows begun_ = {nowhere};")
+    with emulator.settings(mode="checked"):
+        flash_attention(q, k, v, **case.options, backend="emulator:sm_75")
+
+
 def in_splits(splits, *args):
     """The plan of the backward with so many shares of the query heads of a group."""
     plan = plan_backward(*args)
@@ -121,11 +131,8 @@ def test_a_block_of_keys_goes_through_the_queries_of_each_head(replan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@pytest.mark.parametrize("d", [64, 40])
+@pytest.mark.parametrize(("arch", "d"), [("sm_75", 40), ("sm_80", 64), ("sm_90a", 64), ("sm_90a", 40)])
 def test_a_block_of_keys_goes_through_the_queries_of_each_head_thoroughly(replan, arch, d):
-    for (group, splits), sq in itertools.product(
-        [(1, 1), (3, 1), (3, 2), (3, 4), (7, 1), (7, 3), (7, 5)], (1, 63, 64, 65, 128, 190)
-    ):
+    for (group, splits), sq in itertools.product([(1, 1), (3, 1), (3, 2), (7, 5)], (1, 63, 64, 65, 190)):
         for q_offset in (150, 64, 63, 0, -1, -64, -70, -sq):
             walk(replan, group, splits, sq, q_offset, arch, d)

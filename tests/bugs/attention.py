@@ -12,6 +12,7 @@ PADDING = "tests/test_values.py::test_padding_never_wins_the_maximum[emulator-Fa
 LAYOUT = "tests/test_kernels.py::test_params_have_the_layout_of_the_kernels"
 PLATFORM = "tests/test_kernels.py::test_the_platform_has_what_its_names_say[ptx]"
 LAGGING = "tests/test_online_softmax.py::test_a_reference_that_follows_the_maximum_late[{}]"
+EDGE = "tests/test_online_softmax.py::test_rows_that_become_far_or_near_again[bfloat16-38]"
 DIVIDE = "tests/test_packing.py::test_kernels_divide_by_it[host]"
 SPOILT = "tests/test_vjp.py::test_on_a_gpu_gradients_become_nan[float32]"
 
@@ -157,7 +158,11 @@ BUGS = [
     Bug(
         "cuda_src/attention/online_softmax.cuh", "headroom is taken twice where rows come from afar",
         "fma(from, multiplier, kRoom - after)", "fma(from, multiplier, -after)",
-        (LAGGING.format("bfloat16-down and up"),),
+        (EDGE,),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "headroom is taken twice where rows become far",
+        "fma(to, -multiplier, before - kRoom)", "fma(to, -multiplier, before)", (EDGE,),
     ),
     Bug(
         "cuda_src/attention/online_softmax.cuh", "only the first row of a lane lets its warp move",
@@ -263,7 +268,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/numeric.cuh", "log2(e) with a float's digits", "kLog2E = 1.4426950408889634074;",
-        "kLog2E = 1.44269504f;", ("tests/test_kernels.py::test_a_maximum_that_stays_costs_no_accuracy",),
+        "kLog2E = 1.44269504f;", ("tests/test_contract.py::test_head_dims[emulator-16-16-float64]",),
     ),
     Bug(
         "cuda_src/numeric.cuh", "infinity is the largest number", "__int_as_float(0x7f800000)",

@@ -52,10 +52,10 @@ BUGS = [
         (f"{FAR}[emulator-rows]",),
     ),
     Bug(
-        "cuda_src/attention/matrix.cuh",
-        "vectors' rows are multiplied by their stride in 32 bits",
-        "data + row * row_stride + col; }",
-        "data + row * static_cast<int>(row_stride) + col; }",
+        "cuda_src/mma/packed.cuh",
+        "packed rows are multiplied by their stride in 32 bits",
+        "packing.query(row) * row_stride",
+        "packing.query(row) * static_cast<int>(row_stride)",
         (f"{FAR}[emulator-rows]",),
     ),
     Bug(
