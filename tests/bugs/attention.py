@@ -157,8 +157,12 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/online_softmax.cuh", "headroom is taken twice where rows come from afar",
-        "fma(from, multiplier, kRoom - after)", "fma(from, multiplier, -after)",
+        "fma(from, multiplier, -after) + kRoom", "fma(from, multiplier, -after)",
         (EDGE,),
+    ),
+    Bug(
+        "cuda_src/attention/online_softmax.cuh", "headroom is added to a number near 2^24",
+        "fma(from, multiplier, -after) + kRoom", "fma(from, multiplier, kRoom - after)", (EDGE,),
     ),
     Bug(
         "cuda_src/attention/online_softmax.cuh", "headroom is taken twice where rows become far",
