@@ -133,6 +133,6 @@ def test_a_block_of_keys_goes_through_the_queries_of_each_head(replan):
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "d"), [("sm_75", 40), ("sm_80", 64), ("sm_90a", 64), ("sm_90a", 40)])
 def test_a_block_of_keys_goes_through_the_queries_of_each_head_thoroughly(replan, arch, d):
-    for (group, splits), sq in itertools.product([(1, 1), (3, 1), (3, 2), (7, 5)], (1, 63, 64, 65, 190)):
-        for q_offset in (150, 64, 63, 0, -1, -64, -70, -sq):
+    for (group, splits), sq in itertools.product([(1, 1), (3, 1), (3, 2), (7, 5)], (1, 63, 65, 190)):
+        for q_offset in (150, 63, 0, -64, -70, -sq):
             walk(replan, group, splits, sq, q_offset, arch, d)
