@@ -137,15 +137,15 @@ BUGS = [
     Bug(
         "cuda_src/mma/stream.cuh",
         "Turing reads statistics of rows past the end",
-        "held_[pass] = exists ? *src : 0.0f;",
-        "held_[pass] = *src;",
+        "held_[pass] = exists ? *next_[pass] : 0.0f;",
+        "held_[pass] = *next_[pass];",
         TURING,
     ),
     Bug(
         "cuda_src/mma/stream.cuh",
         "statistics of rows past the end are copied",
-        "src, exists ? 4 : 0);",
-        "src, 4);",
+        "next_[pass], exists ? 4 : 0);",
+        "next_[pass], 4);",
         CHECKED,
     ),
     Bug(
@@ -172,8 +172,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/stream.cuh",
         "further groups of columns lie apart as columns do on Turing alone",
-        "chunk(begun_, i / Mine::kGroups, i % Mine::kGroups, 1), 1);",
-        "chunk(begun_, i / Mine::kGroups, 0, 1), 1);",
+        "chunk(rows, i / Mine::kGroups, i % Mine::kGroups, 1), 1);",
+        "chunk(rows, i / Mine::kGroups, 0, 1), 1);",
         TURING,
     ),
     Bug(
@@ -256,8 +256,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/scores.cuh",
         "dout is as wide as q",
-        "params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin",
-        "params.dout, shape, batch, head, rows, shape.head_dim, query_begin",
+        "params.dout, shape, batch, head, rows, shape.head_dim_v)",
+        "params.dout, shape, batch, head, rows, shape.head_dim)",
         TURING,
     ),
     Bug(
@@ -304,9 +304,9 @@ BUGS = [
     ),
     Bug(
         "cuda_src/mma/forward.cu",
-        "the next tile to copy is of this block",
-        "kStep % 2 == 0>(slot, block - kStep / 2);",
-        "kStep % 2 == 0>(slot, block);",
+        "with two stages the next tile has as many rows as this one",
+        "key_end - (block - kStep / 2) * kBlockN",
+        "key_end - block * kBlockN",
         COUNTS,
     ),
     Bug(
@@ -319,15 +319,15 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "additions in pairs to rows of any alignment",
-        "kAddsPairs && sum.vector_bytes >= 8;",
+        "kAddsPairs && sum.g.vector_bytes >= 8;",
         "kAddsPairs;",
         (f"{PAIRS}[33]",),
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "additions in pairs beyond the last column",
-        "if (kWhole || across < sum.cols) ptx::add_global(row + across, acc[i][j], acc[i][j + 1]);",
-        "ptx::add_global(row + across, acc[i][j], acc[i][j + 1]);",
+        "if (kWhole || across < cols) ptx::add_global(dst + across, acc[i][j], acc[i][j + 1]);",
+        "ptx::add_global(dst + across, acc[i][j], acc[i][j + 1]);",
         (f"{NAN}[sm_90a-False]",),
     ),
     Bug(
@@ -340,29 +340,29 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "heads of dout are as far apart as those of q",
-        "walk.distance(params.dout, wraps)",
-        "walk.distance(params.q, wraps)",
+        "walk.distance(params.dout)",
+        "walk.distance(params.q)",
         SHARES,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "the next head begins with its first queries",
-        "if (wraps) m0 = begin();",
-        "if (wraps) m0 = 0;",
+        "ends_head() ? begin() :",
+        "ends_head() ? 0 :",
         WALKS,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "a head ends a query too late",
-        "wraps = m0 >= seqlen_q;",
-        "wraps = m0 > seqlen_q;",
+        "return m0 + kBlockM >= seqlen_q;",
+        "return m0 + kBlockM > seqlen_q;",
         WALKS,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "the next head is as far as if no query were left out",
-        "(blocks() - 1) * kBlockM * tensor.row_stride",
-        "(ceil_div(seqlen_q, kBlockM) - 1) * kBlockM * tensor.row_stride",
+        "ptx::opaque(blocks() - 1)",
+        "ptx::opaque(ceil_div(seqlen_q, kBlockM) - 1)",
         WALKS,
     ),
     Bug(
@@ -382,22 +382,22 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "rows are left where the first block ends",
-        "dq.rows = shape.seqlen_q - m0 - score_row0() - row_of(0);",
+        "dq.row = m0 + score_row0() + row_of(0);",
         "",
         CHECKED,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "dQ of a further head is added to the first",
-        "dq.dst += walk.distance(params.dq_acc, wraps);",
-        "dq.dst += wraps ? 0 : walk.distance(params.dq_acc, wraps);",
+        "dq.dst += walk.distance(params.dq_acc);",
+        "dq.dst += walk.ends_head() ? 0 : walk.distance(params.dq_acc);",
         WALKS,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "columns of the second half of dQ begin with the first",
-        "Sum{dq.dst + first, dq.row_stride, dq.rows, dq.cols - first, dq.vector_bytes}",
-        "Sum{dq.dst, dq.row_stride, dq.rows, dq.cols - first, dq.vector_bytes}",
+        "dq.dst + first, dq.row,",
+        "dq.dst, dq.row,",
         ("tests/test_contract.py::test_head_dims[emulator-192-128-float16]",),
     ),
     Bug(
