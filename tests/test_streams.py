@@ -47,12 +47,14 @@ def test_columns_that_lie_apart_in_more_than_one_group():
     check(lying_apart(dataclasses.replace(RAGGED, d=128, dv=100)), On("emulator:sm_80"))
 
 
-WIDTHS = [(64, 64), (100, 36), (36, 100), (20, 34), (34, 20), (33, 64), (64, 33), (128, 20)]
+WIDTHS = [(64, 64), (36, 100), (34, 20), (33, 64), (128, 20)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@pytest.mark.parametrize(("path", "d", "dv"), [*(("host", *x) for x in WIDTHS), *(("ptx", *x) for x in WIDTHS[:3])])
+@pytest.mark.parametrize(
+    ("arch", "path", "d", "dv"),
+    [*((arch, "host", *x) for arch in ("sm_75", "sm_90a") for x in WIDTHS), ("sm_80", "ptx", 100, 36)],
+)
 def test_rows_of_narrow_vectors_thoroughly(arch, path, d, dv):
     case = dataclasses.replace(RAGGED, d=d, dv=dv)
     for laid_out, deterministic in itertools.product((lambda x: x, *NARROW), (False, True)):
@@ -131,8 +133,8 @@ def test_a_block_of_keys_goes_through_the_queries_of_each_head(replan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "d"), [("sm_75", 40), ("sm_80", 64), ("sm_90a", 64), ("sm_90a", 40)])
+@pytest.mark.parametrize(("arch", "d"), [("sm_75", 40), ("sm_90a", 64)])
 def test_a_block_of_keys_goes_through_the_queries_of_each_head_thoroughly(replan, arch, d):
-    for (group, splits), sq in itertools.product([(1, 1), (3, 1), (3, 2), (7, 5)], (1, 63, 65, 190)):
-        for q_offset in (150, 63, 0, -64, -70, -sq):
+    for (group, splits), sq in itertools.product([(1, 1), (3, 2), (7, 5)], (63, 65, 190)):
+        for q_offset in (150, 0, -64, -70, -sq):
             walk(replan, group, splits, sq, q_offset, arch, d)
