@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 
 import machine_code
 import pytest
@@ -298,6 +299,40 @@ def test_a_cold_start_is_announced_once(cache, capsys):
     compile.prepare(kernels, "sm_80")
     assert capsys.readouterr().err == ""
     assert None not in [compile.find(kernel, "sm_80") for kernel in kernels]
+
+
+def test_one_thread_at_a_time_loads_nvrtc(monkeypatch):
+    """CuPy loads the library, then that of its builtins: a thread that compiled in between was told of none."""
+    loading, came, threads, steps = compile._loading, threading.Event(), [], []
+
+    class Noted:
+        def __enter__(self):
+            came.set()
+            loading.acquire()
+
+        def __exit__(self, *_):
+            loading.release()
+
+    class Loads:
+        """Stands for cupy.cuda.nvrtc: another thread comes while the first loads."""
+
+        @staticmethod
+        def getVersion():
+            steps.append("begins")
+            if threads:
+                came.set()
+            else:
+                came.clear()
+                threads.append(threading.Thread(target=compile._nvrtc))
+                threads[0].start()
+                assert came.wait(60)
+            steps.append("ends")
+
+    monkeypatch.setattr("cupy.cuda.nvrtc", Loads)
+    monkeypatch.setattr(compile, "_loading", Noted())
+    compile._nvrtc()
+    threads[0].join()
+    assert steps == ["begins", "ends"] * 2
 
 
 def test_an_error_names_file_and_line(cache, monkeypatch):

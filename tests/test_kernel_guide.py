@@ -65,7 +65,7 @@ def test_the_snippet_finds_nothing(printed):
 
 
 def test_a_missing_barrier_is_a_race(mutate, printed):
-    mutate("mma/forward.cu", "    __syncthreads();\n    issue<kIsKey", "    issue<kIsKey")
+    mutate("mma/ring.cuh", "    meet();\n    if ((kStages", "    if ((kStages")
     with pytest.raises(emulator.EmulatorError) as error:
         printed(SNIPPET)
     assert f"EmulatorError: {error.value}" == " ".join(lines(RACE))

@@ -38,7 +38,7 @@ def test_checked_mode_finds_nothing(dtype, d, dv, deterministic, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@settings(max_examples=26, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(max_seqlen=130, head_dims=st.sampled_from([8, 33, 64, 100, 256, 512])),
     deterministic=st.booleans(),
@@ -82,7 +82,7 @@ def test_results_do_not_depend_on_the_tile(replan, data, dtype, d, spans, det):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=24, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @ANY_TILE
 def test_results_do_not_depend_on_the_tile_thoroughly(replan, data, dtype, d, spans, det):
     check_tile(replan, data, dtype, d, spans, det)

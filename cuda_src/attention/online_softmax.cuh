@@ -104,7 +104,7 @@ struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
     const Accumulator before = rounded_base(from, multiplier), after = base_of(to, multiplier);
     if (is_far(before) && from != -infinity<Accumulator>()) {
-      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, kRoom - after));
+      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, -after) + kRoom);
     }
     return ptx::ex2(is_far(after) ? fma(to, -multiplier, before - kRoom) : before - after);
   }

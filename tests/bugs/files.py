@@ -209,6 +209,13 @@ BUGS = [
     # --- compile.py ---
     Bug(
         file=f"{SRC}/compile.py",
+        what="threads load NVRTC side by side",
+        old="with forks.whole(), _loading:",
+        new="with forks.whole():",
+        noticed_by=("tests/test_compile.py::test_one_thread_at_a_time_loads_nvrtc",),
+    ),
+    Bug(
+        file=f"{SRC}/compile.py",
         what="the key lacks the last option",
         old="    covered = (text, entry, arch, *_OPTIONS, repr(nvrtc_version()))\n",
         new="    covered = (text, entry, arch, *_OPTIONS[:-1], repr(nvrtc_version()))\n",

@@ -8,6 +8,13 @@ HIDDEN = f"{TESTS}test_hidden_keys_and_queries_are_never_read"
 NAN = f"{TESTS}test_nan_reaches_what_is_computed_from_it"
 PAIRS = f"{TESTS}test_dq_added_in_pairs_for_every_head_dimension"
 PACKED = (f"{TESTS}test_splits_and_sections_that_leave_a_rest[sm_80-5-9-2600]",)
+STREAMS = "tests/test_streams.py::"
+NARROW = tuple(f"{STREAMS}test_rows_of_narrow_vectors[False-sm_80-{dims}]" for dims in ("36-34-70", "34-60-64"))
+NARROW_TURING = (f"{STREAMS}test_rows_of_narrow_vectors[False-sm_75-36-60-70]",)
+WIDTHS = (f"{STREAMS}test_only_rows_at_odd_elements_are_gathered",)
+WALKS = (f"{STREAMS}test_a_block_of_keys_goes_through_the_queries_of_each_head",)
+FEW_ROWS = tuple(f"{STREAMS}test_tiles_of_fewer_rows_than_threads_copy[{warps}]" for warps in (1, 8))
+LAGGING = "tests/test_online_softmax.py::test_a_reference_that_follows_the_maximum_late"
 SHARES = (f"{TESTS}test_heads_of_a_group_in_unequal_shares",)
 TIES = f"{TESTS}test_ties_round_to_even"
 TURING = (f"{TESTS}test_checked_mode_finds_nothing[sm_75-float16-33-128-False-None]",)
@@ -52,16 +59,72 @@ BUGS = [
     ),
     Bug(
         "cuda_src/mma/tile.cuh",
-        "columns beyond the head are the first ones again",
-        "inside ? 16 : 0",
-        "row < g.rows ? 16 : 0",
-        EDGES,
+        "columns beyond the head are copied too",
+        "const int bytes = i < chunk.count ? kBytes : 0;",
+        "const int bytes = chunk.count > 0 ? kBytes : 0;",
+        NARROW,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "8 bytes are copied as 4",
+        "ptx::cp_async_8(ptx::shared_address(dst + i)",
+        "ptx::cp_async_4(ptx::shared_address(dst + i)",
+        NARROW,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "parts of a chunk lie over one another",
+        "if constexpr (kBytes == 4) ptx::cp_async_4(ptx::shared_address(dst + i),",
+        "if constexpr (kBytes == 4) ptx::cp_async_4(ptx::shared_address(dst + i / 2),",
+        NARROW,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "rows of 8 bytes are gathered",
+        "} else if (vector_bytes == 8) {",
+        "} else if (vector_bytes == 9) {",
+        WIDTHS,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "rows of 4 bytes are gathered",
+        "} else if (vector_bytes == 4) {",
+        "} else if (vector_bytes == 5) {",
+        WIDTHS,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "rows that threads take by turns are swizzled alike however many threads there are",
+        "if (kDown % 8) return tile.at",
+        "if (kDown % 4) return tile.at",
+        FEW_ROWS,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "what Turing loads in parts lies in the first",
+        "x.data[i + j] = part.data[j];",
+        "x.data[j] = part.data[j];",
+        NARROW_TURING,
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "the last group of columns is the first again",
+        "pass * kDown * TileT::kCols + group * TileT::kGroup;",
+        "pass * kDown * TileT::kCols;",
+        (f"{TESTS}test_every_compiled_head_dimension[128]",),
+    ),
+    Bug(
+        "cuda_src/mma/tile.cuh",
+        "threads beyond the last row copy",
+        "return kDown <= TileT::kRows || row < TileT::kRows;",
+        "return true;",
+        FEW_ROWS,
     ),
     Bug(
         "cuda_src/mma/tile.cuh",
         "columns one by one lie side by side",
-        "x.data[i] = *g.at(row, col + i);",
-        "x.data[i] = g.vector_at(row, col)[i];",
+        "chunk.src + i * (kBytes ? 1 : col_stride)",
+        "chunk.src + i",
         SHARES,
     ),
     Bug(
@@ -72,18 +135,60 @@ BUGS = [
         CHECKED,
     ),
     Bug(
-        "cuda_src/mma/tile.cuh",
+        "cuda_src/mma/stream.cuh",
         "Turing reads statistics of rows past the end",
-        "column[i] = inside ? *g.at(row0 + i, 0) : 0.0f;",
-        "column[i] = *g.at(row0 + i, 0);",
+        "held_[pass] = exists ? *next_[pass] : 0.0f;",
+        "held_[pass] = *next_[pass];",
         TURING,
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "statistics of rows past the end are copied",
+        "next_[pass], exists ? 4 : 0);",
+        "next_[pass], 4);",
+        CHECKED,
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "rows past the end are copied",
+        "exists ? cols_ - group",
+        "true ? cols_ - group",
+        CHECKED,
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "rows before the first are copied where the tile is whole but for them",
+        "begin <= 0 && end >= TileT::kRows",
+        "end >= TileT::kRows",
+        (f"{HIDDEN}[sm_80-False]",),
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "a stream stays where it begins",
+        "next_ = ptx::opaque(next_ + distance);\n  }\n\n  __device__ __forceinline__ void finish(TileT",
+        "next_ = ptx::opaque(next_);\n  }\n\n  __device__ __forceinline__ void finish(TileT",
+        EDGES,
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "further groups of columns lie apart as columns do on Turing alone",
+        "chunk(rows, i / Mine::kGroups, i % Mine::kGroups, 1), 1);",
+        "chunk(rows, i / Mine::kGroups, 0, 1), 1);",
+        TURING,
+    ),
+    Bug(
+        "cuda_src/mma/stream.cuh",
+        "groups of columns that lie apart are taken for neighbours",
+        "return chunk(rows, pass, group, tensor_.col_stride); });",
+        "return chunk(rows, pass, group, 1); });",
+        (f"{STREAMS}test_columns_that_lie_apart_in_more_than_one_group",),
     ),
     Bug(
         "cuda_src/mma/ring.cuh",
         "a single slot is filled while it is read",
-        "    __syncthreads();\n    fill(step);\n    if (kAsyncCopy) ptx::cp_async_wait_all();",
-        "    fill(step);\n    if (kAsyncCopy) ptx::cp_async_wait_all();",
-        TURING,
+        "if (kStages == 1) meet();",
+        "",
+        NARROW_TURING,
     ),
     Bug(
         "cuda_src/mma/ring.cuh",
@@ -95,9 +200,30 @@ BUGS = [
     Bug(
         "cuda_src/mma/ring.cuh",
         "one slot is left empty at the start",
-        "step < kStages - 1; ++step",
-        "step < kStages - 2; ++step",
+        "if (step < steps) start(step);",
+        "if (step + 1 < steps) start(step);",
         CHECKED,
+    ),
+    Bug(
+        "cuda_src/mma/ring.cuh",
+        "Turing ends copies that were never begun",
+        "if (!kAsyncCopy && step < steps && step + 1 < kAhead)",
+        "if (!kAsyncCopy && step + 1 < kAhead)",
+        (f"{STREAMS}test_copies_that_were_never_begun_are_never_ended",),
+    ),
+    Bug(
+        "cuda_src/mma/ring.cuh",
+        "the last step is never copied",
+        "left > kAhead) start(slot);",
+        "left > kAhead + 1) start(slot);",
+        COUNTS,
+    ),
+    Bug(
+        "cuda_src/mma/ring.cuh",
+        "Turing ends the copies to the slot that is read",
+        "finish(slot == 0 ? kStages - 1 : slot - 1);",
+        "finish(slot);",
+        NARROW_TURING,
     ),
     Bug(
         "cuda_src/mma/packed.cuh",
@@ -109,15 +235,15 @@ BUGS = [
     Bug(
         "cuda_src/mma/packed.cuh",
         "vectors of the first head for all",
-        "return first.vector_at(packing.query(row), col) + packing.head(row) * head_stride;",
-        "return first.vector_at(packing.query(row), col);",
+        "vector_at(int row, int col) const { return row_at(row) + col; }",
+        "vector_at(int row, int col) const { return data + packing.query(row) * row_stride + col; }",
         PACKED,
     ),
     Bug(
         "cuda_src/mma/packed.cuh",
         "as many packed rows as if heads were groups",
-        "shape.seqlen_q * packing.heads, first",
-        "shape.seqlen_q * (kPacked ? shape.num_heads_k : 1), first",
+        "kPacked ? shape.seqlen_q * heads : shape.seqlen_q",
+        "kPacked ? shape.seqlen_q * shape.num_heads_k : shape.seqlen_q",
         PACKED,
     ),
     Bug(
@@ -130,16 +256,9 @@ BUGS = [
     Bug(
         "cuda_src/mma/scores.cuh",
         "dout is as wide as q",
-        "params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin",
-        "params.dout, shape, batch, head, rows, shape.head_dim, query_begin",
+        "params.dout, shape, batch, head, rows, shape.head_dim_v)",
+        "params.dout, shape, batch, head, rows, shape.head_dim)",
         TURING,
-    ),
-    Bug(
-        "cuda_src/mma/scores.cuh",
-        "queries that see none of the keys are read",
-        "rows, shape.head_dim, query_begin)",
-        "rows, shape.head_dim, 0)",
-        (f"{HIDDEN}[sm_80-False]",),
     ),
     Bug(
         "cuda_src/mma/scores.cuh",
@@ -158,8 +277,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "keys that no packed query sees are loaded",
-        "mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1));",
-        "mask.key_end(min(m0 + kBlockM, total_rows) - 1);",
+        "mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1))",
+        "mask.key_end(min(m0 + kBlockM, total_rows) - 1)",
         PACKED,
     ),
     Bug(
@@ -172,8 +291,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "O's tile is written while Q arrives",
-        "  if (kAsyncCopy) ptx::cp_async_wait_all();\n  __syncthreads();  // O's tile",
-        "  __syncthreads();  // O's tile",
+        "  if (kAsyncCopy) ptx::cp_async_wait_all();\n  meet();  // O's tile",
+        "  meet();  // O's tile",
         CHECKED,
     ),
     Bug(
@@ -184,31 +303,108 @@ BUGS = [
         CHECKED,
     ),
     Bug(
+        "cuda_src/mma/forward.cu",
+        "with two stages the next tile has as many rows as this one",
+        "key_end - (block - kStep / 2) * kBlockN",
+        "key_end - block * kBlockN",
+        COUNTS,
+    ),
+    Bug(
+        "cuda_src/mma/forward.cu",
+        "O keeps its reference",
+        "acc_o[i][j] *= factor;",
+        "acc_o[i][j] *= 1;",
+        (f"{LAGGING}[float16-rising]",),
+    ),
+    Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "additions in pairs to rows of any alignment",
-        "if (kAddsPairs && g.vectorized) {",
-        "if (kAddsPairs) {",
+        "kAddsPairs && sum.g.vector_bytes >= 8;",
+        "kAddsPairs;",
         (f"{PAIRS}[33]",),
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "additions in pairs beyond the last column",
-        "acc[i][j + 1], inside && col0 + step < g.cols);\n      } else",
-        "acc[i][j + 1], inside);\n      } else",
+        "if (kWhole || across < cols) ptx::add_global(dst + across, acc[i][j], acc[i][j + 1]);",
+        "ptx::add_global(dst + across, acc[i][j], acc[i][j + 1]);",
         (f"{NAN}[sm_90a-False]",),
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "the last share of a group runs into the next",
-        "const int head_end = min(head_begin + per_split, (head_k + 1) * group_size);",
-        "const int head_end = head_begin + per_split;",
+        "min(head_begin + per_split, (head_k + 1) * group_size) - head_begin",
+        "per_split",
         SHARES,
     ),
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "heads of dout are as far apart as those of q",
-        "member * params.dout.head_stride",
-        "member * params.q.head_stride",
+        "walk.distance(params.dout)",
+        "walk.distance(params.q)",
+        SHARES,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "the next head begins with its first queries",
+        "ends_head() ? begin() :",
+        "ends_head() ? 0 :",
+        WALKS,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "a head ends a query too late",
+        "return m0 + kBlockM >= seqlen_q;",
+        "return m0 + kBlockM > seqlen_q;",
+        WALKS,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "the next head is as far as if no query were left out",
+        "ptx::opaque(blocks() - 1)",
+        "ptx::opaque(ceil_div(seqlen_q, kBlockM) - 1)",
+        WALKS,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "tiles with columns to spare are whole",
+        "m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim",
+        "m0 + kBlockM <= shape.seqlen_q",
+        NARROW,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "tiles with rows to spare are whole",
+        "m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim",
+        "shape.head_dim == kHeadDim",
+        CHECKED,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "rows are left where the first block ends",
+        "dq.row = m0 + score_row0() + row_of(0);",
+        "",
+        CHECKED,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "dQ of a further head is added to the first",
+        "dq.dst += walk.distance(params.dq_acc);",
+        "dq.dst += walk.ends_head() ? 0 : walk.distance(params.dq_acc);",
+        WALKS,
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "columns of the second half of dQ begin with the first",
+        "dq.dst + first, dq.row,",
+        "dq.dst, dq.row,",
+        ("tests/test_contract.py::test_head_dims[emulator-192-128-float16]",),
+    ),
+    Bug(
+        "cuda_src/mma/backward_dkdv.cu",
+        "the other registers of a pair of columns",
+        "(j / 4 * kAcross * 2 + j % 4 / 2) * 8;",
+        "(j / 4 * 2 + j % 4 / 2) * 8;",
         SHARES,
     ),
     Bug(
@@ -221,7 +417,7 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dq.cu",
         "key heads are dealt to query heads by turns",
-        "head / (shape.num_heads_q / shape.num_heads_k)",
+        "head / shape.group_size",
         "head % shape.num_heads_k",
         (f"{NAN}[sm_80-True]",),
     ),
@@ -242,8 +438,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dq.cu",
         "dQ's tile is written while Q is read",
-        "  if (kAsyncCopy) ptx::cp_async_wait_all();\n  __syncthreads();  // Q",
-        "  __syncthreads();  // Q",
+        "  if (kAsyncCopy) ptx::cp_async_wait_all();\n  meet();  // Q",
+        "  meet();  // Q",
         CHECKED,
     ),
 ]

@@ -3,7 +3,9 @@
 from bugs import Bug
 
 _SRC = "cupy_flash/_src"
-_LAUNCH, _PLAN, _TILES, _TUNING = (f"tests/test_{name}.py" for name in ("launch", "plan", "tiles", "tuning"))
+_LAUNCH, _PACKING, _PLAN, _TILES, _TUNING = (
+    f"tests/test_{name}.py" for name in ("launch", "packing", "plan", "tiles", "tuning")
+)
 _DRIVERLESS = "tests/test_driverless.py"
 _HANDED_OVER = f"{_DRIVERLESS}::test_cupy_takes_the_parameters_as_they_are_packed"
 _BUDGET = "tests/test_contract.py::test_within_error_budget[emulator]"
@@ -183,8 +185,8 @@ BUGS = [
     Bug(
         f"{_SRC}/tiles.py",
         "the last tile of a head dimension is too large for Turing",
-        "    192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],",
-        "    192: [MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1)],",
+        "    192: [MmaTile(128, 64, 8, 4, 1), MmaTile(128, 64, 8, 2, 1), MmaTile(64, 32, 4, 2, 1)],",
+        "    192: [MmaTile(128, 64, 8, 4, 1), MmaTile(128, 64, 8, 2, 1), MmaTile(64, 64, 4, 2, 1)],",
         (f"{_TILES}::test_the_last_candidate_fits_every_device",),
     ),
     # ---- tables of tiles
@@ -239,10 +241,52 @@ BUGS = [
     ),
     # ---- parameters and launches
     Bug(
+        f"{_SRC}/packing.py",
+        "the power of two is above the divisor",
+        "shift = (n - 1).bit_length()",
+        "shift = n.bit_length()",
+        (f"{_PACKING}::test_a_divisor_gives_every_quotient",),
+    ),
+    Bug(
+        f"{_SRC}/packing.py",
+        "multipliers are rounded down",
+        "-(-(2 ** (31 + shift)) // n)",
+        "2 ** (31 + shift) // n",
+        (f"{_PACKING}::test_a_divisor_gives_every_quotient",),
+    ),
+    Bug(
+        f"{_SRC}/packing.py",
+        "a scale of 0 multiplies -inf",
+        "math.log2(math.e), 1.2e-38)",
+        "math.log2(math.e), 0.0)",
+        ("tests/test_values.py::test_zeros_of_either_sign_give_the_mean[emulator-1]",),
+    ),
+    Bug(
+        f"{_SRC}/packing.py",
+        "the last section has as many heads as the others",
+        "divisor(key_heads - last_section * section_heads)",
+        "divisor(section_heads)",
+        ("tests/test_values.py::test_key_heads_need_not_divide_into_sections",),
+    ),
+    Bug(
+        f"{_SRC}/packing.py",
+        "a section has the blocks of one split",
+        "query_blocks * members * plan.num_splits * section_heads",
+        "query_blocks * members * section_heads",
+        ("tests/test_values.py::test_key_heads_need_not_divide_into_sections",),
+    ),
+    Bug(
+        f"{_SRC}/packing.py",
+        "keys that fill no block are left out",
+        "_ceil_div(problem.seqlen_k, plan.dkdv",
+        "max(1, problem.seqlen_k // plan.dkdv",
+        ("tests/test_mma.py::test_heads_of_a_group_in_unequal_shares",),
+    ),
+    Bug(
         f"{_SRC}/params.py",
         "splits and packed heads change places",
-        '("num_splits", "packed_heads",',
-        '("packed_heads", "num_splits",',
+        '"num_splits", "packed_heads",',
+        '"packed_heads", "num_splits",',
         ("tests/test_kernels.py::test_params_have_the_layout_of_the_kernels",),
     ),
     Bug(
@@ -255,8 +299,8 @@ BUGS = [
     Bug(
         f"{_SRC}/params.py",
         "a stride is a number of 32 bits",
-        '("col_stride", np.int64),\n        ("vectorized", np.int64),',
-        '("col_stride", np.int32),\n        ("high", np.int32),\n        ("vectorized", np.int64),',
+        '("col_stride", np.int64),\n        ("vector_bytes", np.int64),',
+        '("col_stride", np.int32),\n        ("high", np.int32),\n        ("vector_bytes", np.int64),',
         ("tests/test_kernels.py::test_params_have_the_layout_of_the_kernels",),
     ),
     Bug(
@@ -346,22 +390,22 @@ BUGS = [
     Bug(
         f"{_SRC}/launch.py",
         "the offset of a part may break the alignment of vectors",
-        "for stride in (*batch, head, row, offset))",
-        "for stride in (*batch, head, row))",
+        "(x.misalignment, offset, *batch,",
+        "(x.misalignment, *batch,",
         (f"{_LAUNCH}::test_parameters_lead_to_every_element",),
     ),
     Bug(
         f"{_SRC}/launch.py",
         "an array that is not aligned is read in vectors",
-        "        and x.aligned\n",
-        "",
+        "(x.misalignment, offset, *batch,",
+        "(offset, *batch,",
         (f"{_LAUNCH}::test_parameters_lead_to_every_element",),
     ),
     Bug(
         f"{_SRC}/launch.py",
         "rows that are no whole vectors are read in vectors",
-        "x.shape[-1] * x.itemsize % VECTOR_BYTES == 0",
-        "x.shape[-1] % VECTOR_BYTES >= 0",
+        "head, row, x.shape[-1] * x.itemsize))",
+        "head, row))",
         (f"{_LAUNCH}::test_parameters_lead_to_every_element",),
     ),
     Bug(

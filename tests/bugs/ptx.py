@@ -198,8 +198,15 @@ BUGS = [
     Bug(
         "cuda_src/ptx/opaque.cuh",
         "the value is still the one it was",
-        "return same;",
-        "return value;",
+        '"=r"(same) : "r"(value));\n  return same;',
+        '"=r"(same) : "r"(value));\n  return value;',
+        (f"{TEXTS}test_an_opaque_value_is_no_longer_the_one_it_was",),
+    ),
+    Bug(
+        "cuda_src/ptx/opaque.cuh",
+        "the address is still the one it was",
+        '"=l"(same) : "l"(value));\n  return same;',
+        '"=l"(same) : "l"(value));\n  return value;',
         (f"{TEXTS}test_an_opaque_value_is_no_longer_the_one_it_was",),
     ),
     Bug(
@@ -218,9 +225,9 @@ BUGS = [
     ),
     Bug(
         "cuda_src/ptx/reduce.cuh",
-        "unwanted values are added too",
-        "@wanted red.relaxed.gpu.global.add.f32",
+        "the larger value stays",
         "red.relaxed.gpu.global.add.f32",
+        "red.relaxed.gpu.global.max.s32",
         agree("add_global-sm_75"),
     ),
     Bug(

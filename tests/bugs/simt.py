@@ -43,7 +43,7 @@ BUGS = [
     # backward_dkdv.cu
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "query heads of a group lie a group apart",
-        "head_k * group_size + member, query_begin", "member * shape.num_heads_k + head_k, query_begin",
+        "head_k * shape.group_size + member, query_begin", "member * shape.num_heads_k + head_k, query_begin",
         (REACH.format(25),),
     ),
     Bug(
@@ -126,7 +126,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/tile.cuh", "rows are vectors wherever columns are next to one another",
-        "if (g.vectorized) {", "if (g.col_stride == 1) {", (REACH.format(25),),
+        "g.vector_bytes >= kVec * static_cast<int>(sizeof(Element))", "g.col_stride == 1", (REACH.format(25),),
     ),
     Bug(
         "cuda_src/simt/tile.cuh", "rows outside are read where vectors are",

@@ -265,7 +265,7 @@ def test_what_tensor_cores_cut_is_in_the_budget(dtype, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     case=cases(max_seqlen=200),
     pair=PAIRS,

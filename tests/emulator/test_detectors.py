@@ -829,6 +829,7 @@ INTEGERS = {
     "__popc(x)": lambda x: np.array([int(v).bit_count() for v in x.view("u4")], np.int32),
     "__clz(x)": lambda x: np.array([32 - int(v).bit_length() for v in x.view("u4")], np.int32),
     "ptx::opaque(x)": lambda x: x.view("u4"),
+    "*ptx::opaque(p.ints + t)": lambda x: x,
 }
 LONGS = {
     "max(x, y)": np.maximum,

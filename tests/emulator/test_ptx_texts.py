@@ -71,11 +71,8 @@ CALLS = {
     "mbarrier_expect_tx(barrier, count)": "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [barrier], count;",
     "mbarrier_arrive_expect_tx(barrier, count)":
         "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [barrier], count; }",
-    "add_global(memory, p, true)":
-        "{ .reg .pred wanted; setp.ne.s32 wanted, 1, 0; @wanted red.relaxed.gpu.global.add.f32 [memory], p; }",
-    "add_global(memory, p, q, true)":
-        "{ .reg .pred wanted; setp.ne.s32 wanted, 1, 0; "
-        "@wanted red.relaxed.gpu.global.add.v2.f32 [memory], {p, q}; }",
+    "add_global(memory, p)": "red.relaxed.gpu.global.add.f32 [memory], p;",
+    "add_global(memory, p, q)": "red.relaxed.gpu.global.add.v2.f32 [memory], {p, q};",
     "tma_prefetch_map(map)": "prefetch.tensormap [map];",
     **{f"tma_load_{n}d(to, map, barrier, {x})": LOAD.format(n, x) for n, x in X.items()},
     **{f"tma_store_{n}d(map, to, {x})": STORE.format(n, x) for n, x in X.items()},
@@ -118,10 +115,11 @@ def test_waiting_goes_on_until_the_answer_is_yes():
 
 
 def test_an_opaque_value_is_no_longer_the_one_it_was():
-    """x ^ x would be 0."""
-    ptx = ptx_of("  memory[0] = count ^ ptx::opaque(count);")
-    (move,) = inline(ptx)
-    assert re.fullmatch(r"mov\.b32 %r\d+, count;", move) and "xor.b32" in ptx
+    """x ^ x would be 0, and a pointer equal to itself."""
+    ptx = ptx_of("  memory[0] = count ^ ptx::opaque(count);\n  memory[1] = memory == ptx::opaque(memory);")
+    number, address = inline(ptx)
+    assert re.fullmatch(r"mov\.b32 %r\d+, count;", number) and "xor.b32" in ptx
+    assert re.fullmatch(r"mov\.b64 %rd\d+, \S+;", address) and "setp.eq.s64" in ptx
 
 
 def test_an_address_within_the_shared_window():

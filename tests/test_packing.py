@@ -1,0 +1,65 @@
+"""What kernels are told of a problem: multipliers that stand for divisors, in Python and in the kernels."""
+
+import numpy as np
+import pytest
+from emulator.both_paths import run_path
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupy_flash._src import packing
+from cupy_flash._src.params import DIVISOR
+
+LARGEST = 2**31 - 1
+DIVISORS = st.one_of(
+    st.integers(1, LARGEST),
+    st.integers(1, 300),
+    st.builds(lambda n, e: max(1, 2**n + e), st.integers(0, 30), st.integers(-1, 1)),
+)
+
+
+def dividends(n):
+    """Numbers from 0 to 2^31 - 1 at which a quotient by n changes, and the last."""
+    multiples = {m * n for m in (0, 1, 2, 3, LARGEST // n // 2, LARGEST // n - 1, LARGEST // n)}
+    return sorted({x for m in multiples for x in (m - 1, m, m + 1) if 0 <= x <= LARGEST} | {LARGEST})
+
+
+@settings(max_examples=100)
+@given(n=DIVISORS, any_other=st.integers(0, LARGEST))
+def test_a_divisor_gives_every_quotient(n, any_other):
+    value, multiplier, shift = packing.divisor(n)
+    assert value == n and 0 < multiplier < 2**32 and 0 <= shift < 32
+    for x in (*dividends(n), any_other):
+        assert 2 * x * multiplier >> 32 >> shift == x // n
+
+
+DIVIDE = """
+#include "params.cuh"
+struct Params { const Divisor* divisors; const int* dividends; int* quotients; int* rests; int* values; };
+extern "C" __global__ void divide(const __grid_constant__ Params p) {
+  const int i = blockIdx.x * 32 + threadIdx.x;
+  p.quotients[i] = p.dividends[i] / p.divisors[i];
+  p.rests[i] = p.dividends[i] % p.divisors[i];
+  p.values[i] = p.divisors[i];
+}
+"""
+
+
+@pytest.mark.parametrize("path", ["host", "ptx"])
+def test_kernels_divide_by_it(path):
+    if path == "ptx":
+        pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
+    rng = np.random.default_rng(0)
+    some = {1, 2, 3, 5, 7, 8, 64, 641, 2**16 + 1, 2**30, 2**30 + 1, LARGEST - 1, LARGEST}
+    some |= {int(n) for n in 2 ** rng.uniform(0, 31, 50)}
+    pairs = [(n, x) for n in sorted(some) for x in dividends(n)]
+    pairs += [(1, 0)] * (-len(pairs) % 32)
+    numbers, xs = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
+    arrays = {"divisors": np.array([packing.divisor(int(n)) for n in numbers], DIVISOR), "dividends": xs}
+    arrays |= {name: np.zeros_like(xs) for name in ("quotients", "rests", "values")}
+    found = run_path(
+        path, "divide.cu", "divide", arrays, ("quotients", "rests", "values"), virtual={"divide.cu": DIVIDE},
+        grid=(len(xs) // 32,),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found["values"], numbers)
+    np.testing.assert_array_equal(found["quotients"], xs // numbers)
+    np.testing.assert_array_equal(found["rests"], xs % numbers)
