@@ -73,14 +73,16 @@ class Candidate:
 
 
 def mma_candidates() -> Iterator[Candidate]:
-    """Turing loads through registers and adds dQ up one by one, later ones copy asynchronously, Hopper adds pairs."""
+    """Turing, which takes the last of each list, loads through registers; later ones copy asynchronously; Hopper adds dQ
+    up in pairs."""
     for kernel, (candidates, shared_bytes) in MMA.items():
-        archs = "sm_75", "sm_90a" if kernel == "one_pass" else "sm_80"
         for head_dim in MMA_HEAD_DIM_BUCKETS:
-            for tile in candidates(head_dim):
+            *others, last = candidates(head_dim)
+            for tile in (*others, last):
                 size = shared_bytes(tile, head_dim, head_dim)
-                for arch in [arch for arch in archs if size <= named(arch).shared_per_block] or ["sm_90a"]:
-                    yield Candidate(kernel, "float16", head_dim, tile, arch)
+                archs = ("sm_75", "sm_80") if tile is last else ("sm_90a" if kernel == "one_pass" else "sm_80",)
+                arch = next((arch for arch in archs if size <= named(arch).shared_per_block), "sm_90a")
+                yield Candidate(kernel, "float16", head_dim, tile, arch)
 
 
 def simt_all() -> Iterator[Candidate]:
