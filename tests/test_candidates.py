@@ -73,8 +73,7 @@ class Candidate:
 
 
 def mma_candidates() -> Iterator[Candidate]:
-    """Turing, which takes the last of each list, loads through registers; later ones copy asynchronously; Hopper adds dQ
-    up in pairs."""
+    """Turing takes the last of each list and loads through registers; later ones copy asynchronously, Hopper adds pairs."""
     for kernel, (candidates, shared_bytes) in MMA.items():
         for head_dim in MMA_HEAD_DIM_BUCKETS:
             *others, last = candidates(head_dim)
