@@ -73,7 +73,7 @@ class Candidate:
 
 
 def mma_candidates() -> Iterator[Candidate]:
-    """Turing takes the last of each list and loads through registers; later ones copy asynchronously, Hopper adds pairs."""
+    """Turing takes the last of each list and loads to registers; later ones copy asynchronously, Hopper adds pairs."""
     for kernel, (candidates, shared_bytes) in MMA.items():
         for head_dim in MMA_HEAD_DIM_BUCKETS:
             *others, last = candidates(head_dim)
