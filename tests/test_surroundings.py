@@ -9,6 +9,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -52,12 +53,14 @@ def test_what_a_program_writes_is_kept_apart_and_whole(monkeypatch):
         programs.run(["no-such-program"])
 
 
-def test_an_interrupt_ends_the_program_too(tmp_path):
-    begun = tmp_path / "begun"
+def test_an_interrupt_ends_the_program_too(monkeypatch, tmp_path):
+    begun, waiting, wait = tmp_path / "begun", threading.Event(), subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", lambda *args: waiting.set() or wait(*args))
 
     def interrupt():
         while not begun.exists() or not begun.read_text().strip():
             time.sleep(0.01)
+        waiting.wait()  # while Popen is at it, nobody knows the program yet
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()

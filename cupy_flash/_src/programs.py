@@ -39,14 +39,16 @@ def run(command: Sequence[str]) -> Outcome:
     """
     environment = os.environ | {"LC_ALL": "C"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        # A child forked in between would keep the pipes open by which the start is told; the rest goes to files.
-        with forks.whole():
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
+        process = None
         try:
+            # A child forked in between would keep the pipes open by which the start is told; the rest goes to files.
+            with forks.whole():
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
             status = process.wait()
         except BaseException:  # an interrupt
-            process.kill()
-            process.wait()
+            if process is not None:
+                process.kill()
+                process.wait()
             raise
         texts = []
         for file in (out, err):

@@ -353,15 +353,15 @@ BUGS = [
     Bug(
         file=f"{SRC}/programs.py",
         what="an interrupt leaves the program at work",
-        old="            process.kill()\n            process.wait()\n            raise\n",
-        new="            raise\n",
+        old="            if process is not None:\n",
+        new="            if process is None:\n",
         noticed_by=(f"{AROUND}::test_an_interrupt_ends_the_program_too",),
     ),
     Bug(
         file=f"{SRC}/programs.py",
         what="a program that an interrupt ends is not waited for",
-        old="            process.kill()\n            process.wait()\n",
-        new="            process.kill()\n",
+        old="                process.kill()\n                process.wait()\n",
+        new="                process.kill()\n",
         noticed_by=(f"{AROUND}::test_an_interrupt_ends_the_program_too",),
     ),
     Bug(
