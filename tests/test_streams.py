@@ -94,16 +94,6 @@ def test_tiles_of_fewer_rows_than_threads_copy(warps):
     assert abs(found.astype(float) - expected.astype(float)).max() < 1e-3
 
 
-def test_copies_that_were_never_begun_are_never_ended(mutate):
-    """A block of queries without keys, on Turing, which ends copies itself: what it would read is in no buffer."""
-    case = dataclasses.replace(RAGGED, group=1, d=20, sq=200, sk=50, q_offset=-150)
-    q, k, v, *_ = case.arrays()
-    nowhere = "{reinterpret_cast<const Element*>(16), 0, kBlockN}"
-    mutate("mma/stream.cuh", "TileRows begun_;", f"TileRows begun_ = {nowhere};")
-    with emulator.settings(mode="checked"):
-        flash_attention(q, k, v, **case.options, backend="emulator:sm_75")
-
-
 def in_splits(splits, *args):
     """The plan of the backward with so many shares of the query heads of a group."""
     plan = plan_backward(*args)

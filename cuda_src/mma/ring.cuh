@@ -18,9 +18,11 @@ struct Ring {
   __device__ __forceinline__ void fill(int steps, Start&& start, Finish&& finish) const {
 #pragma unroll
     for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) start(step);
+      if (step < steps) {
+        start(step);
+        if (!kAsyncCopy && step + 1 < kAhead) finish(step);
+      }
       if (kAsyncCopy) ptx::cp_async_commit();
-      if (!kAsyncCopy && step < steps && step + 1 < kAhead) finish(step);
     }
   }
 
