@@ -428,22 +428,21 @@ MUTANTS = {
     "forward: rows past the end": (
         "mma/packed.cuh", "return row < rows;", "return row <= rows;", {"out_of_bounds"}),
     "combine: one split too many": (
-        "attention/combine.cu", "for (int split = 0; split < num_splits; ++split) sum += weight(split);",
-        "for (int split = 0; split <= num_splits; ++split) sum += weight(split);", {"out_of_bounds"}),
+        "attention/combine.cu", "if (split >= num_splits) return 0.0f;", "if (split > num_splits) return 0.0f;",
+        {"out_of_bounds"}),
     "merge: one column too many": (
-        "attention/merge.cu", "for (int col = r.lane; col < cols; col += 32)",
-        "for (int col = r.lane; col <= cols; col += 32)", {"out_of_bounds", "global_race"}),
+        "attention/merge.cu", "col < shape.head_dim_v;", "col <= shape.head_dim_v;", {"out_of_bounds", "global_race"}),
     "dkdv: P published without a barrier": (
-        "mma/backward_dkdv.cu", "    }\n    meet();\n\n    const bool wraps", "    }\n\n    const bool wraps",
+        "mma/backward_dkdv.cu", "    }\n    meet();\n\n    if (kAtomicDq)", "    }\n\n    if (kAtomicDq)",
         {"shared_race", "uninitialised"}),
     "dkdv: queries of the next block": (
         "mma/backward_dkdv.cu", "QueryStage& stage = shared.ring[ring.slot];",
         "QueryStage& stage = shared.ring[(ring.slot + 1) % kStages];", {"shared_race", "uninitialised", "async_copy"}),
     "dkdv: dQ added without atomics": (
-        "mma/backward_dkdv.cu", "ptx::add_global(row + across, acc[i][j]);", "row[across] += acc[i][j];",
+        "mma/backward_dkdv.cu", "ptx::add_global(dst + across, acc[i][j]);", "dst[across] += acc[i][j];",
         {"global_race"}),
     "dkdv: statistics of queries past the end": (
-        "mma/stream.cuh", "src, exists ? 4 : 0);", "src, 4);", {"out_of_bounds", "uninitialised"}),
+        "mma/stream.cuh", "next_[pass], exists ? 4 : 0);", "next_[pass], 4);", {"out_of_bounds", "uninitialised"}),
     "dkdv: dK's tile written while K is read": (
         "mma/backward_dkdv.cu", "  meet();  // dK's and dV's tiles lie where K and V were", "",
         {"shared_race"}),
