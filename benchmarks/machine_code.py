@@ -126,7 +126,7 @@ def step_of(kernel: Specialization) -> Step:
 
 
 def _copied(rows: int, cols: int, threads: int) -> int:
-    """Bytes that a thread copies of a tile, if it copies any: `load_tile` of mma/tile.cuh."""
+    """Bytes that a thread copies of a tile, if it copies any: `Share` of mma/tile.cuh."""
     across = (64 if cols % 64 == 0 else 32) // 8
     return 16 * ceil(rows / (threads // across)) * (cols // 8 // across)
 

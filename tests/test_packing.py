@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cupy_flash._src import packing
 from cupy_flash._src.params import DIVISOR
+from cupy_flash._src.problem import AttentionProblem
 
 LARGEST = 2**31 - 1
 DIVISORS = st.one_of(
@@ -63,3 +64,12 @@ def test_kernels_divide_by_it(path):
     np.testing.assert_array_equal(found["values"], numbers)
     np.testing.assert_array_equal(found["quotients"], xs // numbers)
     np.testing.assert_array_equal(found["rests"], xs % numbers)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float16", 1e-40), ("float32", -1e-300), ("float64", 1e300)])
+def test_a_scale_beyond_float32_raises_nothing_whatever_the_error_state(dtype, scale):
+    q = np.zeros((1, 2, 8), dtype)
+    with np.errstate(all="raise"):
+        *_, in_double, _, in_float, multiplier = packing.shape(AttentionProblem.from_arrays(q, q, q, scale=scale))
+    assert in_double == scale and in_float == (np.inf if scale > 1 else np.float32(scale))
+    assert multiplier >= np.finfo(np.float32).smallest_normal

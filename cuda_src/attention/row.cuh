@@ -1,6 +1,7 @@
 // Row-wise kernels: a block for every kBlockRows rows of queries, or of keys, of a head. What depends on the head is
 // worked out once for all of them, and a thread has parts of several rows under way: these kernels wait for memory.
 #pragma once
+#include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "params.cuh"
 #include "ptx/memory.cuh"
@@ -14,7 +15,7 @@ struct RowBlock {
   int batch[kBatchDims], head, begin, end;
 };
 
-__device__ __forceinline__ int blocks_of_head(int seqlen) { return (seqlen + kBlockRows - 1) / kBlockRows; }
+__device__ __forceinline__ int blocks_of_head(int seqlen) { return ceil_div(seqlen, kBlockRows); }
 
 // Of the block's index alone: the same in all threads.
 __device__ __forceinline__ RowBlock block_of_rows(const Shape& shape, const Divisor& num_heads, int seqlen, int block) {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash._src.params import BATCH_DIMS
-from cupy_flash._src.plan import BackwardPlan, ForwardPlan
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, ceil_div
 from cupy_flash._src.problem import AttentionProblem
 
 
@@ -17,7 +17,8 @@ def shape(problem: AttentionProblem) -> tuple[Any, ...]:
     batch = (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch
     # A multiplier of 0 would turn a hidden key's -inf into NaN; the least normal number gives 2^0 just as well.
     scales = np.array([problem.scale, max(abs(problem.scale) * math.log2(math.e), 1.2e-38)])
-    with np.errstate(over="ignore"):  # scores that are scaled by 1e300 are infinite in float32
+    # Float64's may be too large, and any too small; on a GPU nobody has set the caller's errors aside.
+    with np.errstate(all="ignore"):
         scales_f32 = scales.astype(np.float32)
     return (
         [divisor(n) for n in batch],
@@ -30,10 +31,10 @@ def shape(problem: AttentionProblem) -> tuple[Any, ...]:
 
 def forward_schedule(problem: AttentionProblem, plan: ForwardPlan) -> dict[str, Any]:
     """Schedule, as far as the forward kernels read it."""
-    query_blocks = _ceil_div(problem.seqlen_q * plan.packed_heads, plan.forward.kernel.constant("kBlockM"))
+    query_blocks = ceil_div(problem.seqlen_q * plan.packed_heads, plan.forward.kernel.constant("kBlockM"))
     members, key_heads = problem.group_size // plan.packed_heads, problem.num_heads_k * math.prod(problem.batch)
     section_heads = min(plan.section_heads, key_heads)
-    last_section = _ceil_div(key_heads, section_heads) - 1
+    last_section = ceil_div(key_heads, section_heads) - 1
     return {
         "query_blocks": divisor(query_blocks),
         "num_splits": divisor(plan.num_splits),
@@ -49,8 +50,8 @@ def forward_schedule(problem: AttentionProblem, plan: ForwardPlan) -> dict[str, 
 
 def backward_schedule(problem: AttentionProblem, plan: BackwardPlan) -> dict[str, Any]:
     """The same of the backward kernels."""
-    key_blocks = _ceil_div(problem.seqlen_k, plan.dkdv.kernel.constant("kBlockN"))
-    query_blocks = 1 if plan.dq is None else _ceil_div(problem.seqlen_q, plan.dq.kernel.constant("kBlockM"))
+    key_blocks = ceil_div(problem.seqlen_k, plan.dkdv.kernel.constant("kBlockN"))
+    query_blocks = 1 if plan.dq is None else ceil_div(problem.seqlen_q, plan.dq.kernel.constant("kBlockM"))
     return {
         "query_blocks": divisor(query_blocks),
         "key_blocks": divisor(key_blocks),
@@ -69,7 +70,3 @@ def divisor(n: int) -> tuple[int, int, int]:
     """
     shift = (n - 1).bit_length()
     return n, -(-(2 ** (31 + shift)) // n), shift
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)

@@ -125,9 +125,9 @@ def plan_forward(
     variant, group = _variant(problem), problem.group_size
     kernel = kernels.forward(variant, device, tile=tiles.forward)
     if kernel.family == "simt":
-        blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
+        blocks = ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
         if num_spans is None:
-            num_spans = max(1, _ceil_div(problem.seqlen_k, SPAN_KEYS)) if problem.accumulator.itemsize == 4 else 1
+            num_spans = max(1, ceil_div(problem.seqlen_k, SPAN_KEYS)) if problem.accumulator.itemsize == 4 else 1
         return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)), num_spans=num_spans)
 
     packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tiles.forward), 1
@@ -139,10 +139,10 @@ def plan_forward(
         kernel, packed_heads = packed_kernel, group
     block_m, block_n = kernel.constant("kBlockM"), kernel.constant("kBlockN")
     key_heads = problem.num_heads_k * prod(problem.batch)
-    blocks = _ceil_div(problem.seqlen_q * packed_heads, block_m) * (group // packed_heads) * key_heads
+    blocks = ceil_div(problem.seqlen_q * packed_heads, block_m) * (group // packed_heads) * key_heads
     if num_splits is None:
         slots = device.num_sms * kernel.constant("kMinBlocks")
-        num_splits = _num_splits(blocks, slots, _ceil_div(problem.seqlen_k, block_n))
+        num_splits = _num_splits(blocks, slots, ceil_div(problem.seqlen_k, block_n))
     key_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.storage.itemsize
     return ForwardPlan(
         _launch(kernel, blocks * num_splits),
@@ -170,14 +170,14 @@ def plan_backward(
     """
     variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
     dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)
-    key_blocks = _ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
+    key_blocks = ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
     slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
     if not deterministic and dkdv.family == "mma":
         splits = _num_splits(key_blocks, slots, group)
     dq = None
     if deterministic or dkdv.family == "mma":
         kernel = kernels.dq(variant, device, tile=tiles.dq)
-        query_blocks = _ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
+        query_blocks = ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
         filled, filled_dq = min(1, key_blocks * splits / slots), min(1, query_blocks / device.num_sms)
         if deterministic or filled_dq > 3 * filled:
             dq = _launch(kernel, query_blocks)
@@ -252,7 +252,7 @@ def _variant(problem: AttentionProblem) -> Variant:
 
 def _fill(rows: int, block: int) -> float:
     """Share of the rows of whole blocks that are used."""
-    return rows / max(1, _ceil_div(rows, block) * block)
+    return rows / max(1, ceil_div(rows, block) * block)
 
 
 def _num_splits(blocks: int, slots: int, parts: int) -> int:
@@ -266,7 +266,7 @@ def _num_splits(blocks: int, slots: int, parts: int) -> int:
 
 
 def _shrinks(parts: int, splits: int) -> bool:
-    return _ceil_div(parts, splits) < _ceil_div(parts, splits - 1)
+    return ceil_div(parts, splits) < ceil_div(parts, splits - 1)
 
 
 def _launch(kernel: Specialization, grid: int) -> Launch:
@@ -285,8 +285,8 @@ def _row_wise(
 
 def _row_blocks(kernel: Specialization, problem: AttentionProblem, *, keys: bool) -> int:
     heads, rows = (problem.num_heads_k, problem.seqlen_k) if keys else (problem.num_heads_q, problem.seqlen_q)
-    return prod(problem.batch) * heads * _ceil_div(rows, kernel.constant("kBlockRows"))
+    return prod(problem.batch) * heads * ceil_div(rows, kernel.constant("kBlockRows"))
 
 
-def _ceil_div(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

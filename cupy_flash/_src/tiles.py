@@ -241,7 +241,7 @@ class MmaTile:
         return self._copy_fault(head_dim, head_dim_v)
 
     def _copy_fault(self, *head_dims: int) -> str | None:
-        """The same for `load_tile` of mma/tile.cuh."""
+        """The same for `Share` of mma/tile.cuh."""
         for rows, cols in product((self.block_m, self.block_n), head_dims):
             down = 32 * self.num_warps * _CHUNK // _swizzled(cols)  # rows that all threads copy at a time
             if rows > down and rows % down:
