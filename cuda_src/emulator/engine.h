@@ -93,6 +93,7 @@ void emulator_cp_async_wait(
 // ---- ex2.approx and lg2.approx of float32, subnormals and all; engine/arithmetic.h
 float emulator_ex2(float x);
 float emulator_lg2(float x);
+float emulator_tanh(float x);
 
 // ---- atomics on global or shared memory; each returns the old value
 enum EmulatorAtomic {

@@ -170,7 +170,7 @@ inline float ex2(float a) { return emulator_ex2(a); }
 inline float lg2(float a) { return emulator_lg2(a); }
 inline float sin(float a) { return __builtin_sinf(a); }
 inline float cos(float a) { return __builtin_cosf(a); }
-inline float tanh(float a) { return __builtin_tanhf(a); }
+inline float tanh(float a) { return emulator_tanh(a); }
 // copysign d, a, b: the sign of a on b.
 template <class T> inline T copysign(T sign, T value) {
   if constexpr (sizeof(T) == 4) return __builtin_copysignf(value, sign);

@@ -1,4 +1,4 @@
-"""What a GPU may answer: ex2 and lg2 as far off as the PTX ISA allows and no further, the same on both paths, and
+"""What a GPU may answer: ex2, lg2 and tanh as far off as the PTX ISA allows and no further, the same on both paths, and
 attention with them within the error budget.
 """
 
@@ -24,11 +24,14 @@ BY_NAME = {primitive.name: primitive for primitive in PRIMITIVES}
 FUNCTIONS = """
 #include "platform.cuh"
 #include "ptx/math.cuh"
-struct Params { const float* x; const double* wide; float* ex2; float* lg2; double* wide_ex2; double* wide_lg2; };
+struct Params {
+  const float* x; const double* wide; float* ex2; float* lg2; float* tanh; double* wide_ex2; double* wide_lg2;
+};
 extern "C" __global__ void __launch_bounds__(32) kernel(const __grid_constant__ Params p) {
   for (int i = threadIdx.x; i < COUNT; i += 32) {
     p.ex2[i] = ptx::ex2(p.x[i]);
     p.lg2[i] = ptx::lg2(p.x[i]);
+    p.tanh[i] = ptx::tanh_approx(p.x[i]);
     p.wide_ex2[i] = ptx::ex2(p.wide[i]);
     p.wide_lg2[i] = ptx::lg2(p.wide[i]);
   }
@@ -50,14 +53,14 @@ def arguments():
 
 
 def functions_of(x, **settings):
-    """Both functions of x, in float32 and in float64, by both paths, which give the same bits in float32."""
+    """The functions of x, in float32 and in float64, by both paths, which give the same bits in float32."""
     arrays = {"x": x, "wide": x.astype(np.float64)}
-    outputs = {"ex2": x, "lg2": x, "wide_ex2": arrays["wide"], "wide_lg2": arrays["wide"]}
+    outputs = {"ex2": x, "lg2": x, "tanh": x, "wide_ex2": arrays["wide"], "wide_lg2": arrays["wide"]}
     virtual = {"functions.cu": FUNCTIONS.replace("COUNT", str(x.size))}
     host, ptx = run_both("functions.cu", "kernel", arrays | outputs, list(outputs), virtual=virtual, **settings)
     for name in ("wide_ex2", "wide_lg2"):  # NVRTC's library, not the host's
         np.testing.assert_allclose(ptx[name], host[name], rtol=2.0**-50, atol=2.0**-50)
-    assert_same_bits(*({name: found[name] for name in ("ex2", "lg2")} for found in (host, ptx)))
+    assert_same_bits(*({name: found[name] for name in ("ex2", "lg2", "tanh")} for found in (host, ptx)))
     return host
 
 
@@ -108,9 +111,25 @@ def test_lg2_is_as_far_off_as_documented(answers):
 
 
 @np.errstate(all="ignore")
+def test_tanh_is_as_far_off_as_documented_and_never_beyond_1(answers):
+    arithmetic, x, found = answers
+    x, y = (a[np.abs(a0) >= 2.0**-126].astype(np.float64) for a, a0 in ((x, x), (found["tanh"], x)))
+    assert np.abs(y).max() == 1
+    share = (np.abs(y) / np.abs(np.tanh(x)) - 1) * 2.0**11
+    if arithmetic == "exact":
+        assert np.abs(share).max() < 2.0**-11
+        return
+    assert np.abs(share).max() <= 1
+    inner = (share * np.sign(x))[np.abs(x) < 3]  # 1 is at hand beyond
+    assert (inner.max() > 0.99) == (arithmetic != "hardware-low")
+    assert (inner.min() < -0.99) == (arithmetic != "hardware-high")
+
+
+@np.errstate(all="ignore")
 def test_what_the_isa_lists_is_exact(answers):
     arithmetic, x, found = answers
     special = slice(SPECIAL.size)
+    np.testing.assert_array_equal(found["tanh"][[0, 1, 4, 5, 6]], [0, -0.0, 1, -1, np.nan])
     np.testing.assert_array_equal(found["ex2"][special], [1, 1, 1, 1, np.inf, 0, np.nan, np.inf, 0, 0, np.inf, 0])
     expected = [*[-np.inf] * 4, np.inf, np.nan, np.nan, None, np.nan, np.nan, None, np.nan]
     for value, y in zip(expected, found["lg2"][special], strict=True):

@@ -57,11 +57,11 @@ def _special_values(dtype: str) -> np.ndarray:
 
 def _function(name: str, dtype: str, x: np.ndarray, reference: Callable, rtol: float) -> Primitive:
     def flush(v: np.ndarray) -> np.ndarray:
-        """The float32 instructions read and write subnormals as zeros of the same sign."""
+        """The float32 instructions but tanh read and write subnormals as zeros of the same sign."""
         return np.where(np.abs(v) < np.finfo(v.dtype).tiny, np.copysign(v.dtype.type(0), v), v)
 
     def expected(inputs: Arrays) -> Arrays:
-        keep = flush if dtype == "float32" else np.array
+        keep = flush if dtype == "float32" and name != "tanh_approx" else np.array
         with np.errstate(all="ignore"):
             return {"y": keep(reference(keep(inputs["x"]).astype(np.longdouble)).astype(dtype))}
 
@@ -84,6 +84,7 @@ def _functions() -> list[Primitive]:
         _function("ex2", "float64", large, np.exp2, 2.0**-51),
         _function("lg2", "float32", positive, np.log2, 2.0**-21),
         _function("lg2", "float64", wide, np.log2, 2.0**-51),
+        _function("tanh_approx", "float32", rng.uniform(-10, 10, 1000), np.tanh, 2.0**-10.9),
     ]
 
 

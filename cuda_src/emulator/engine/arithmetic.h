@@ -1,10 +1,12 @@
-// What a GPU may answer where it does not round correctly: ex2.approx and lg2.approx of float32, as far off as the PTX
-// ISA allows, and the sums of tensor cores.
+// What a GPU may answer where it does not round correctly: ex2.approx, lg2.approx and tanh.approx of float32, as far
+// off as the PTX ISA allows, and the sums of tensor cores.
 //
 //   ex2  at most 2 ulp from the correctly rounded result, "across the full range of inputs" (PTX ISA 9.7.3, ex2)
 //   lg2  at most 2^-22 off for an argument in (0.5, 2), elsewhere at most 2^-22 times the result (9.7.3, lg2)
+//   tanh at most 2^-11 times the result (9.7.3, tanh), and not beyond 1
 //
-// What the tables there list is exact: ex2(0) = 1, ex2(-inf) = 0, lg2(0) = -inf, infinities and NaN. Nothing else is,
+// What the tables there list is exact: ex2(0) = 1, ex2(-inf) = 0, lg2(0) = -inf, tanh(0) = 0, tanh(inf) = 1, infinities
+// and NaN. Nothing else is,
 // though hardware that interpolates over the mantissa may well be at whole numbers and powers of two. An error is a
 // function of the argument's bits: the same in every thread and on both of the emulator's paths.
 #pragma once
@@ -34,12 +36,22 @@ inline float approximate_ex2(float x) {
   return bit_cast<float>(static_cast<uint32_t>(bit_cast<uint32_t>(rounded) + ulps));
 }
 
+// `exact` and the share of the error allowed that x gets, in float32: not rounded out of what is allowed.
+inline float off_by(double allowed, double exact, float x) {
+  const float y = static_cast<float>(exact + allowed * (static_cast<double>(error_share(x)) * 0x1p-31));
+  return fabs(y - exact) > allowed ? nextafterf(y, static_cast<float>(exact)) : y;
+}
+
 inline float approximate_lg2(float x) {
   const double exact = log2(static_cast<double>(x));
   if (!isfinite(exact)) return static_cast<float>(exact);
-  const double allowed = 0x1p-22 * (x > 0.5f && x < 2.0f ? 1 : fabs(exact));
-  const float y = static_cast<float>(exact + allowed * (static_cast<double>(error_share(x)) * 0x1p-31));
-  return fabs(y - exact) > allowed ? nextafterf(y, static_cast<float>(exact)) : y;  // rounded out of what is allowed
+  return off_by(0x1p-22 * (x > 0.5f && x < 2.0f ? 1 : fabs(exact)), exact, x);
+}
+
+inline float approximate_tanh(float x) {
+  const double exact = tanh(static_cast<double>(x));
+  if (x == 0 || isinf(x) || isnan(x)) return static_cast<float>(exact);
+  return fmaxf(-1.0f, fminf(off_by(0x1p-11 * fabs(exact), exact, x), 1.0f));
 }
 
 // To float32, toward zero, but what its exponent cannot hold is infinite.
@@ -71,5 +83,6 @@ inline float truncated_sum(const double (&terms)[kTerms]) {
 extern "C" {
 
 float emulator_ex2(float x) { return emulator::is_exact() ? exp2f(x) : emulator::approximate_ex2(x); }
+float emulator_tanh(float x) { return emulator::is_exact() ? tanhf(x) : emulator::approximate_tanh(x); }
 float emulator_lg2(float x) { return emulator::is_exact() ? log2f(x) : emulator::approximate_lg2(x); }
 }

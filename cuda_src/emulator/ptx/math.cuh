@@ -16,6 +16,7 @@ __forceinline__ float ex2(float x) { return detail::flush(emulator_ex2(detail::f
 __forceinline__ double ex2(double x) { return exp2(x); }
 __forceinline__ float lg2(float x) { return emulator_lg2(detail::flush(x)); }
 __forceinline__ double lg2(double x) { return log2(x); }
+__forceinline__ float tanh_approx(float x) { return emulator_tanh(x); }
 __forceinline__ float min_nan(float x, float y) { return y < x ? y : x; }
 __forceinline__ double min_nan(double x, double y) { return y < x ? y : x; }
 
