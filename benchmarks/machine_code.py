@@ -63,7 +63,7 @@ def measure(
     for arch in archs:
         rows: dict[Specialization, Row] = {}
         for name, dtype, head_dim, mask in product(names, dtypes, head_dims, masks):
-            kernel = KERNELS[name](Variant(dtype, mask == "causal", head_dim, head_dim), named(arch))
+            kernel = KERNELS[name](Variant.of(dtype, head_dim, causal=mask == "causal"), named(arch))
             if kernel.family == "mma":
                 rows[kernel] = dict(zip(KEY, (version, arch, name, dtype, str(head_dim), mask), strict=True))
         for (kernel, row), compiled in zip(rows.items(), compile.compile_all(rows, arch), strict=True):

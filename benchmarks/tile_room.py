@@ -66,7 +66,7 @@ class Room:
 def rooms(arch: str) -> Iterator[Room]:
     """Of every list of candidates: each kernel, the larger where two take one tile, and head dimension."""
     for name, head_dim in product(("forward", "packed", "dkdv", "dq"), MMA_HEAD_DIM_BUCKETS):
-        kernel = KERNELS[name](Variant("float16", False, head_dim, head_dim), named(arch))
+        kernel = KERNELS[name](Variant.of("float16", head_dim), named(arch))
         if kernel.family == "mma":
             yield Room(named(arch), name, head_dim, kernel)
 

@@ -1,4 +1,4 @@
-// Kernel parameters, passed by value. cupy_flash/_src/params.py mirrors every struct field by field.
+// Kernel parameters, passed by value. Python reads their layout here: cupy_flash/_src/structs.py.
 #pragma once
 #include "platform.cuh"
 
@@ -17,6 +17,9 @@ __device__ __forceinline__ int operator/(int n, const Divisor& divisor) {
   return static_cast<int>(static_cast<uint32_t>(product >> 32) >> divisor.shift);
 }
 __device__ __forceinline__ int operator%(int n, const Divisor& divisor) { return n - n / divisor * divisor.value; }
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ __forceinline__ int ceil_div(int a, const Divisor& b) { return (a + b - 1) / b; }
 
 // A tensor of shape [batch..., heads, rows, cols]. Strides count elements; a broadcast dimension has stride 0.
 struct Tensor {
@@ -38,10 +41,7 @@ struct Shape {
   int seqlen_k;
   int head_dim;
   int head_dim_v;
-  int q_offset;  // causal: query i sees key j <= i + q_offset
-  // attention/score.cuh; in float too, for kernels that have no double.
-  double scale, multiplier;
-  float scale_f32, multiplier_f32;
+  int q_offset;  // query i stands at key i + q_offset
 };
 
 // How the plan lays work out over blocks: attention/schedule.cuh.
@@ -60,7 +60,6 @@ struct Schedule {
   // Forward on CUDA cores: launches that take a part of the keys each, and which of them this is.
   int num_spans;
   int span;
-  int padding;  // to the tensors
 };
 
 struct ForwardParams {

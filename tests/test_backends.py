@@ -129,15 +129,15 @@ def test_every_array_of_a_call_is_in_its_place(monkeypatch):
 
 
 def test_options_reach_the_backend(monkeypatch):
-    """What each call was given, in the problem that a backend gets; and `deterministic`, where that was asked."""
+    """What each call was given, in the problem that a backend gets."""
     seen = []
 
     def watch(name):
         function = getattr(cpu.CpuBackend, name)
 
         def watched(self, problem, *arguments):
-            deterministic = arguments[-1:] if name == "backward" else ()
-            seen.append((name, problem.causal, problem.scale, problem.q_offset, *deterministic))
+            masks = [mask.keyword for mask in problem.masks]
+            seen.append((name, masks, problem.scale, problem.q_offset, problem.deterministic))
             return function(self, problem, *arguments)
 
         monkeypatch.setattr(cpu.CpuBackend, name, watched)
@@ -147,14 +147,14 @@ def test_options_reach_the_backend(monkeypatch):
     q, k, v, dout, _ = Case(sq=4, sk=5, d=8).arrays()
     for options in ({}, {"causal": True}, {"causal": True, "scale": -0.5, "q_offset": -2}):
         scale = pytest.approx(options.get("scale", 8**-0.5), rel=1e-15)
-        found = options.get("causal", False), scale, options.get("q_offset", 1 if options else 0)
+        found = ["causal"] * options.get("causal", False), scale, options.get("q_offset", 1 if options else 0)
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
-        expected = [("forward", *found)]
+        expected = [("forward", *found, False)]
         for chosen in ({}, {"deterministic": True}):
             deterministic = bool(chosen)
             flash_attention_backward(dout, q, k, v, out, lse, **options, **chosen)
             flash_attention_vjp(q, k, v, **options, **chosen)[1](dout)
-            expected += [("backward", *found, deterministic), ("forward", *found), ("backward", *found, deterministic)]
+            expected += [(name, *found, deterministic) for name in ("backward", "forward", "backward")]
         assert seen == expected
         seen.clear()
 

@@ -30,12 +30,13 @@ from cupy_flash._src.cli.check import staged, suite
 from cupy_flash._src.cli.problems import LAYOUTS, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, Worker, attempt, stage
 from cupy_flash._src.compile import CompileError
+from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 ROOT = Path(__file__).parents[1]
-TINY = Problem(batch=(2,), heads_k=2, group=2, sq=9, sk=13, d=16, causal=True)
+TINY = Problem(batch=(2,), heads_k=2, group=2, sq=9, sk=13, d=16, options={"causal": True})
 ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
 MERGE = "merge: two parts of the keys, deterministic=True"
 GOLDEN = ROOT / "tests" / "golden" / "primitives.npz"
@@ -101,13 +102,16 @@ def test_problems_reach_what_the_kernels_differ_in():
     assert len(set(map(str, found))) == len(found)
     assert {p.d for p in found} >= {32, 64, 96, 128, 192, 256, 512}
     assert {p.dtype for p in found} == set(DTYPES) and {p.layout for p in found} == set(LAYOUTS)
+    for component in COMPONENTS:
+        values = {p.options.get(component.keyword, component.default) for p in found}
+        assert component.examples and values == {component.default, *component.examples}
     assert {p.group for p in found} >= {1, 2, 7, 8} and any(p.sq == 1 and p.sk > 2000 for p in found)
     for p in found:
         assert p.reduced().sk > 0 or p.sk == 0
         short = dataclasses.replace(p, sq=min(p.sq, 5), sk=min(p.sk, 7))
         q, k, v, dout, dlse = short.arrays()
         assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
-        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **p.options)
+        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **p.options, deterministic=p.deterministic)
         assert dout.shape == short.problem().out_shape and dlse.shape == dout.shape[:-1]
 
 
@@ -129,10 +133,10 @@ def test_smoke_reaches_each_family_by_each_dtype():
     assert list(suite.checks("cuda"))[: len(SMOKE)] == [f"smoke: {name}" for name in SMOKE]
     for name, p in SMOKE.items():
         launches = plan_forward(p.problem(), named("sm_90a")).launches
-        launches += plan_backward(p.problem(), named("sm_90a"), p.deterministic).launches
+        launches += plan_backward(p.problem(), named("sm_90a")).launches
         families = {x.kernel.family for x in launches if x.kernel.entry in ("attention_forward", "attention_dkdv")}
         assert (families, p.dtype) == ({name.split()[0]}, name.split()[1])
-        assert p.causal and 200 <= p.sq < 1000
+        assert p.options == {"causal": True} and 200 <= p.sq < 1000
 
 
 def test_every_check_has_a_group():
@@ -443,7 +447,7 @@ def test_a_wrong_number_in_any_result_fails_and_is_named(name, dtype, computed):
 
 @pytest.mark.parametrize("name", suite.NAMES)
 def test_merged_results_are_held_to_the_same(name, computed):
-    computed.whole, p = False, dataclasses.replace(TINY, causal=False, deterministic=True)
+    computed.whole, p = False, dataclasses.replace(TINY, options={}, deterministic=True)
     assert "% of the error budget (" in suite._merge("cpu", p)
     for spoil in (spoil for what, spoil in SPOILS.items() if what != "another shape"):
         computed.spoil = {name: spoil}
@@ -490,7 +494,7 @@ def test_bits_that_do_not_repeat_fail(name, backend, computed, monkeypatch):
 
     monkeypatch.setattr(suite, "flash_attention_vjp", vjp)
     p = dataclasses.replace(TINY, deterministic=True)
-    expected = {"causal": True, "q_offset": None, "scale": None, "backend": backend, "deterministic": True}
+    expected = {"causal": True, "backend": backend, "deterministic": True}
     if name:
         with pytest.raises(Failed, match=f"^{name} differs in repeat {repeats - 1}$"):
             suite._repeats(backend, p)

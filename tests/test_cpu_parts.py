@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cupy_flash._src import source
 from cupy_flash._src.backends import native
 from cupy_flash._src.problem import DTYPES
 from cupy_flash._src.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
@@ -68,7 +67,7 @@ def parts(request):
     isas = [name for name, features in native.ISAS.items() if cpu_features().issuperset(features)]
     for isa in isas if request.param == "widest" else ["portable"]:
         flags = (*native._FLAGS, *feature_flags(native.ISAS[isa]), "-DBFLOAT16_PAIRS")
-        text = source.flatten("cpu/convert.h") + PARTS
+        text = native.flatten("cpu/convert.h") + PARTS
         with contextlib.suppress(ToolchainError):  # a compiler that does not know it
             library = ctypes.CDLL(str(compile_shared(text, "parts", flags=flags, freestanding=True, folder="cpu")))
             break

@@ -5,7 +5,8 @@ import pytest
 from cases import Case
 from conftest import require_gpu
 
-from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
+from cupy_flash import flash_attention, flash_attention_vjp
+from cupy_flash._src.cli.check import suite
 
 pytestmark = pytest.mark.gpu
 
@@ -22,58 +23,12 @@ def arrays_on(cupy, case):
     return [cupy.asarray(x) for x in case.arrays()]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_deterministic_over_100_repeats(cupy, dtype):
-    q, k, v, dout, dlse = arrays_on(cupy, Case(dtype=dtype, heads_k=2, group=4, sq=777, sk=1000, causal=True))
-    options = {"causal": True, "deterministic": True}
-    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, **options)
-    first = [x.view(np.uint8).copy() for x in (out, lse, *vjp(dout, dlse))]
-    for _ in range(99):
-        (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, **options)
-        for x, y in zip(first, (out, lse, *vjp(dout, dlse)), strict=True):
-            assert (x == y.view(np.uint8)).all()
-
-
-def test_launches_go_to_the_current_stream(cupy):
-    """The kernel waits for a slow one before it on its stream, and sees what was copied in between."""
-    wait = cupy.RawKernel(
-        'extern "C" __global__ void wait(long long n) { for (long long t = clock64(); clock64() - t < n;); }', "wait"
-    )
-    q, k, v, *_ = arrays_on(cupy, Case(heads_k=4, sq=300, sk=300))
-    expected = flash_attention(q, k, v)
-    source = cupy.zeros_like(q)
-    cupy.cuda.Device().synchronize()
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        wait((1,), (1,), (np.int64(200_000_000),))
-        source[...] = q
-        out = flash_attention(source, k, v)
-        assert not stream.done  # the call came back while the stream still waits: no synchronisation
-    stream.synchronize()
-    assert (out == expected).all()
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_forward_and_backward_are_captured_into_a_graph(cupy, deterministic):
-    """CuPy refuses to synchronise or to transfer while it captures; the replay reads the inputs anew."""
-    q, k, v, dout, _ = arrays_on(cupy, Case(dtype="float16", heads_k=2, sq=200, sk=200, causal=True))
-
-    def step():
-        out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
-        return out, *flash_attention_backward(dout, q, k, v, out, lse, causal=True, deterministic=deterministic)
-
-    cupy.cuda.Device().synchronize()
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), stream:
-        step()  # compiles, and fills the memory pool
-        stream.begin_capture()
-        captured = step()
-        graph = stream.end_capture()
-        q *= 2
-        graph.launch(stream)
-        stream.synchronize()
-        for x, y in zip(captured, step(), strict=True):
-            cupy.testing.assert_allclose(x, y, rtol=0 if deterministic else 2e-3, atol=0 if deterministic else 2e-3)
+@pytest.mark.parametrize(
+    "name", [name for name in suite.checks("cuda") if name.startswith(("repeats: ", "stream: ", "graph: "))]
+)
+def test_bits_repeat_and_streams_and_graphs_are_kept_to(cupy, name):
+    """What `python -m cupy_flash check` asks a GPU for."""
+    suite.perform("cuda", name)
 
 
 def test_dlpack_arrays(cupy):

@@ -1,6 +1,7 @@
 """Who may know whom, read from the imports and the includes themselves."""
 
 import ast
+import inspect
 import pkgutil
 import re
 from dataclasses import dataclass
@@ -11,19 +12,28 @@ import processes
 import pytest
 
 import cupy_flash
+from cupy_flash._src.api import Vjp
+from cupy_flash._src.components import COMPONENTS, KEYWORDS
+from cupy_flash._src.components.component import Mask, Score
+from cupy_flash._src.specialization import Variant
+from cupy_flash._src.structs import structs_of
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT / "cupy_flash"
 PACKAGE = PUBLIC / "_src"
 CUDA = ROOT / "cuda_src"
 
+COMPONENT_MODULES = {x.__module__.removeprefix("cupy_flash._src.") for x in COMPONENTS}
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
     "options": set(),
     "names": set(),
-    "problem": {"options"},
+    "components": {"components", "components.component", "options"} | COMPONENT_MODULES,
+    "problem": {"components", "components.component"},
+    "operands": set(),
     "device": set(),
-    "params": set(),
+    "structs": set(),
+    "params": {"source", "specialization", "structs"},
     "notice": set(),
     "temporary": set(),
     "forks": set(),
@@ -33,24 +43,26 @@ MAY_IMPORT = {
     "cache": {"cache.files", "cache.places", "cache.room", "cache.trust"},
     "toolchain": {"cache", "forks", "notice", "programs", "temporary"},
     "tiles": {"device", "problem"},
-    "specialization": set(),
+    "specialization": {"components", "components.component"},
     "tuning": {"cache", "notice", "tiles"},
     "kernels": {"device", "problem", "specialization", "tiles", "tuning"},
     "plan": {"device", "kernels", "problem", "specialization", "tiles"},
     "compile": {"cache", "device", "forks", "notice", "source", "specialization", "workers"},
     "packing": {"params", "plan", "problem"},
-    "launch": {"device", "packing", "params", "plan", "problem", "tiles", "tuning"},
+    "launch": {"components.component", "device", "operands", "packing", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
-    "reference": {"broadcast", "names", "options", "problem"},
-    "backends": {"forks", "problem", "backends.cpu", "backends.cupy_", "backends.dlpack", "backends.emulator"},
-    "api": {"backends", "broadcast", "names", "options", "problem"},
+    "reference": {"broadcast", "components", "names", "options", "problem"},
+    "backends": {"forks", "operands", "problem", *(f"backends.{x}" for x in ("cpu", "cupy_", "dlpack", "emulator"))},
+    "api": {"backends", "broadcast", "components", "names", "operands", "options", "problem"},
     "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",
+    "components",
     "device",
     "kernels",
     "names",
+    "operands",
     "options",
     "params",
     "plan",
@@ -58,8 +70,10 @@ PLANNED_ON_ANY_MACHINE = [
     "reference",
     "source",
     "specialization",
+    "structs",
     "tiles",
     "tuning",
+    *sorted(COMPONENT_MODULES),
 ]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
 
@@ -68,6 +82,8 @@ MAY_INCLUDE = {  # folder -> folders; "" is cuda_src itself
     "": {"", "ptx"},
     "ptx": {"", "ptx"},
     "attention": {"", "ptx", "attention"},
+    "attention/mask": {"", "ptx", "attention", "attention/mask"},
+    "attention/score": {"", "ptx", "attention", "attention/score"},
 } | {family: {"", "ptx", "attention", family} for family in FAMILIES}
 # Hopper's primitives run on hardware only until the emulator learns of wgmma and the async proxy.
 NOT_EMULATED = {"elect.cuh", "fence.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "tma.cuh", "wgmma.cuh"}
@@ -184,6 +200,22 @@ def test_every_module_has_its_place():
     assert core == set(MAY_IMPORT)
 
 
+def test_a_component_knows_options_and_no_other():
+    beside = {"components.component", "options"}
+    assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | {"components.component"}
+    assert not imported_modules(MODULES["components.component"])
+    for name in COMPONENT_MODULES:
+        assert imported_modules(MODULES[name]) <= beside, name
+
+
+def test_components_are_known_by_the_registry_alone():
+    """But for the scale, which every problem has, and what is imported for a docstring's name."""
+    for name, module in MODULES.items():
+        if name != "components":
+            known = imported_modules(module) & COMPONENT_MODULES - {name}
+            assert not known, name
+
+
 def test_inner_modules_know_nothing_of_the_public_ones():
     for name, module in MODULES.items():
         if name.partition(".")[0] != "cli":  # commands call what users call
@@ -255,6 +287,65 @@ def test_what_a_cuda_file_may_contain(path):
     assert not re.search(r"emulat", code, flags=re.IGNORECASE), "the emulator substitutes headers, not code"
     assert ("#pragma once" in text) == (path.suffix == ".cuh")
     assert bool(re.search(r'extern "C" __global__', code)) == (path.suffix == ".cu")
+
+
+def test_scores_stand_before_masks_in_the_registry():
+    """A mask hides what the scores have become; the first score is that which every problem has."""
+    kinds = [issubclass(component, Mask) for component in COMPONENTS]
+    assert kinds == sorted(kinds) and all(issubclass(x, Mask) or issubclass(x, Score) for x in COMPONENTS)
+    assert COMPONENTS[0].keyword == "scale"
+    assert len({component.keyword for component in COMPONENTS}) == len(COMPONENTS)
+
+
+def parts_with(component, value):
+    return Variant.of("float16", 64, **{component.keyword: value}).parts
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
+def test_a_component_has_headers_with_its_type_and_its_struct(component):
+    for value in component.examples:
+        (part,) = (x for x in parts_with(component, value) if x.component is component)
+        text = (CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8")
+        assert re.search(rf"^struct {part.type}\b", code_of(text), flags=re.MULTILINE)
+        assert component.struct == f"{component.__name__}Params" and component.struct in structs_of(text)
+    assert component.examples and component.default not in component.examples
+    assert (CUDA / "cpu" / f"{component.header}.h").is_file()
+
+
+def options_of(function):
+    return {name: x.default for name, x in inspect.signature(function).parameters.items() if name in KEYWORDS}
+
+
+def test_every_public_call_has_every_option_with_the_same_default():
+    """`deterministic` where there is a backward; none where an option means nothing."""
+    options = {component.keyword: component.default for component in COMPONENTS} | {"q_offset": None}
+    backward = options | {"deterministic": False}
+    assert {name: options_of(getattr(cupy_flash, name)) for name in cupy_flash.__all__} == {
+        "attention_reference": options,
+        "attention_reference_backward": options,
+        "flash_attention": options,
+        "flash_attention_backward": backward,
+        "flash_attention_vjp": backward,
+        "merge_attention": {},
+    }
+    assert options_of(Vjp.__call__) == {}
+    for name in cupy_flash.__all__:
+        function = getattr(cupy_flash, name)
+        for option in options_of(function):
+            assert inspect.signature(function).parameters[option].kind == inspect.Parameter.KEYWORD_ONLY
+            assert re.search(rf"^ {{4}}(\w+, )*{option}\b(, \w+)*( : .*)?$", function.__doc__, flags=re.MULTILINE), name
+
+
+# What kernels know are concepts; which components they are made of is in the prelude.
+CONCEPTUAL = [path for path in KERNEL_FILES if folder(path) in (*FAMILIES, "attention")]
+
+
+@pytest.mark.parametrize("path", CONCEPTUAL, ids=relative)
+def test_kernels_name_no_component(path):
+    code = code_of(path.read_text(encoding="utf-8"))
+    parts = [part for component in COMPONENTS for value in component.examples for part in parts_with(component, value)]
+    assert not {name for part in parts for name in (part.type, part.component.struct)} & set(re.findall(r"\w+", code))
+    assert not [name for name in includes_of(code) if name.startswith(("attention/mask/", "attention/score/"))]
 
 
 @pytest.mark.parametrize("path", sorted(CUDA.rglob("*.*")), ids=relative)

@@ -112,7 +112,7 @@ def standard(q, k, v, dout, bias):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_three_lines_make_a_window_with_alibi(dtype, deterministic, mutate):
+def test_three_changes_make_a_window_with_alibi(dtype, deterministic, mutate):
     edits = changes()
     assert len(edits) == 3
     for edit in edits:

@@ -8,21 +8,26 @@ import numpy as np
 import pytest
 from cases import Case, cases, check
 from conftest import On
+from emulator.both_paths import run_path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import attention
 
 from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp, merge_attention
 from cupy_flash._src import compile, source
+from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.device import NAMED, named
-from cupy_flash._src.params import BACKWARD_PARAMS, FORWARD_PARAMS, MERGE_PARAMS, SCHEDULE, SEAL_PARAMS, SHAPE, TENSOR
+from cupy_flash._src.params import layout
 from cupy_flash._src.plan import plan_forward
+from cupy_flash._src.specialization import Specialization, Variant
+from cupy_flash._src.structs import structs_of
 from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 from cupy_flash._src.tuning import tiles
 from cupy_flash.emulator import EmulatorError
 
 ON = On("emulator")
 RAGGED = Case(heads_k=1, group=2, sq=70, sk=150, causal=True, q_offset=40)
+PASSED = ("ForwardParams", "BackwardParams", "MergeParams", "SealParams")
 
 
 @pytest.mark.parametrize("seed", [None, 1, pytest.param(2, marks=pytest.mark.slow)])
@@ -192,21 +197,49 @@ def test_rows_that_do_not_fill_the_last_block_of_row_wise_kernels(replan, sq, sk
     }
 
 
-def test_params_have_the_layout_of_the_kernels(tmp_path):
-    fields = [("Tensor", TENSOR), ("Shape", SHAPE), ("Schedule", SCHEDULE), ("ForwardParams", FORWARD_PARAMS)]
-    fields += [("BackwardParams", BACKWARD_PARAMS), ("MergeParams", MERGE_PARAMS), ("SealParams", SEAL_PARAMS)]
-    checks = [f'static_assert(sizeof({struct}) == {dtype.itemsize}, "");' for struct, dtype in fields]
-    for struct, dtype in fields:
-        for name, (_, offset, *_rest) in dtype.fields.items():
-            checks.append(f'static_assert(__builtin_offsetof({struct}, {name}) == {offset}, "");')
-    entry = 'extern "C" __global__ void entry(const __grid_constant__ Shape params) {}'
-    folders = (source.root() / "emulator", source.root())
-    text = source.flatten(
-        "check.cu", virtual={"check.cu": '#include "params.cuh"\n' + "\n".join((*checks, entry))}, search=folders
-    )
-    assert emulator.EmulatorModule(text).entries == ("entry",)
-    with pytest.raises(emulator.ToolchainError, match="static assertion failed"):
-        emulator.EmulatorModule(text.replace("sizeof(Shape) ==", "sizeof(Shape) + 1 =="))
+@pytest.mark.parametrize("path", ["host", "ptx"])
+def test_params_have_the_layout_of_the_kernels(path):
+    """Of every struct that is read, and of what kernels of all components together are passed."""
+    if path == "ptx":
+        pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
+    parts = Variant.of("float16", 64, **{x.keyword: x.examples[0] for x in COMPONENTS}).parts
+    assert len(parts) == len(COMPONENTS)
+    prelude = Specialization("", "", (("Element", "float"),), (), parts).prelude().removeprefix("#pragma once\n")
+    text = '#include "params.cuh"\n' + prelude
+    structs = structs_of(source.flatten("parts", virtual={"parts": text}))
+    known = {name: structs[name] for name in ("Divisor", "Tensor", "Shape", "Schedule", *PASSED, "Components")}
+    known |= {x: structs[x] for part in parts if structs[x := part.component.struct].itemsize}
+    known |= {f"Composed<{name}>": layout(name, parts) for name in PASSED}
+    expected, code = [], []
+    for struct, dtype in known.items():
+        code.append(f"{{ const {struct}& x = *reinterpret_cast<const {struct}*>(4096); p.found[n++] = sizeof(x);")
+        expected.append((struct, dtype.itemsize))
+        for name, (_, offset, *_) in dtype.fields.items():
+            member = f"static_cast<const {name}&>(x)" if name in structs else f"x.{name}"  # of a base class
+            code.append(f"p.found[n++] = reinterpret_cast<const char*>(&{member}) - reinterpret_cast<const char*>(&x);")
+            expected.append((f"{struct}.{name}", offset))
+        code.append("}")
+    text += "struct Found { int64_t* found; };\n"
+    text += 'extern "C" __global__ void layout(const __grid_constant__ Found p) {\nint n = 0;\n'
+    text += "\n".join([*code, "}\n"])
+    arrays = {"found": np.zeros(len(expected), np.int64)}
+    found = run_path(path, "layout.cu", "layout", arrays, ["found"], virtual={"layout.cu": text}, block=(1,))["found"]
+    assert list(zip((name for name, _ in expected), found.tolist(), strict=True)) == expected
+
+
+def test_a_kernel_reads_as_much_of_its_params_as_it_knows():
+    """What is passed for kernels of several parts begins with what those of fewer are passed."""
+    parts = Variant.of("float16", 64, **{x.keyword: x.examples[0] for x in COMPONENTS}).parts
+    for name in PASSED:
+        for count in range(len(parts)):
+            fewer, all_of_them = layout(name, parts[:count]), layout(name, parts)
+            assert fewer.itemsize <= all_of_them.itemsize
+            for field in set(fewer.names) - {"components"}:
+                assert fewer.fields[field] == all_of_them.fields[field]
+            if count:
+                assert fewer.fields["components"][1] == all_of_them.fields["components"][1]
+                for field, (_, offset, *_) in fewer["components"].fields.items():
+                    assert all_of_them["components"].fields[field][1] == offset
 
 
 TYPES = {f"{sign}int{bits}_t": (bits, sign) for bits in (8, 16, 32, 64) for sign in ("", "u")}

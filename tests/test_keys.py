@@ -56,7 +56,7 @@ def reached(start, *folders):
             found.add(path)
             for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
                 paths = [(x / name).resolve() for x in (*folders, path.parent) if (x / name).is_file()]
-                assert paths or name == "specialization.cuh", name
+                assert paths or name in ("specialization.cuh", "cpu/components.h"), name  # which Python prints
                 ahead += paths[:1]
     return found
 
@@ -79,21 +79,21 @@ def test_a_byte_of_any_source_names_another_file_and_back_the_same(tree):
     """The CPU backend, the emulator's engine, kernels for it, cubins: what each includes; cubins by nothing else."""
     host, rng = tree / "emulator", np.random.default_rng(0)
     kernel = next(k for k in KERNELS.values() if k.family == "mma")
-    prelude = [tree / name for name in INCLUDE.findall(kernel.prelude())]
     translated = '#include "ptx_isa.h"\nextern "C" __global__ void k(const __grid_constant__ Params params);'
 
-    def of(kernel, *folders):
-        return set().union(*(reached(start, *folders) for start in (tree / kernel.source, *prelude)))
+    def of(file, printed, *folders):
+        starts = file, *INCLUDE.findall(printed)
+        return set().union(*(reached(tree / start, *folders) for start in starts))
 
     def text():
         return emulator_backend._text(kernel, "sm_80", "host")
 
     made = [
-        (lambda: native.compile_library("portable"), reached(tree / "cpu/attention.cpp", tree), True),
+        (lambda: native.compile_library("portable"), of("cpu/attention.cpp", native._components_header(), tree), True),
         (lambda: engine.library_path(), reached(host / "engine.cpp", host), False),
-        (lambda: EmulatorModule(text(), mode="fast").path, of(kernel, host, tree), False),
+        (lambda: EmulatorModule(text(), mode="fast").path, of(kernel.source, kernel.prelude(), host, tree), False),
         (lambda: EmulatorModule(translated, mode="checked").path, reached(host / "ptx_isa.h", host), False),
-        *((lambda k=k: compile.to_cubin(k, "sm_80"), of(k, tree), True) for k in KERNELS.values()),
+        *((lambda k=k: compile.to_cubin(k, "sm_80"), of(k.source, k.prelude(), tree), True) for k in KERNELS.values()),
     ]
     before = [name() for name, _, _ in made]
     assert len(set(before)) == len(before)
@@ -109,7 +109,7 @@ def test_a_byte_of_any_source_names_another_file_and_back_the_same(tree):
 
 
 def test_every_define_names_another_cubin():
-    """A type or a constant, another value or another name of one, another kernel: no two have one file."""
+    """A type, a constant or a part, another value or another name of one, another kernel: no two have one file."""
     kernels = dict.fromkeys(all_specializations(named("sm_90a")))
     for k in KERNELS.values():
         for kind in ("types", "constants"):
@@ -117,6 +117,9 @@ def test_every_define_names_another_cubin():
             for i, (name, value) in enumerate(pairs):
                 for pair in ((name, value + (1 if kind == "constants" else "2")), (name + "2", value)):
                     kernels[replace(k, **{kind: (*pairs[:i], pair, *pairs[i + 1 :])})] = None
+        for i, part in enumerate(k.parts):
+            other = part._replace(type=part.type + "2")
+            kernels[replace(k, parts=(*k.parts[:i], other, *k.parts[i + 1 :]))] = None
     names = {compile.to_cubin(k, "sm_80") for k in kernels}
     assert len(names) == len(kernels) > 300
 

@@ -21,7 +21,8 @@ from cupy_flash._src import launch
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.backends.emulator import _WRITES, EmulatorBackend
 from cupy_flash._src.device import named
-from cupy_flash._src.params import FORWARD_PARAMS
+from cupy_flash._src.operands import Gradients, Operands
+from cupy_flash._src.params import layout
 from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.tuning import tiles
@@ -72,9 +73,9 @@ def test_kernels_write_exactly_what_they_may(poisoned, launches, replan):
     q, k, v, *_ = HALVES.arrays()
     (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend="emulator")
     merge_attention(out, lse, out[:, ::-1], lse[:, ::-1], backend="emulator")
-    seal = DeviceSeal(EmulatorBackend(), vjp._problem, q, k, v, out, lse)
+    seal = DeviceSeal(EmulatorBackend(), vjp._problem, Operands(q, k, v, out, lse))
     out += 1
-    seal.spoil(seal.check(), *(np.zeros_like(x) for x in (q, k, v)))
+    seal.spoil(seal.check(), Gradients(*(np.zeros_like(x) for x in (q, k, v))))
     assert {entry for entry, *_ in launches} == set(_WRITES)
     may, written = defaultdict(set), defaultdict(set)
     for entry, buffers, changed in launches:
@@ -151,7 +152,7 @@ class Recorder:
 
     def run(self, launch, params, tensors):
         if launch.kernel.entry == "attention_forward":
-            self.params.append(np.frombuffer(params.tobytes(), FORWARD_PARAMS)[0])
+            self.params.append(np.frombuffer(params.tobytes(), layout("ForwardParams", launch.kernel.parts))[0])
 
 
 @st.composite
@@ -203,7 +204,7 @@ def test_parameters_lead_to_every_element(data, dtype):
     arrays["lse"] = np.zeros((*batch, 4, sq), np.float64 if dtype.itemsize == 8 else np.float32)
     problem = AttentionProblem.from_arrays(arrays["q"], arrays["k"], arrays["v"])
     recorder = Recorder()
-    launch.forward(recorder, problem, *arrays.values())
+    launch.forward(recorder, problem, Operands(**arrays))
 
     expected = [addresses(x.ctypes.data, x.strides[: len(batch)], batch).ravel() for x in arrays.values()]
     found = [[] for _ in arrays]

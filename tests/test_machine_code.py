@@ -19,7 +19,7 @@ DEVICE = named("sm_90a")
 
 
 def specialization(name, head_dim, head_dim_v=None, device=DEVICE):
-    return KERNELS[name](Variant("float16", True, head_dim, head_dim_v or head_dim), device)
+    return KERNELS[name](Variant.of("float16", head_dim, head_dim_v, causal=True), device)
 
 
 def test_a_step_of_the_main_loop():

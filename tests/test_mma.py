@@ -16,6 +16,7 @@ from oracle import attention
 from cupy_flash import emulator, flash_attention, flash_attention_vjp, merge_attention
 from cupy_flash._src import launch
 from cupy_flash._src.device import named
+from cupy_flash._src.operands import Cotangents, Operands
 from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.tiles import MMA_HEAD_DIM_BUCKETS, MmaKeyTile, MmaTile, bucket
@@ -30,8 +31,8 @@ RAGGED = Case(dtype="float16", heads_k=1, group=2, sq=70, sk=150, causal=True, q
 
 def planned(case, arch="sm_80", deterministic=False):
     q, k, v, *_ = case.arrays()
-    problem = AttentionProblem.from_arrays(q, k, v, **case.options)
-    return plan_forward(problem, named(arch)), plan_backward(problem, named(arch), deterministic)
+    problem = AttentionProblem.from_arrays(q, k, v, **case.options, deterministic=deterministic)
+    return plan_forward(problem, named(arch)), plan_backward(problem, named(arch))
 
 
 @pytest.mark.parametrize("arch", ["sm_75", pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
@@ -378,7 +379,8 @@ def test_memory_of_the_forward_is_what_its_notes_say(arch, dtype, sq, sk, d, par
     q, k = (np.broadcast_to(np.zeros((), DTYPES[dtype]), (2, 8, s, d)) for s in (sq, sk))
     problem, runtime = AttentionProblem.from_arrays(q, k, k), Counting(named(arch))
     plan = plan_forward(problem, runtime.device)
-    launch.forward(runtime, problem, q, k, k, np.empty(q.shape, q.dtype), np.empty(problem.lse_shape, np.float32))
+    out, lse = np.empty(q.shape, q.dtype), np.empty(problem.lse_shape, np.float32)
+    launch.forward(runtime, problem, Operands(q, k, k, out, lse))
     assert runtime.allocated == (plan.num_splits if parts == "splits" else parts) * 4 * 2 * 8 * sq * (d + 2)
     assert (plan.num_splits > 1) == (parts == "splits")
 
@@ -388,15 +390,15 @@ def test_memory_of_the_forward_is_what_its_notes_say(arch, dtype, sq, sk, d, par
 @pytest.mark.parametrize("wide_out", [False, True])
 def test_memory_of_the_backward_is_what_its_notes_say(heads_q, heads_k, sk, deterministic, wide_out):
     q, k = (np.zeros((2, h, s, 64), np.float16) for h, s in ((heads_q, 256), (heads_k, sk)))
-    problem = AttentionProblem.from_arrays(q, k, k)
+    problem = AttentionProblem.from_arrays(q, k, k, deterministic=deterministic)
     out = q
     if wide_out:
         out, problem = q.astype(np.float32), problem.with_wide_out
     runtime = Counting(named("sm_80"))
     lse = np.zeros(problem.lse_shape, np.float32)
-    grads = launch.backward(runtime, problem, q, q, k, k, out, lse, None, deterministic)
+    grads = launch.backward(runtime, problem, Operands(q, k, k, out, lse), Cotangents(q))
     extra = runtime.allocated - sum(x.nbytes for x in grads)
-    plan = plan_backward(problem, runtime.device, deterministic)
+    plan = plan_backward(problem, runtime.device)
     delta, dq_acc, pair = lse.nbytes, 4 * q.size, 2 * 4 * k.size
     assert grads[0].dtype == out.dtype
     assert extra == delta + (plan.dq is None and not wide_out) * dq_acc + (plan.num_splits > 1) * pair

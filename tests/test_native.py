@@ -1,6 +1,5 @@
 """What is particular to the CPU backend's compiled tier: its choice, compilation, scheduling and vector widths."""
 
-import ctypes
 import functools
 import platform
 import re
@@ -19,7 +18,7 @@ from conftest import slow_among
 from processes import ATTEND, python
 
 from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp
-from cupy_flash._src import source, toolchain
+from cupy_flash._src import toolchain
 from cupy_flash._src.backends import cpu as cpu_backend
 from cupy_flash._src.backends import get, native, threads
 from cupy_flash._src.problem import DTYPES
@@ -223,8 +222,9 @@ def test_threads_share_what_takes_longer_than_to_wake_them(sq, monkeypatch):
     """A long read of keys by one query as well as many products."""
     monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", "3")
     asked = []
-    call = native._Call
-    monkeypatch.setattr(native, "_Call", lambda *args: asked.append(call(*args)) or asked[-1])
+    native.library(native.isa("float32"), "float32")  # knows the type
+    call = native._call_type()
+    monkeypatch.setattr(native, "_call_type", lambda: lambda *args: asked.append(call(*args)) or asked[-1])
     for sk in (300, 4096):
         flash_attention(*draw((sq, 64), (sk, 64), (sk, 64)))
     assert [x.threads for x in asked] == [1, 3]
@@ -302,13 +302,13 @@ def poisoned_memory(monkeypatch):
 @pytest.fixture
 def with_build(monkeypatch):
     """A function that chooses one of `BUILDS`, in which every item of work ends a slice, and two threads."""
-    flatten = source.flatten
+    flatten = native.flatten
 
     def short_slices(name):
         return re.sub("kSliceSeconds = .*;", "kSliceSeconds = 0;", flatten(name))
 
     def choose(name):
-        monkeypatch.setattr(source, "flatten", short_slices)
+        monkeypatch.setattr(native, "flatten", short_slices)
         monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, *BUILDS[name]))
         monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
         monkeypatch.setattr(native, "isa", lambda arithmetic: "portable")
@@ -407,17 +407,23 @@ def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected,
         assert native.compile_library(expected, arithmetic).is_file()
 
 
+def members(dtype):
+    """The fields and where they lie; of a base class, whose name is a class's, those of the class."""
+    for name, (of, offset, *_) in dtype.fields.items():
+        yield from [(inner, offset + at) for inner, at in members(of)] if name[0].isupper() else [(name, offset)]
+
+
 def test_the_structures_are_those_of_the_source(tmp_path):
     """Sizes and offsets, as the compiler sees them."""
-    checks = [
-        f'static_assert(sizeof({kind.__name__[1:]}) == {ctypes.sizeof(kind)}, "");\n'
-        + "".join(
-            f'static_assert(__builtin_offsetof({kind.__name__[1:]}, {name}) == {getattr(kind, name).offset}, "");\n'
-            for name, _ in kind._fields_
-        )
-        for kind in (native._Layout, native._Shape, native._Call)
+    found = {name: dtype for name, dtype in native._structs().items() if dtype.names}
+    assert {"ScaleParams", "Components", "Layout", "Shape", "Call"} <= found.keys()
+    checks = [f'static_assert(sizeof({name}) == {dtype.itemsize}, "");' for name, dtype in found.items()]
+    checks += [
+        f'static_assert(__builtin_offsetof({name}, {member}) == {offset}, "");'
+        for name, dtype in found.items()
+        for member, offset in members(dtype)
     ]
-    text = source.flatten("cpu/shape.h") + "".join(checks)
+    text = native.flatten("cpu/shape.h") + "\n".join(checks)
     compiler = find_compiler().command
     (tmp_path / "check.cpp").write_text(text)
     subprocess.run([*compiler, "-std=c++17", "-fsyntax-only", str(tmp_path / "check.cpp")], check=True)
@@ -607,9 +613,9 @@ from cases import Case, check
 from cupy_flash._src.backends import native
 native._FLAGS += ("-fsanitize=thread", "-g1")
 native.INLINE_WORK = 0
-text = native.source.flatten("cpu/attention.cpp")
+text = native.flatten("cpu/attention.cpp")
 assert {old!r} in text
-native.source.flatten = lambda name: text.replace({old!r}, {new!r})
+native.flatten = lambda name: text.replace({old!r}, {new!r})
 
 def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
@@ -685,6 +691,6 @@ def test_the_thread_sanitizer_finds_a_turn_not_waited_for(thread_sanitizer):
 
 
 def test_a_source_that_does_not_compile_is_an_error(monkeypatch):
-    monkeypatch.setattr(native.source, "flatten", lambda name: "nonsense;")
+    monkeypatch.setattr(native, "flatten", lambda name: "nonsense;")
     with pytest.raises(ToolchainError, match="nonsense"):
         native.compile_library("portable")

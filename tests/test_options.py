@@ -16,7 +16,10 @@ from cupy_flash import (
     flash_attention_backward,
     flash_attention_vjp,
 )
+from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import Mask, Sizes
 from cupy_flash._src.problem import DTYPES, AttentionProblem
+from cupy_flash._src.specialization import Variant
 
 X = np.random.default_rng(0).standard_normal((3, 2, 6, 8)).astype(np.float32)
 
@@ -197,3 +200,36 @@ def test_the_largest_scale(on, dtype):
             on(flash_attention, q, k, v, scale=scale)
         largest = "1.25e+308" if dtype == "float64" else "2.36e+38"
         assert str(error.value) == f"scale is {scale}: expected at most {largest} in size for {dtype}"
+
+
+def test_a_problem_takes_no_other_options():
+    expected = "options are causal, softness: expected only scale, "
+    with pytest.raises(TypeError, match=expected):
+        problem(causal=True, softness=1.0)
+    with pytest.raises(TypeError, match=expected):
+        Variant.of("float16", 64, causal=True, softness=1.0)
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
+def test_components_of_equal_values_are_one(component):
+    """A call is found again by what is left of its options: plain values, alike however often they are checked."""
+    for value in component.examples:
+        checked = component.check(value)
+        assert component.check(checked) == checked and type(checked) in (bool, int, float, str)
+        one, other = (component.of(component.check(value), Sizes("float32", 64)) for _ in range(2))
+        assert one is not None and one == other and hash(one) == hash(other)
+
+
+@pytest.mark.parametrize("options", [
+    {x.keyword: value} for x in COMPONENTS if issubclass(x, Mask) for value in x.examples
+])  # fmt: skip
+@pytest.mark.parametrize("offset", [-40, -3, 0, 5, 40])
+def test_ends_of_a_mask_never_fall_and_belong_together(options, offset):
+    """A query sees the keys before its key_end, each of which has its query_begin at the query or before it."""
+    for mask in problem(**options).masks:
+        queries, keys = np.arange(30), np.arange(20)
+        end, begin = mask.key_end(queries, offset), mask.query_begin(keys, offset)
+        assert (np.diff(end) >= 0).all() and (np.diff(begin) >= 0).all()
+        np.testing.assert_array_equal(keys < end[:, None], begin <= queries[:, None])
+        assert [mask.key_end(i, offset) for i in range(30)] == end.tolist()
+        assert [mask.query_begin(j, offset) for j in range(20)] == begin.tolist()

@@ -1,5 +1,7 @@
 """What kernels are told of a problem: multipliers that stand for divisors, in Python and in the kernels."""
 
+import math
+
 import numpy as np
 import pytest
 from emulator.both_paths import run_path
@@ -7,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_flash._src import packing
-from cupy_flash._src.params import DIVISOR
+from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import fill
+from cupy_flash._src.params import layout
 from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.specialization import parts_of
 
 LARGEST = 2**31 - 1
 DIVISORS = st.one_of(
@@ -55,7 +60,7 @@ def test_kernels_divide_by_it(path):
     pairs = [(n, x) for n in sorted(some) for x in dividends(n)]
     pairs += [(1, 0)] * (-len(pairs) % 32)
     numbers, xs = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
-    arrays = {"divisors": np.array([packing.divisor(int(n)) for n in numbers], DIVISOR), "dividends": xs}
+    arrays = {"divisors": np.array([packing.divisor(int(n)) for n in numbers], layout("Divisor")), "dividends": xs}
     arrays |= {name: np.zeros_like(xs) for name in ("quotients", "rests", "values")}
     found = run_path(
         path, "divide.cu", "divide", arrays, ("quotients", "rests", "values"), virtual={"divide.cu": DIVIDE},
@@ -69,7 +74,27 @@ def test_kernels_divide_by_it(path):
 @pytest.mark.parametrize(("dtype", "scale"), [("float16", 1e-40), ("float32", -1e-300), ("float64", 1e300)])
 def test_a_scale_beyond_float32_raises_nothing_whatever_the_error_state(dtype, scale):
     q = np.zeros((1, 2, 8), dtype)
+    problem = AttentionProblem.from_arrays(q, q, q, scale=scale)
+    params = np.zeros((), layout("ForwardParams", parts_of(problem.components)))
     with np.errstate(all="raise"):
-        *_, in_double, _, in_float, multiplier = packing.shape(AttentionProblem.from_arrays(q, q, q, scale=scale))
-    assert in_double == scale and in_float == (np.inf if scale > 1 else np.float32(scale))
-    assert multiplier >= np.finfo(np.float32).smallest_normal
+        fill(params["components"], problem.components)
+    told = params["components"]["ScaleParams"]
+    assert told["scale"] == scale and told["scale_f32"] == (np.inf if scale > 1 else np.float32(scale))
+    assert told["unit"] == pytest.approx(abs(scale) / math.log(2), rel=1e-15)
+    assert told["unit_f32"] >= np.finfo(np.float32).smallest_normal
+
+
+@pytest.mark.parametrize("concepts", [["Score", "Mask"], ["Score"]])
+def test_kernels_are_told_of_the_components_that_they_are_made_of(concepts):
+    q = np.zeros((1, 2, 8), np.float32)
+    problem = AttentionProblem.from_arrays(q, q, q, **{c.keyword: c.examples[-1] for c in COMPONENTS if c.examples})
+    assert len(problem.components) == len(COMPONENTS)
+    parts = tuple(part for part in parts_of(problem.components) if part.component.concept in concepts)
+    params = np.zeros((), layout("ForwardParams", parts))
+    told = params["components"]
+    fill(told, problem.components)
+    values = {x.struct: x.params() for x in problem.components if x.concept in concepts}
+    assert "ScaleParams" in told.dtype.names and set(told.dtype.names) <= values.keys()
+    for struct in told.dtype.names:
+        for name in told[struct].dtype.names:
+            assert told[struct][name] == values[struct][name]

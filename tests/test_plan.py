@@ -29,9 +29,9 @@ devices = st.sampled_from(list(NAMED.values()))
 every_kernel = {arch: set(all_specializations(device)) for arch, device in NAMED.items()}
 
 
-def problem_of(case):
+def problem_of(case, **options):
     q, k, v, *_ = case.arrays()
-    return AttentionProblem.from_arrays(q, k, v, **case.options)
+    return AttentionProblem.from_arrays(q, k, v, **case.options, **options)
 
 
 @given(
@@ -39,11 +39,11 @@ def problem_of(case):
     wide_out=st.booleans(),
 )  # fmt: skip
 def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_out):
-    problem = problem_of(case)
+    problem = problem_of(case, deterministic=deterministic)
     if wide_out and problem.storage != problem.accumulator:
         problem = problem.with_wide_out
     assert plan_merge(problem).kernel in every_kernel[device.arch]
-    forward, backward = plan_forward(problem, device), plan_backward(problem, device, deterministic)
+    forward, backward = plan_forward(problem, device), plan_backward(problem, device)
     assert (forward.combine is None) == (forward.num_splits == 1)
     assert (backward.convert_dkdv is None) == (backward.num_splits == 1)
     # What repeats bit for bit adds nothing up by atomics; without a pass for dQ its sums are.
@@ -51,7 +51,7 @@ def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_o
     if deterministic:
         assert backward.dq is not None and backward.num_splits == 1 and backward.convert_dq is None
     for launch in (*forward.launches, *backward.launches):
-        if problem.scale >= 0 and one_size(problem.head_dim, problem.head_dim_v):
+        if problem.scale >= 0 and len(problem.scores) == 1 and one_size(problem.head_dim, problem.head_dim_v):
             assert launch.kernel in every_kernel[device.arch]
         assert launch.shared_bytes <= device.shared_per_block
         assert launch.block <= 1024
@@ -71,8 +71,8 @@ def test_a_multiprocessor_holds_the_blocks_that_a_kernel_is_compiled_for(arch):
     device, kernels = NAMED[arch], set(every_kernel[arch])
     for d, dv, sq in itertools.product(MMA_HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, (1, 300)):
         for dtype in ("float16", "bfloat16"):
-            problem = problem_of(Case(dtype=dtype, group=2, sq=sq, sk=300, d=d, dv=dv))
-            plans = plan_forward(problem, device), plan_backward(problem, device, True)
+            problem = problem_of(Case(dtype=dtype, group=2, sq=sq, sk=300, d=d, dv=dv), deterministic=True)
+            plans = plan_forward(problem, device), plan_backward(problem, device)
             kernels |= {launch.kernel for plan in plans for launch in plan.launches}
     for kernel in kernels:
         constants = dict(kernel.constants)
@@ -93,7 +93,7 @@ def one_size(head_dim, head_dim_v):
 @given(case=cases(max_seqlen=300))
 def test_grids_cover_every_row_once(case):
     problem = problem_of(case)
-    plan = plan_backward(problem, named("sm_80"), deterministic=True)
+    plan = plan_backward(dataclasses.replace(problem, deterministic=True), named("sm_80"))
     forward = plan_forward(problem, named("sm_80"))
     heads = problem.num_heads_q * math.prod(problem.batch)
     packed = forward.packed_heads
@@ -147,7 +147,7 @@ def test_modes_of_the_backward():
         plan = plan_backward(problem_of(Case(dtype=dtype)), named("sm_80"))
         assert [launch.kernel.entry for launch in plan.launches] == entries
         assert plan.dkdv.kernel.constant("kAtomicDq") == 1
-    plan = plan_backward(problem_of(Case(dtype="float16")), named("sm_80"), deterministic=True)
+    plan = plan_backward(problem_of(Case(dtype="float16"), deterministic=True), named("sm_80"))
     assert [launch.kernel.entry for launch in plan.launches][1:] == ["attention_dkdv", "attention_dq"]
     assert plan.dkdv.kernel.constant("kAtomicDq") == 0
 
@@ -166,7 +166,12 @@ def test_the_prelude_prints_the_whole_specialization():
         for name, value in kernel.constants:
             assert f"constexpr int {name} = {value};" in prelude
         for name, value in kernel.types:
-            assert re.search(rf"using {name} = {value}(<Accumulator>)?;", prelude)
+            assert f"using {name} = {value};" in prelude
+        for part in kernel.parts:
+            concept = part.component.concept
+            assert f'#include "attention/{part.component.header}.cuh"\n' in prelude
+            assert re.search(rf"struct Components : .*\b{part.component.struct}\b", prelude)
+            assert re.search(rf"using {concept} = {concept}Of<.*\b{part.type}\b.*>;", prelude)
 
 
 def test_core_kernels_are_what_a_default_call_needs():
@@ -181,11 +186,11 @@ def test_core_kernels_are_what_a_default_call_needs():
                     assert {launch.kernel for launch in launches} <= core
 
 
-def large(dtype, *, batch=4, heads_q=16, heads_k=16, sq=4096, sk=4096, d=64, causal=False):
+def large(dtype, *, batch=4, heads_q=16, heads_k=16, sq=4096, sk=4096, d=64, **options):
     """A problem of any size, without its memory."""
     zero = np.zeros((), DTYPES[dtype])
     q, k = (np.broadcast_to(zero, (batch, h, s, d)) for h, s in ((heads_q, sq), (heads_k, sk)))
-    return AttentionProblem.from_arrays(q, k, k, causal=causal)
+    return AttentionProblem.from_arrays(q, k, k, **options)
 
 
 @pytest.mark.parametrize(("arch", "dtype", "d", "family"), [
@@ -298,7 +303,8 @@ def test_the_backward_spreads_a_group_where_key_heads_are_few():
     assert plan.dkdv.grid == plan.num_splits * 4096 // plan.dkdv.kernel.constant("kBlockN")
     entries = ["delta", "dkdv", "convert_dq", "convert_dkdv"]
     assert [launch.kernel.entry for launch in plan.launches] == [f"attention_{entry}" for entry in entries]
-    assert plan_backward(large("float16", batch=1, heads_q=32, heads_k=1), device, True).num_splits == 1
+    problem = large("float16", batch=1, heads_q=32, heads_k=1, deterministic=True)
+    assert plan_backward(problem, device).num_splits == 1
 
 
 def test_bad_tiles_are_refused():
@@ -306,7 +312,7 @@ def test_bad_tiles_are_refused():
     with pytest.raises(ValueError, match="warps own whole pieces"):
         plan_forward(half, named("sm_80"), Tiles(forward=MmaTile(32, 64, 4)))
     with pytest.raises(ValueError, match="of another kernel family"):
-        plan_backward(half, named("sm_80"), True, Tiles(dkdv=MmaTile(64, 64, 4)))
+        plan_backward(half, named("sm_80"), Tiles(dkdv=MmaTile(64, 64, 4)))
     with pytest.raises(ValueError, match="needs float16 or bfloat16"):
         plan_forward(problem_of(Case()), named("sm_80"), Tiles(forward=MmaTile(64, 64, 4)))
     problem = problem_of(Case(d=128))

@@ -503,9 +503,9 @@ def test_what_a_process_starts_with(environment, expected):
 
 @pytest.mark.usefixtures("cpus")
 def test_both_tiers_heed_a_limit(monkeypatch):
-    native.library(native.isa("float32"), "float32")  # knows the class
-    asked, idents, call = [], set(), native._Call
-    monkeypatch.setattr(native, "_Call", lambda *args: asked.append(call(*args)) or asked[-1])
+    native.library(native.isa("float32"), "float32")  # knows the type
+    asked, idents, call = [], set(), native._call_type()
+    monkeypatch.setattr(native, "_call_type", lambda: lambda *args: asked.append(call(*args)) or asked[-1])
     monkeypatch.setenv("CUPY_FLASH_CPU_TIER", "native")
     with threadpoolctl.threadpool_limits(1):
         flash_attention(*[np.ones((2, 1100, 16), np.float32)] * 3)

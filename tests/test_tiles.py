@@ -87,7 +87,7 @@ class Candidate:
 
     def specialization(self):
         """The kernel with this tile, which `kernels` has for legal ones only."""
-        planned = specialization(self.kernel, Variant(self.dtype, True, *self.head_dims), DEVICE)
+        planned = specialization(self.kernel, Variant.of(self.dtype, *self.head_dims, causal=True), DEVICE)
         assert planned.family == self.family
         numbers = {CONSTANTS[name]: int(value) for name, value in vars(self.tile).items()}
         numbers["kSharedBytes"] = self.shared_bytes
@@ -276,7 +276,7 @@ NO_NUMBERS = (0, -1, -64, True, 64.0, math.nan, math.inf, "64", None, [64])
 @pytest.mark.parametrize(("family", "kernel"), RULES)
 def test_what_is_no_number_is_refused_by_name(family, kernel):
     legal, dtype = LEGAL[RULES[family, kernel][0]], "float32" if family == "simt" else "float16"
-    variant = Variant(dtype, False, 64, 64)
+    variant = Variant.of(dtype, 64)
     assert specialization(kernel, variant, DEVICE, legal).family == family
     for name, value in itertools.product(vars(legal), NO_NUMBERS):
         if name == "query_resident" and value in (0, 1):
@@ -288,7 +288,7 @@ def test_what_is_no_number_is_refused_by_name(family, kernel):
 @pytest.mark.parametrize(("family", "kernel"), RULES)
 def test_no_more_blocks_are_asked_for_than_a_multiprocessor_takes(family, kernel):
     legal = LEGAL[RULES[family, kernel][0]]
-    variant = Variant("float32" if family == "simt" else "float16", False, 32, 32)
+    variant = Variant.of("float32" if family == "simt" else "float16", 32)
     for device in NAMED.values():
         if family == "mma" and device.compute_capability < 75:
             continue  # without tensor cores
@@ -333,7 +333,7 @@ def test_a_tile_is_taken_if_legal_and_refused_with_a_reason_else(data, rules, de
     tile = dataclasses.replace(LEGAL[kind], **changes)
     dtype = data.draw(st.sampled_from(["float32", "float64", "float16"] if family == "simt" else ["float16"]))
     buckets = HEAD_DIM_BUCKETS if family == "simt" else MMA_HEAD_DIM_BUCKETS
-    variant = Variant(dtype, True, *(data.draw(st.sampled_from(buckets)) for _ in range(2)))
+    variant = Variant.of(dtype, *(data.draw(st.sampled_from(buckets)) for _ in range(2)), causal=True)
     try:
         found = specialization(kernel, variant, device, tile)
     except ValueError as error:
@@ -350,7 +350,7 @@ def test_a_tile_is_taken_if_legal_and_refused_with_a_reason_else(data, rules, de
 
 def test_columns_are_widened_where_only_that_makes_the_tile_legal():
     """The warps of a tile by hand share 96 columns of dK where they cannot share 32 or 64 of them."""
-    tile, variant = MmaKeyTile(16, 96, 6, 1, 1, 1, 3), Variant("float16", False, 32, 96)
+    tile, variant = MmaKeyTile(16, 96, 6, 1, 1, 1, 3), Variant.of("float16", 32, 96)
     assert tile.dkdv_fault(32, 96) is not None and tile.dkdv_fault(96, 96) is None
     kernel = kernels.dkdv(variant, DEVICE, atomic_dq=True, tile=tile)
     assert (kernel.constant("kHeadDim"), kernel.constant("kHeadDimV")) == (96, 96)
@@ -402,5 +402,5 @@ def test_a_tile_by_hand_brings_the_tensor_cores_where_the_planner_has_none():
     case = Case(dtype="float16", heads_k=1, group=1, sq=40, sk=50, d=150)
     with tiles(dkdv=MmaKeyTile(16, 32, 2, 1, 1, 1, 2)):
         check(case, On("emulator:sm_75"))
-    variant = Variant("float16", False, 150, 150)
+    variant = Variant.of("float16", 150)
     assert kernels.dkdv(variant, named("sm_75"), atomic_dq=True).family == "simt"

@@ -41,8 +41,8 @@ def forward_once(backend="emulator"):
 
 def plans(case, arch, deterministic):
     q, k, v, *_ = case.arrays()
-    problem = AttentionProblem.from_arrays(q, k, v, **case.options)
-    return plan_forward(problem, named(arch)), plan_backward(problem, named(arch), deterministic)
+    problem = AttentionProblem.from_arrays(q, k, v, **case.options, deterministic=deterministic)
+    return plan_forward(problem, named(arch)), plan_backward(problem, named(arch))
 
 
 @given(

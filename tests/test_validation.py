@@ -19,6 +19,7 @@ from cupy_flash import (
 )
 from cupy_flash._src import api, backends
 from cupy_flash._src.backends.cupy_ import CupyBackend
+from cupy_flash._src.components import KEYWORDS
 from cupy_flash._src.problem import DTYPES, MAX_SEQLEN, AttentionProblem, check_like
 
 as_strided = np.lib.stride_tricks.as_strided
@@ -36,7 +37,7 @@ def vjp(dout, dlse, dtype=np.float32, backend=None):
 SHAPES = {"q": (4, 3, 8), "k": (2, 5, 8), "v": (2, 5, 6)}
 SHAPES |= dict.fromkeys(("out", "dout", "out_a", "out_b"), (4, 3, 6))
 SHAPES |= dict.fromkeys(("lse", "dlse", "lse_a", "lse_b"), (4, 3))
-OPTIONS = {"causal", "scale", "q_offset", "return_lse", "deterministic", "backend", "dtype", "compute_dtype"}
+OPTIONS = {*KEYWORDS, "return_lse", "backend", "dtype", "compute_dtype"}
 FLASH = (flash_attention, flash_attention_vjp, vjp, flash_attention_backward, merge_attention)
 CALLS = (*FLASH, attention_reference, attention_reference_backward)
 TABLE = {call: [name for name in inspect.signature(call).parameters if name not in OPTIONS] for call in CALLS}

@@ -11,7 +11,7 @@ from cupy_flash import emulator, flash_attention_backward, flash_attention_vjp
 from cupy_flash._src import launch
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.backends.emulator import EmulatorBackend
-from cupy_flash._src.backends.seal import NAMES
+from cupy_flash._src.operands import Gradients, Operands
 from cupy_flash._src.problem import DTYPES
 
 
@@ -26,7 +26,7 @@ def kept(case, backend):
     """The arrays that a vjp keeps, by name, the vjp, and a dout."""
     q, k, v, dout, _ = case.arrays()
     (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend=backend, **case.options)
-    return dict(zip(NAMES, (q, k, v, out, lse), strict=True)), vjp, dout
+    return Operands(q, k, v, out, lse)._asdict(), vjp, dout
 
 
 def add(x):
@@ -162,13 +162,13 @@ def test_on_a_gpu_gradients_become_nan(dtype):
     q, k, v, dout, _ = dataclasses.replace(CASE, dtype=dtype).arrays()
     gpu = EmulatorBackend("sm_90a")
     (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend="emulator:sm_90a")
-    seal = DeviceSeal(gpu, vjp._problem, q, k, v, out, lse)
+    seal = DeviceSeal(gpu, vjp._problem, Operands(q, k, v, out, lse))
     grads = flash_attention_backward(dout, q, k, v, out, lse, backend="emulator:sm_90a")
     for x in (None, q, k, v, out, lse):
         spoilt = [y.copy() for y in grads]
         if x is not None:
             before, x[-1, -1, -1] = x[-1, -1, -1].copy(), 7
-        seal.spoil(seal.check(), *spoilt)
+        seal.spoil(seal.check(), Gradients(*spoilt))
         for y, grad in zip(spoilt, grads, strict=True):
             np.testing.assert_array_equal(
                 y.astype(float), grad.astype(float) if x is None else np.full(y.shape, np.nan)
@@ -183,9 +183,9 @@ def test_the_device_waits_for_nothing(monkeypatch):
     _, vjp = flash_attention_vjp(q, k, v, backend="emulator")
     launched = []
     monkeypatch.setattr(launch, "_run", lambda runtime, problem, prepare, tensors: launched.append(sorted(tensors)))
-    seal = DeviceSeal(EmulatorBackend(), vjp._problem, *vjp._kept)
-    seal.spoil(seal.check(), q.copy(), k.copy(), v.copy())
-    kept = sorted((*NAMES, "query_digests", "key_digests"))
+    seal = DeviceSeal(EmulatorBackend(), vjp._problem, vjp._operands)
+    seal.spoil(seal.check(), Gradients(q.copy(), k.copy(), v.copy()))
+    kept = sorted((*Operands._fields, "query_digests", "key_digests"))
     assert launched == [kept, sorted((*kept, "changed")), ["changed", "dk", "dq", "dv"]]
 
 

@@ -56,7 +56,8 @@ __device__ __forceinline__ void combine_row(const Matrix<Element>& g, int row, c
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const __grid_constant__ ForwardParams params) {
+extern "C" __global__ void __launch_bounds__(kThreads)
+    attention_combine(const __grid_constant__ Composed<ForwardParams> params) {
   const Shape& shape = params.shape;
   const int lane = threadIdx.x, num_splits = params.schedule.num_splits;
   // Partial results are contiguous: rows follow one another as blocks do.
@@ -66,9 +67,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
 
   // A row with no key in any split has a sum of 0; one of NaN, which max passes over, a sum of NaN.
   using Softmax = OnlineSoftmax<float, 1, 1, kHeadroom<Element>>;
-  const float multiplier = Score<float>(shape).multiplier;
   float row_max = lane < num_splits ? gPartialRows[2 * lane * rows] : -infinity<float>();
   const RowBlock block = block_of_queries(shape);  // divisions, while that is under way
+  const float unit = Score<float>(params.components, Place(shape, block.batch_index, block.head)).unit();
   const auto gOut = matrix_of<Element>(block, params.out, shape.head_dim_v);
   const auto gLse = matrix_of<float>(block, params.lse, 1);
 #pragma unroll 1
@@ -79,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   const auto weight = [&](int split) {
     if (split >= num_splits) return 0.0f;
     const auto statistics = ptx::load_global<2>(gPartialRows + 2 * split * rows);
-    return statistics[1] * Softmax::change(statistics[0], row_max, multiplier);
+    return statistics[1] * Softmax::change(statistics[0], row_max, unit);
   };
   float sum = 0;
 #pragma unroll 1
@@ -95,5 +96,5 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_combine(const _
   } else {
     combine_row<1>(gOut, block.begin, gPartialOut, stride, num_splits, share);
   }
-  if (lane == 0) *gLse.at(block.begin, 0) = Softmax::log_sum_exp(row_max, sum, multiplier);
+  if (lane == 0) *gLse.at(block.begin, 0) = Softmax::log_sum_exp(row_max, sum, unit);
 }

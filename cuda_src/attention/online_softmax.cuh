@@ -1,5 +1,5 @@
 // Online softmax over rows shared by kLanes neighbouring lanes (Milakov and Gimelshein 2018; the deferred division
-// is FlashAttention-2's, Dao 2023, section 3.1). `multiplier` takes a score to log2 units (attention/score.cuh).
+// is FlashAttention-2's, Dao 2023, section 3.1). `unit` takes a score to log2 units (attention/score.cuh).
 #pragma once
 #include "numeric.cuh"
 #include "ptx/math.cuh"
@@ -8,7 +8,7 @@
 // What both kinds of softmax keep of their rows.
 template <class Accumulator, int kRows, int kLanes>
 struct SoftmaxRows {
-  Accumulator row_max[kRows];  // of the scores before `multiplier`, or near it; equal in all lanes of a row
+  Accumulator row_max[kRows];  // of the scores before `unit`, or near it; equal in all lanes of a row
   Accumulator row_sum[kRows];  // this lane's share; reduced once, in finish()
 
   __device__ SoftmaxRows() {
@@ -50,7 +50,7 @@ struct SoftmaxRows {
   __device__ static Accumulator inverse(Accumulator sum) { return sum == 0 ? Accumulator(0) : 1 / sum; }
 };
 
-// A row has p = 2^(multiplier * s - base), one multiply-add and one ex2, with base = multiplier * m + kHeadroom and m a
+// A row has p = 2^(unit * s - base), one multiply-add and one ex2, with base = unit * m + kHeadroom and m a
 // score near the row's maximum: row_max follows a larger one only when p would exceed 2^(kSlack - kHeadroom), since
 // what is summed up must be rescaled then (as in FlashAttention-4). That base is rounded is no error: it is the same
 // number in every p of the row; but p at m is then 2^(what was rounded off) rather than 1, and overflows where scores
@@ -64,23 +64,23 @@ struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
 
   // s becomes p. rescale(i, factor): 2^(base_old - base) is owed to all that row i has summed.
   template <int kCols, class Rescale>
-  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
+  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator unit, Rescale&& rescale) {
     Accumulator base[kRows];
     bool moves = false;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      base[i] = rounded_base(row_max[i], multiplier);  // -inf, which is far too, until the row sees a key
-      moves |= (fma(this->lane_max(s[i]), multiplier, -base[i]) > kSlack - kRoom) | is_far(base[i]);
+      base[i] = rounded_base(row_max[i], unit);  // -inf, which is far too, until the row sees a key
+      moves |= (fma(this->lane_max(s[i]), unit, -base[i]) > kSlack - kRoom) | is_far(base[i]);
     }
     if (ptx::any(moves)) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const Accumulator m = max(row_max[i], this->row_max_of(this->lane_max(s[i])));
-        const Accumulator factor = change(row_max[i], m, multiplier);
+        const Accumulator factor = change(row_max[i], m, unit);
         row_max[i] = m;
         row_sum[i] *= factor;
         rescale(i, factor);
-        base[i] = base_of(m, multiplier);
+        base[i] = base_of(m, unit);
         if (is_far(base[i])) {
           base[i] = kRoom;
 #pragma unroll
@@ -93,7 +93,7 @@ struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
       Accumulator sum = 0;  // of these keys on their own: short sums are more exact
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        s[i][j] = ptx::ex2(fma(s[i][j], multiplier, -base[i]));
+        s[i][j] = ptx::ex2(fma(s[i][j], unit, -base[i]));
         sum += s[i][j];
       }
       row_sum[i] += sum;
@@ -101,30 +101,30 @@ struct OnlineSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   }
 
   // What sums up to a row maximum of `from` are owed when it is `to`.
-  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
-    const Accumulator before = rounded_base(from, multiplier), after = base_of(to, multiplier);
+  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator unit) {
+    const Accumulator before = rounded_base(from, unit), after = base_of(to, unit);
     if (is_far(before) && from != -infinity<Accumulator>()) {
-      return ptx::ex2(is_far(after) ? (from - to) * multiplier : fma(from, multiplier, -after) + kRoom);
+      return ptx::ex2(is_far(after) ? (from - to) * unit : fma(from, unit, -after) + kRoom);
     }
-    return ptx::ex2(is_far(after) ? fma(to, -multiplier, before - kRoom) : before - after);
+    return ptx::ex2(is_far(after) ? fma(to, -unit, before - kRoom) : before - after);
   }
 
   // The natural log-sum-exp of a row; -inf if it saw no key.
-  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
-    const Accumulator base = rounded_base(m, multiplier), log_sum = ptx::lg2(sum);
-    const Accumulator in_log2 = is_far(base) ? fma(m, multiplier, kRoom + log_sum) : base + log_sum;
+  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator unit) {
+    const Accumulator base = rounded_base(m, unit), log_sum = ptx::lg2(sum);
+    const Accumulator in_log2 = is_far(base) ? fma(m, unit, kRoom + log_sum) : base + log_sum;
     return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
   }
 
  private:
   // -inf for a row that has seen no key yet.
-  __device__ static Accumulator rounded_base(Accumulator m, Accumulator multiplier) {
-    return fma(m, multiplier, kRoom);
+  __device__ static Accumulator rounded_base(Accumulator m, Accumulator unit) {
+    return fma(m, unit, kRoom);
   }
 
   // Of such a row 0: subtracting that from its scores gives p = 0, not NaN.
-  __device__ static Accumulator base_of(Accumulator m, Accumulator multiplier) {
-    const Accumulator base = rounded_base(m, multiplier);
+  __device__ static Accumulator base_of(Accumulator m, Accumulator unit) {
+    const Accumulator base = rounded_base(m, unit);
     return base == -infinity<Accumulator>() ? Accumulator(0) : base;
   }
 
@@ -139,17 +139,17 @@ struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   using SoftmaxRows<Accumulator, kRows, kLanes>::row_sum;
 
   template <int kCols, class Rescale>
-  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator multiplier, Rescale&& rescale) {
+  __device__ void update(Accumulator (&s)[kRows][kCols], Accumulator unit, Rescale&& rescale) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const Accumulator m = max(row_max[i], this->row_max_of(this->lane_max(s[i])));
-      const Accumulator base = base_of(m), factor = change(row_max[i], m, multiplier);
+      const Accumulator base = base_of(m), factor = change(row_max[i], m, unit);
       row_max[i] = m;
       rescale(i, factor);
       Accumulator sum = 0;  // of these keys on their own: simt/matmul.cuh, add_part
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        const Accumulator x = (s[i][j] - base) * multiplier;
+        const Accumulator x = (s[i][j] - base) * unit;
         s[i][j] = ptx::ex2(kHeadroom ? x - kHeadroom : x);
         sum += s[i][j];
       }
@@ -158,12 +158,12 @@ struct ExactSoftmax : SoftmaxRows<Accumulator, kRows, kLanes> {
   }
 
   // What sums up to a row maximum of `from` are owed when it is `to`.
-  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator multiplier) {
-    return ptx::ex2((from - base_of(to)) * multiplier);
+  __device__ static Accumulator change(Accumulator from, Accumulator to, Accumulator unit) {
+    return ptx::ex2((from - base_of(to)) * unit);
   }
 
-  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator multiplier) {
-    const Accumulator in_log2 = fma(m, multiplier, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));
+  __device__ static Accumulator log_sum_exp(Accumulator m, Accumulator sum, Accumulator unit) {
+    const Accumulator in_log2 = fma(m, unit, ptx::lg2(sum) + static_cast<Accumulator>(kHeadroom));
     return sum == 0 ? -infinity<Accumulator>() : in_log2 * static_cast<Accumulator>(kLn2);
   }
 

@@ -1,7 +1,6 @@
 // Row-wise kernels: a block for every kBlockRows rows of queries, or of keys, of a head. What depends on the head is
 // worked out once for all of them, and a thread has parts of several rows under way: these kernels wait for memory.
 #pragma once
-#include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "params.cuh"
 #include "ptx/memory.cuh"
@@ -12,7 +11,7 @@ constexpr int kThreads = 32 * kNWarps;
 
 // Rows [begin, end) of a head.
 struct RowBlock {
-  int batch[kBatchDims], head, begin, end;
+  int batch_index, batch[kBatchDims], head, begin, end;
 };
 
 __device__ __forceinline__ int blocks_of_head(int seqlen) { return ceil_div(seqlen, kBlockRows); }
@@ -21,8 +20,8 @@ __device__ __forceinline__ int blocks_of_head(int seqlen) { return ceil_div(seql
 __device__ __forceinline__ RowBlock block_of_rows(const Shape& shape, const Divisor& num_heads, int seqlen, int block) {
   const int per_head = blocks_of_head(seqlen), head_index = block / per_head;
   const int begin = block % per_head * kBlockRows;
-  RowBlock rows = {{}, head_index % num_heads, begin, min(begin + kBlockRows, seqlen)};
   int rest = head_index / num_heads;
+  RowBlock rows = {rest, {}, head_index % num_heads, begin, min(begin + kBlockRows, seqlen)};
 #pragma unroll
   for (int dim = kBatchDims - 1; dim > 0; --dim) {
     rows.batch[dim] = rest % shape.batch[dim];

@@ -1,6 +1,5 @@
 // Which queries, and which keys, a block has.
 #pragma once
-#include "attention/mask.cuh"
 #include "params.cuh"
 #include "specialization.cuh"
 

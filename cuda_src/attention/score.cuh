@@ -1,33 +1,67 @@
-// The step between s = q . k and the softmax, forward and backward. Kernels know only this interface, so another
-// struct with the same functions (a bias, a cap, a formula of the user's) takes its place by JIT.
+// What stands between s = q . k and the softmax, forward and backward: steps that follow one another, a compile-time
+// list of types. The file that includes this has included them, and `Components`, what they are told.
 //
-// The score in log2 units is multiplier * forward(s), multiplier > 0: row maxima are taken of forward(s), and
-// 2^(multiplier * forward(s) - ...) is one multiply-add and one ex2.
+// A step takes numbers x and makes others, each kind in a unit of its own: unit * x is a score in log2 units, and what
+// one makes has the unit that its unit() says, above 0. Nothing is multiplied that need not be: row maxima are taken of
+// what the last step makes, and 2^(unit * x - ...) is one multiply-add and one ex2. A step is
+//
+//   Step(params, place, unit)        of what comes in; of q . k itself there is none
+//   unit()
+//   Row<Columns>(step, query, head, columns)   for one query, and the keys columns(j) of a lane; heads count from
+//                                    place.head; it keeps `columns`, if at all, as a copy. UniformRow, if forward(x)
+//                                    and backward(dy, x) are all there is
+//     forward(x, j)
+//     backward(dy, x, j)             d loss / d x from d loss / d forward(x), both by natural scores (of the first
+//                                    step: by natural scores and by q . k)
 #pragma once
-#include "numeric.cuh"
-#include "params.cuh"
+#include "attention/place.cuh"
 
-// score = scale * s for a scale >= 0.
-template <class Accumulator>
-struct ScaledScore {
-  Accumulator scale, multiplier;
+template <class Accumulator, template <class> class... Steps>
+struct ScoreOf;
 
-  __device__ explicit ScaledScore(const Shape& shape)
-      : scale(sizeof(Accumulator) == 4 ? shape.scale_f32 : shape.scale),
-        multiplier(sizeof(Accumulator) == 4 ? shape.multiplier_f32 : shape.multiplier) {}
+template <class Accumulator, template <class> class First, template <class> class... Rest>
+struct ScoreOf<Accumulator, First, Rest...> {
+  First<Accumulator> first;
+  ScoreOf<Accumulator, Rest...> rest;
 
-  __device__ Accumulator forward(Accumulator s, int row, int col) const { return s; }
+  __device__ ScoreOf(const Components& params, const Place& place, Accumulator unit = 1)
+      : first(params, place, unit), rest(params, place, first.unit()) {}
 
-  // d loss / d s, from d loss / d score (natural units).
-  __device__ Accumulator backward(Accumulator dscore, Accumulator s, int row, int col) const {
-    return dscore * scale;
+  __device__ Accumulator unit() const { return rest.unit(); }
+
+  template <class Columns>
+  struct Row {
+    typename First<Accumulator>::template Row<Columns> first;
+    typename ScoreOf<Accumulator, Rest...>::template Row<Columns> rest;
+
+    __device__ Row(const ScoreOf& score, int query, int head, const Columns& columns)
+        : first(score.first, query, head, columns), rest(score.rest, query, head, columns) {}
+
+    __device__ Accumulator forward(Accumulator s, int j) const { return rest.forward(first.forward(s, j), j); }
+
+    __device__ Accumulator backward(Accumulator dscore, Accumulator s, int j) const {
+      return first.backward(rest.backward(dscore, first.forward(s, j), j), s, j);
+    }
+  };
+
+  template <class Columns>
+  __device__ Row<Columns> row(int query, int head, const Columns& columns) const {
+    return {*this, query, head, columns};
   }
 };
 
-// The same for a scale < 0: multiplier is that of -s.
 template <class Accumulator>
-struct NegatedScore : ScaledScore<Accumulator> {
-  using ScaledScore<Accumulator>::ScaledScore;
+struct ScoreOf<Accumulator> {
+  Accumulator last_unit;
 
-  __device__ Accumulator forward(Accumulator s, int row, int col) const { return -s; }
+  __device__ ScoreOf(const Components& params, const Place& place, Accumulator unit) : last_unit(unit) {}
+
+  __device__ Accumulator unit() const { return last_unit; }
+
+  template <class Columns>
+  struct Row {
+    __device__ Row(const ScoreOf& score, int query, int head, const Columns& columns) {}
+    __device__ Accumulator forward(Accumulator score, int j) const { return score; }
+    __device__ Accumulator backward(Accumulator dscore, Accumulator score, int j) const { return dscore; }
+  };
 };

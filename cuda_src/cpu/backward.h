@@ -9,9 +9,9 @@
 
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
-#include "cpu/mask.h"
 #include "cpu/product.h"
 #include "cpu/seen.h"
+#include "cpu/tile.h"
 
 constexpr int kBackwardVectors = 2;  // of a panel of queries
 constexpr int64_t kBackwardTile = 60, kKeyBlock = 8 * kBackwardTile;  // whole register tiles
@@ -50,6 +50,7 @@ class BackwardBlock {
     dq_panels_ = scratch.take<T>(columns_ * pitch_);
     line_ = scratch.take<T>(pitch_v_);
     p_ = scratch.take<T>(kBackwardTile * columns_), ds_ = scratch.take<T>(kBackwardTile * columns_);
+    kept_ = scratch.take<T>(score_.kept() * kBackwardTile * columns_);
     lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
     rows_ = scratch.take<Integer<T>>(columns_);
   }
@@ -137,8 +138,13 @@ class BackwardBlock {
       const int64_t last = i0_ + clamp(i + kPanel, 0, queries_) - 1;
       const int64_t seen = clamp(mask_.key_end(last) - j0, 0, keys);
       const bool panel_cut = !mask_.covers(i0_ + i, j0, round_up(seen, kRowUnit));
-      probabilities(panel_cut, i, j0, seen, k);
-      score_gradients(panel_cut, i, j0, seen, v);
+      if (score_.has_steps()) {
+        stepped_probabilities(panel_cut, i, j0, seen, k);
+        stepped_score_gradients(panel_cut, i, j0, seen, v);
+      } else {
+        probabilities(panel_cut, i, j0, seen, k);
+        score_gradients(panel_cut, i, j0, seen, v);
+      }
       for (int64_t j = round_up(seen, kRowUnit); j < whole; ++j) {
         __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
         __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
@@ -175,49 +181,90 @@ class BackwardBlock {
   // P of the panel of queries from column i on.
   __attribute__((noinline)) void probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
     const T* lse = lse_ + i;
-    each_score(cut, i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p_ + i,
-               [=](auto& score, Vector<T> s, Mask<T> row, int64_t col, int64_t n, int64_t) ALWAYS_INLINE {
-                 const Vector<T> x = score.in_log2(s, row, col) - load(lse + n);
-                 return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x);  // no p exceeds 1, though lse be rounded or foreign
-               });
+    const auto factor = score_.factor();
+    each_sum(cut, i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p_ + i,
+             [=](Vector<T> s, int64_t n, int64_t) ALWAYS_INLINE { return power(factor.in_log2(s) - load(lse + n)); });
   }
 
   // dS of the same panel.
   __attribute__((noinline)) void score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
     const T *delta = delta_ + i, *p = p_ + i;
     const int64_t pitch = columns_;
-    each_score(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds_ + i,
-               [=](auto& score, Vector<T> dp, Mask<T> row, int64_t col, int64_t n, int64_t j) ALWAYS_INLINE {
-                 return score.backward(load(p + j * pitch + n) * (dp - load(delta + n)), row, col);
-               });
+    const auto factor = score_.factor();
+    each_sum(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds_ + i,
+             [=](Vector<T> dp, int64_t n, int64_t j) ALWAYS_INLINE {
+               return factor.backward(load(p + j * pitch + n) * (dp - load(delta + n)));
+             });
   }
 
   // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
   template <class Use>
-  inline ALWAYS_INLINE void each_score(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, ByRows<T> a,
-                                       const T* b, T* y, Use use) {
+  inline ALWAYS_INLINE void each_sum(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, ByRows<T> a,
+                                     const T* b, T* y, Use use) {
     const Integer<T>* rows = rows_ + i;
     const int64_t pitch = columns_;
-    const CausalMask mask = mask_;
-    const ScaledScore<T> score = score_;
+    const KeyMask mask = mask_;
     multiply<T, kBackwardVectors>(keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
-      const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
-      x = use(score, x, row, j0 + r, n * kStep, r);
-      if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : Vector<T>{};
+      x = use(x, n * kStep, r);
+      if (cut) x = mask.lanes_see<T>(load_as<Mask<T>>(rows + n * kStep), j0 + r) ? x : Vector<T>{};
       store(y + r * pitch + n * kStep, x);
+    });
+  }
+
+  // No p exceeds 1, though lse be rounded or foreign.
+  static ALWAYS_INLINE Vector<T> power(Vector<T> x) { return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x); }
+
+  // The same two by passes, of sums as they are.
+  __attribute__((noinline)) void stepped_probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
+    T *const p = p_ + i, *const lse = lse_ + i;
+    const T unit = score_.unit();
+    const auto tile = sums(i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p);
+    score_.forward(tile, p, kept_ + i, kBackwardTile * columns_);
+    tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
+      T* const x = p + j * tile.pitch + n * kStep;
+      store(x, power(load(x) * unit - load(lse + n * kStep)));
+    });
+    if (cut) hide(tile, p);
+  }
+
+  __attribute__((noinline)) void stepped_score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
+    T *const ds = ds_ + i, *const p = p_ + i, *const delta = delta_ + i;
+    const auto tile = sums(i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds);
+    tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
+      const int64_t at = j * tile.pitch + n * kStep;
+      store(ds + at, load(p + at) * (load(ds + at) - load(delta + n * kStep)));
+    });
+    score_.backward(tile, ds, kept_ + i, kBackwardTile * columns_);
+    if (cut) hide(tile, ds);
+  }
+
+  // A B to y.
+  __attribute__((noinline)) PanelTile<T, kBackwardVectors> sums(int64_t i, int64_t j0, int64_t keys, int64_t depth,
+                                                                ByRows<T> a, const T* b, T* y) {
+    const int64_t pitch = columns_;
+    multiply<T, kBackwardVectors>(keys, depth, a, b, kPanel, [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+      store(y + r * pitch + n * kStep, x);
+    });
+    return {round_up(keys, kRowUnit), pitch, rows_ + i, j0};
+  }
+
+  void hide(const PanelTile<T, kBackwardVectors>& tile, T* x) const {
+    tile.each([&](int64_t at, Mask<T> row, int64_t col) ALWAYS_INLINE {
+      store(x + at, mask_.template lanes_see<T>(row, col) ? load(x + at) : Vector<T>{});
     });
   }
 
   const Call& call_;
   const Shape& shape_;
-  const CausalMask mask_;
-  const ScaledScore<T> score_;
+  const KeyMask mask_;
+  const Score<T> score_;
   int64_t pitch_, pitch_v_, columns_, j0_ = 0, keys_ = 0, i0_ = 0, queries_ = 0;
   const T *k_ = nullptr, *v_ = nullptr;              // rows, in place or loaded
   T *k_block_, *v_block_, *dk_, *dv_;                // rows
   T *q_, *dout_, *line_;                             // rows
   T *q_panels_, *dout_panels_, *dq_panels_;          // [panels][width][kPanel]
-  T *p_, *ds_, *lse_, *delta_;                       // [kBackwardTile][columns], [columns]
+  T *p_, *ds_, *kept_;                               // [kBackwardTile][columns], the last as often as score_.kept()
+  T *lse_, *delta_;                                  // [columns]
   Integer<T>* rows_;
 };
 
@@ -253,7 +300,7 @@ class BackwardJob {
     for (int64_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h) {
       for (int64_t n = 0; n < plan_.query_blocks; ++n) {
         const int64_t i0 = shape_.first_query + n * plan_.queries, rows = clamp(shape_.seqlen_q - i0, 0, plan_.queries);
-        const int64_t end = CausalMask(shape_).key_end(i0 + rows - 1);
+        const int64_t end = KeyMask(shape_).key_end(i0 + rows - 1);
         if (end <= j0) continue;
         keys.attend(h, i0, rows);
         int32_t* turn = turns_ + h * plan_.query_blocks + n;

@@ -1,6 +1,7 @@
 // What arrays hold, in 64 bits for each array and head: a change shows but for one in 2^64.
 #pragma once
 #include "cpu/scratch.h"
+#include "cpu/shape.h"
 
 // Four chains, so that one's multiplication does not wait for another's. Each step is one to one in its word, and
 // brings down the upper bits, which a product only passes upwards.

@@ -5,9 +5,9 @@
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
-#include "cpu/mask.h"
 #include "cpu/product.h"
 #include "cpu/seen.h"
+#include "cpu/tile.h"
 
 // Arithmetic in T, factors of products as E: T or Pair. N vectors make a panel.
 template <class T, class E, int N>
@@ -60,7 +60,7 @@ class PanelBlock {
       const int64_t column = i / kPanel * kPanel * pitch_v_ + i % kPanel;
       for (int64_t c = 0; c < chunks; ++c) {
         const ForwardState<T> x = states(c);
-        const Vector<T> factor = exp2<T>(load(x.m + i) - base, score_.unit);
+        const Vector<T> factor = exp2<T>(load(x.m + i) - base, score_.unit());
         total += load(x.l + i) * factor;
         for (int64_t r = 0; r < pitch_v_; ++r) {
           const int64_t at = column + r * kPanel;
@@ -85,7 +85,7 @@ class PanelBlock {
       for (int64_t n = 0; n < kPanel && i + n < plan_.columns(block); ++n) {
         const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
         store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
-        const T lse = log_sum_exp(x.m[i + n], score_.unit, x.l[i + n], plan_.headroom);
+        const T lse = log_sum_exp(x.m[i + n], score_.unit(), x.l[i + n], plan_.headroom);
         __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
       }
     }
@@ -140,7 +140,8 @@ class PanelBlock {
       const bool cut = !mask_.covers(low, j0, round_up(seen, kRowUnit));
       Vector<T> largest[N];
       T* o = x.o + i * pitch_v_;
-      scores(cut, i, j0, seen, largest);
+      if (score_.has_steps()) stepped_scores(cut, i, j0, seen, largest);
+      else scores(cut, i, j0, seen, largest);
       softmax(seen, largest, x.m + i, x.l + i, o);
       if (cut && !finite) {
         accumulate_seen_values(head, j0, seen, i, o);
@@ -173,12 +174,12 @@ class PanelBlock {
     for (auto& x : top) x = splat(-kInfinity<T>);
     const Integer<T>* rows = rows_ + i;
     T* const p = p_;
-    const CausalMask mask = mask_;
-    const ScaledScore<T> score = score_;
+    const KeyMask mask = mask_;
+    const auto factor = score_.factor();
     multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k_, pitch_}, q_ + i * pitch_, kPanel,
                            [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
                              const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
-                             x = score.forward(x, row, j0 + r);
+                             x = factor.forward(x);
                              if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : splat(-kInfinity<T>);
                              top[n] = max_of(top[n], x);
                              store(p + r * kPanel + n * kStep, x);
@@ -186,10 +187,30 @@ class PanelBlock {
     for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
 
+  // The same by passes. Sums leave the registers as they are: AVX2's hold a tile and little else, and to scale sums
+  // there cost 8% of the time (g++ 12).
+  __attribute__((noinline)) void stepped_scores(bool cut, int64_t i, int64_t j0, int64_t keys,
+                                                Vector<T> (&largest)[N]) {
+    T* const s = p_;
+    multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k_, pitch_}, q_ + i * pitch_, kPanel,
+                           [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE { store(s + r * kPanel + n * kStep, x); });
+    const PanelTile<T, N> tile{keys, kPanel, rows_ + i, j0};
+    score_.forward(tile, s);
+    Vector<T> top[N];
+    for (auto& x : top) x = splat(-kInfinity<T>);
+    tile.each_vector([&](int64_t j, int n) ALWAYS_INLINE {
+      T* const at = s + j * kPanel + n * kStep;
+      const Mask<T> row = load_as<Mask<T>>(rows_ + i + n * kStep);
+      if (cut) store(at, mask_.template lanes_see<T>(row, j0 + j) ? load(at) : splat(-kInfinity<T>));
+      top[n] = max_of(top[n], load(at));
+    });
+    for (int n = 0; n < N; ++n) largest[n] = top[n];
+  }
+
   // Scores become p = exp2(unit (s - m) - headroom), whose sums join l. Where m must follow, l and o are scaled to it.
   __attribute__((noinline)) void softmax(int64_t keys, const Vector<T> (&largest)[N], T* m, T* l, T* o) {
     T* const s = p_;
-    const T headroom = T(plan_.headroom), unit = score_.unit, slack = T(kSlack) / unit;
+    const T headroom = T(plan_.headroom), unit = score_.unit(), slack = T(kSlack) / unit;
     Vector<T> base[N], sum[N];
     Mask<T> passed = {};
     UNROLL
@@ -260,8 +281,8 @@ class PanelBlock {
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const CausalMask mask_;
-  const ScaledScore<T> score_;
+  const KeyMask mask_;
+  const Score<T> score_;
   int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0, last_row_ = 0;
   T *line_, *p_;
   E *q_, *k_tile_, *v_tile_, *pairs_;

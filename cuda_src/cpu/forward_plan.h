@@ -1,7 +1,7 @@
 // How the forward is cut into items of work, and what passes between them.
 #pragma once
 #include "cpu/scratch.h"
-#include "cpu/score.h"
+#include "cpu/shape.h"
 
 constexpr int64_t kQueryBlock = 192;
 constexpr int64_t kKeyTile = 120;  // whole register tiles

@@ -3,7 +3,7 @@
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
-#include "cpu/mask.h"
+#include "cpu/tile.h"
 
 constexpr int64_t kFewRows = 4;  // a panel's vector does 8 in AVX2 in the time of 4
 
@@ -71,7 +71,7 @@ class RowBlock {
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
       const int64_t head = plan_.head(unit, i);
       store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
-      const T lse = log_sum_exp(x.m[i], score_.unit, x.l[i], plan_.headroom);
+      const T lse = log_sum_exp(x.m[i], score_.unit(), x.l[i], plan_.headroom);
       __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
@@ -81,11 +81,10 @@ class RowBlock {
   int64_t row(int64_t i) const { return plan_.row(0, i); }
 
   // 2^(unit (m - base)), 0 for m = -inf.
-  T power(T m, T base) const { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base), score_.unit)[0]; }
+  T power(T m, T base) const { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base), score_.unit())[0]; }
 
   // p of a row and the keys from j0 on, whose sum joins l; m follows as in PanelBlock. Returns the factor for o.
   __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const T* k, T& m, T& l) {
-    Vector<T> top = splat(-kInfinity<T>);
     for (int64_t j = 0; j < keys; j += kStep) {
       Vector<T> sum[kStep] = {};  // of a key each
       const T* key[kStep];
@@ -100,19 +99,24 @@ class RowBlock {
       Vector<T> s = sum[0];
       UNROLL
       for (int n = 1; n < kStep; ++n) s += sum[n];
-      const Mask<T> col = lane_index<T>() + Integer<T>(j0 + j);
-      s = col < Integer<T>(j0 + keys) ? score_.forward(s, row, col) : splat(-kInfinity<T>);
-      top = max_of(top, s);
       store(p_ + j, s);
     }
+    const RowTile<T> tile{keys, row, j0};
+    score_.forward(tile, p_);
+    Vector<T> top = splat(-kInfinity<T>);
+    tile.each([&](int64_t at, int64_t, Mask<T> col) ALWAYS_INLINE {
+      const Vector<T> s = col < Integer<T>(j0 + keys) ? load(p_ + at) : splat(-kInfinity<T>);
+      top = max_of(top, s);
+      store(p_ + at, s);
+    });
     T largest = top[0];
     for (int n = 1; n < kStep; ++n) largest = top[n] > largest ? top[n] : largest;
     T rescale = 1;
-    if (largest > m + T(kSlack) / score_.unit) rescale = power(m, largest), m = largest, l *= rescale;
+    if (largest > m + T(kSlack) / score_.unit()) rescale = power(m, largest), m = largest, l *= rescale;
     const T base = m == -kInfinity<T> ? T(0) : m, headroom = T(plan_.headroom);
     Vector<T> total = {};
     for (int64_t j = 0; j < keys; j += kStep) {
-      const Vector<T> p = exp2<T>(load(p_ + j) - base, score_.unit, headroom);
+      const Vector<T> p = exp2<T>(load(p_ + j) - base, score_.unit(), headroom);
       total += p;
       store(p_ + j, p);
     }
@@ -142,8 +146,8 @@ class RowBlock {
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const CausalMask mask_;
-  const ScaledScore<T> score_;
+  const KeyMask mask_;
+  const Score<T> score_;
   int64_t pitch_, pitch_v_;
   T *q_, *k_tile_, *v_tile_, *p_;
 };

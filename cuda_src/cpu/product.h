@@ -1,8 +1,7 @@
 // Matrix products from register tiles of rows x N vectors.
 #pragma once
-#include "cpu/mask.h"
 #include "cpu/pair.h"
-#include "cpu/shape.h"
+#include "cpu/sizes.h"
 #include "cpu/vector.h"
 
 // The factor whose elements are broadcast, A. In memory its rows lie `pitch` apart, or its columns where kTransposed.

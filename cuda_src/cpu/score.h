@@ -1,32 +1,110 @@
-// The step between s = q . k and the softmax, forward and backward, as in attention/score.cuh, for vectors.
+// The steps between s = q . k and the softmax, forward and backward, as in attention/score.cuh, for vectors.
 #pragma once
-#include "cpu/shape.h"
 #include "cpu/vector.h"
 
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
-// score = scale * s, in log2 units unit * forward(s), so that exp is a bare exp2. What forward multiplies by is a power
-// of 2: the differences of scores, all that a softmax sees, are then those of s however large they are.
-template <class T>
-struct ScaledScore {
-  T scale, scale_log2, power, unit;
+// Steps behind the first, all of them compiled in: each passes over a tile of scores in L1, or does not where it is not
+// in effect. Passes cost what a loop compiled for the combination costs. A step is a class of cpu/score,
+//   static constexpr bool kKeeps;               whether backward needs what forward leaves it for each score
+//   Step(const StepParams&, double unit);       unit * x is in log2 units the score that comes in; unit > 0
+//   bool used() const;                          not with parameters that are all 0
+//   double unit() const;                        the same for what goes out, where the step is in effect
+//   Vector<T> forward(Vector<T> x, Rows, Columns, Vector<T>& kept) const;
+//   Vector<T> backward(Vector<T> g, Rows, Columns, Vector<T> kept) const;   d loss / d score, of natural units
+// where of rows and columns, numbers of queries and keys, either are those of the lanes.
+//
+// What is kept of a tile is as large as the tile, and lies in the places of another array: that of the next step is
+// `size` elements behind it.
+template <class T, template <class> class... Steps>
+class StepsOf {
+ public:
+  template <class Params>
+  StepsOf(const Params&, double unit) : unit_(unit) {}
 
-  explicit ScaledScore(const Shape& shape) : scale(T(shape.scale)), scale_log2(T(shape.scale * kLog2E)) {
-    int exponent;
-    const double fraction = __builtin_frexp(shape.scale * kLog2E, &exponent);  // in [1/2, 1) but for its sign, or 0
-    power = T(__builtin_ldexp(fraction < 0 ? -1 : fraction > 0 ? 1 : 0, exponent - 1));
-    unit = T(fraction < 0 ? -2 * fraction : fraction > 0 ? 2 * fraction : 1);
+  bool used() const { return false; }
+  int64_t kept() const { return 0; }
+  double unit() const { return unit_; }
+
+  template <class Tile>
+  void forward(const Tile&, T*, T*, int64_t) const {}
+  template <class Tile>
+  void backward(const Tile&, T*, const T*, int64_t) const {}
+
+ private:
+  double unit_;
+};
+
+template <class T, template <class> class First, template <class> class... Rest>
+class StepsOf<T, First, Rest...> {
+ public:
+  template <class Params>
+  StepsOf(const Params& params, double unit)
+      : first_(params, unit), rest_(params, first_.used() ? first_.unit() : unit) {}
+
+  bool used() const { return first_.used() || rest_.used(); }
+  int64_t kept() const { return keeps() + rest_.kept(); }
+  double unit() const { return rest_.unit(); }
+
+  // Nothing is kept where `kept` is null.
+  template <class Tile>
+  void forward(const Tile& tile, T* x, T* kept, int64_t size) const {
+    if (first_.used()) {
+      tile.each([&](int64_t at, auto rows, auto columns) ALWAYS_INLINE {
+        Vector<T> factor;
+        store(x + at, first_.forward(load(x + at), rows, columns, factor));
+        if (First<T>::kKeeps && kept) store(kept + at, factor);
+      });
+    }
+    rest_.forward(tile, x, kept && keeps() ? kept + size : kept, size);
   }
 
-  // Of rows and columns, numbers of queries and keys, either are those of the lanes.
-  template <class Rows, class Columns>
-  Vector<T> forward(Vector<T> s, Rows rows, Columns columns) const { return s * power; }
+  template <class Tile>
+  void backward(const Tile& tile, T* g, const T* kept, int64_t size) const {
+    rest_.backward(tile, g, keeps() ? kept + size : kept, size);
+    if (!first_.used()) return;
+    tile.each([&](int64_t at, auto rows, auto columns) ALWAYS_INLINE {
+      store(g + at, first_.backward(load(g + at), rows, columns, First<T>::kKeeps ? load(kept + at) : Vector<T>{}));
+    });
+  }
 
-  template <class Rows, class Columns>
-  Vector<T> in_log2(Vector<T> s, Rows rows, Columns columns) const { return s * scale_log2; }
+ private:
+  bool keeps() const { return First<T>::kKeeps && first_.used(); }
 
-  // d loss / d s, from d loss / d score (natural units). A step that is not linear will need s too: keep it beside p.
-  template <class Rows, class Columns>
-  Vector<T> backward(Vector<T> dscore, Rows rows, Columns columns) const { return dscore * scale; }
+  First<T> first_;
+  StepsOf<T, Rest...> rest_;
+};
+
+// All steps. The first is a factor, in most calls alone, and then taken in as sums leave the registers.
+template <class T, template <class> class First, template <class> class... Steps>
+class ScoreOf {
+ public:
+  template <class Shape>
+  explicit ScoreOf(const Shape& shape)
+      : factor_(shape.components), steps_(shape.components, factor_.unit()), unit_(T(steps_.unit())) {}
+
+  const First<T>& factor() const { return factor_; }
+  bool has_steps() const { return steps_.used(); }  // behind it
+  int64_t kept() const { return steps_.kept(); }    // numbers for each score that backward needs
+  T unit() const { return unit_; }                  // times what forward makes it is the score in log2 units
+
+  // Of the sums of a tile.
+  template <class Tile>
+  void forward(const Tile& tile, T* s, T* kept = nullptr, int64_t size = 0) const {
+    tile.each([&](int64_t at, auto, auto) ALWAYS_INLINE { store(s + at, factor_.forward(load(s + at))); });
+    steps_.forward(tile, s, kept, size);
+  }
+
+  // d loss / d s, from d loss / d score (natural units).
+  template <class Tile>
+  void backward(const Tile& tile, T* g, const T* kept, int64_t size) const {
+    steps_.backward(tile, g, kept, size);
+    tile.each([&](int64_t at, auto, auto) ALWAYS_INLINE { store(g + at, factor_.backward(load(g + at))); });
+  }
+
+ private:
+  First<T> factor_;
+  StepsOf<T, Steps...> steps_;
+  T unit_;
 };

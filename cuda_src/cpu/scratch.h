@@ -1,6 +1,6 @@
 // Memory handed out piece by piece.
 #pragma once
-#include "cpu/shape.h"
+#include "cpu/sizes.h"
 #include "cpu/vector.h"
 
 constexpr int64_t kAlignment = 64;  // a cache line

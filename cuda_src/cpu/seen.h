@@ -1,7 +1,8 @@
 // The product that a sum over keys or over queries needs where inf or nan may hide behind the mask: p is 0 there, but
 // 0 * inf is nan.
 #pragma once
-#include "cpu/mask.h"
+#include "cpu/shape.h"
+#include "cpu/vector.h"
 
 template <class T>
 struct Rows {
@@ -12,7 +13,7 @@ struct Rows {
 // For each query i, which is row rows[i] of its head, and each key that it sees, p times the row of x that belongs to
 // the one is added to the row of y that belongs to the other.
 template <class T>
-void accumulate_seen(const CausalMask& mask, const Integer<T>* rows, int64_t queries, int64_t j0, int64_t keys,
+void accumulate_seen(const KeyMask& mask, const Integer<T>* rows, int64_t queries, int64_t j0, int64_t keys,
                      const T* p, int64_t pitch, Rows<const T> x, Rows<T> y, int64_t width) {
   for (int64_t j = 0; j < keys; ++j) {
     for (int64_t i = 0; i < queries; ++i) {

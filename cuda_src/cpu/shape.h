@@ -1,6 +1,7 @@
-// What the caller passes; cupy_flash/_src/backends/native.py has the same structures.
+// What the caller passes; cupy_flash/_src/backends/native.py reads the structures here.
 #pragma once
-#include <stdint.h>
+#include "cpu/components.h"
+#include "cpu/sizes.h"
 
 enum DType : int64_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
@@ -13,9 +14,9 @@ struct Layout {
 struct Shape {
   int64_t dtype, out_dtype;  // the second is that of out and dq in the backward
   int64_t heads_q, heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v;
-  int64_t q_offset;     // without a causal mask seqlen_k
+  int64_t q_offset;     // position of query 0 among the keys
   int64_t first_query;  // those before it see no key, and are the caller's
-  double scale;
+  Components components;
   Layout q, k, v, out, lse, dout, dlse, dq, dk, dv;
 
   int64_t group() const { return heads_q / heads_k; }
@@ -34,14 +35,4 @@ struct Call {
 
 inline char* at(char* data, const Layout& layout, int64_t head, int64_t row) {
   return data + layout.heads[head] + row * layout.row;
-}
-
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-
-constexpr int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
-constexpr int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
-
-// Size of n's parts when it is cut into the fewest of at most `most`: all but the last are equal, rounded up to units.
-inline int64_t even_part(int64_t n, int64_t most, int64_t unit) {
-  return n <= 0 ? unit : round_up(ceil_div(n, ceil_div(n, most)), unit);
 }

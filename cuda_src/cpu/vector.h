@@ -188,16 +188,16 @@ struct Exp2<double> {
                                  7.0725859492692236999e-9,  4.4549605981865183938e-10};
 };
 
-// x = 2^(unit x - less), `less` a whole number, for exponents up to kBias + 1 (where it is inf); 0 below the normal
-// numbers; nan stays nan. Several vectors take every step together: of one alone each step would wait for the one
-// before. The products with `unit` are part of multiply-adds that were additions without it.
+// 2^(unit x - less) as (1 + x) power, `less` a whole number, for exponents up to kBias + 1, where power is inf. It is 0
+// below the normal numbers; nan stays nan in x. Several vectors take every step together: of one alone each step would
+// wait for the one before. The products with `unit` are part of multiply-adds that were additions without it.
 template <class T, int W>
-inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T unit, T less) {
+inline ALWAYS_INLINE void exp2_parts(Vector<T> (&x)[W], Vector<T> (&power)[W], T unit, T less) {
   using E = Exp2<T>;
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
   const Vector<T> bottom = splat((less - T(E::kBias)) / unit);
   const T shift = T(E::kRound + E::kBias) - less;
-  Vector<T> power[W], q[W];
+  Vector<T> q[W];
   UNROLL
   for (int i = 0; i < W; ++i) {
     x[i] = x[i] < bottom ? bottom : x[i];
@@ -212,7 +212,16 @@ inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T unit, T less) {
     for (int i = 0; i < W; ++i) q[i] = q[i] * x[i] + E::q[term];
   }
   UNROLL
-  for (int i = 0; i < W; ++i) x[i] = (q[i] * x[i] + T(1)) * power[i];
+  for (int i = 0; i < W; ++i) x[i] = q[i] * x[i];
+}
+
+// x = 2^(unit x - less)
+template <class T, int W>
+inline ALWAYS_INLINE void exp2(Vector<T> (&x)[W], T unit, T less) {
+  Vector<T> power[W];
+  exp2_parts<T>(x, power, unit, less);
+  UNROLL
+  for (int i = 0; i < W; ++i) x[i] = (x[i] + T(1)) * power[i];
 }
 template <class T>
 inline ALWAYS_INLINE Vector<T> exp2(Vector<T> x, T unit = 1, T less = 0) {

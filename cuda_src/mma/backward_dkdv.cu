@@ -60,6 +60,7 @@ static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel di
 struct QueryWalk {
   int query_begin, seqlen_q;
   int m0;
+  int member = 0;  // how many heads after the first it is
 
   __device__ __forceinline__ QueryWalk(int query_begin, int seqlen_q)
       : query_begin(query_begin), seqlen_q(seqlen_q), m0(begin()) {}
@@ -68,7 +69,10 @@ struct QueryWalk {
   __device__ int blocks() const { return query_begin < seqlen_q ? ceil_div(seqlen_q - begin(), kBlockM) : 0; }
 
   __device__ bool ends_head() const { return m0 + kBlockM >= seqlen_q; }
-  __device__ void next() { m0 = ends_head() ? begin() : m0 + kBlockM; }
+  __device__ void next() {
+    member += ends_head();
+    m0 = ends_head() ? begin() : m0 + kBlockM;
+  }
 
   // How many elements further the next block of a tensor is. To the next head this is found when it comes: found
   // before the loop, those of all tensors would hold registers through it.
@@ -200,7 +204,7 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
 }
 
 // Log-sum-exp and delta of the query block in shared memory. Those of rows outside are 0, as is all else of them: their
-// p is 1 and meets only zeros.
+// p is at most 1 and meets only zeros.
 struct StreamedStatistics {
   const QueryStage& stage;
 
@@ -209,23 +213,25 @@ struct StreamedStatistics {
 };
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_dkdv(const __grid_constant__ BackwardParams params) {
+    attention_dkdv(const __grid_constant__ Composed<BackwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
   const KeyBlock keys = key_block(shape, params.schedule, blockIdx.x);
   const int n0 = ptx::opaque(keys.n0), head_k = keys.head_k, batch = keys.batch;
-  const Mask mask(shape);
+  // This block's query heads.
+  const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
+  const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
+  const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
+  const Place place(shape, batch, head_begin);
+  const Mask mask(params.components, place);
   const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
   load_tile(shared.key, gK, n0);  // in the group of the first queries
   load_tile(shared.value, gV, n0);
 
-  // This block's query heads, and the query blocks of each that see its keys.
-  const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
-  const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
-  const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
+  // The query blocks of each head that see its keys.
   QueryWalk walk(query_begin, shape.seqlen_q);
   QueryStream stream(params, query_head(params, batch, head_begin), walk);
   // Start copying the block that is so many after the one of `walk`.
@@ -241,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
   Sum dq = Sum::at<kAcross>(gDq, walk.m0 + score_row0(), score_across());
-  const Score<float> score(shape);
+  const Score<float> score(params.components, place);
   const int warp = threadIdx.x / 32, key_row0 = warp % kWarpsN * (kBlockN / kWarpsN), key_across = warp / kWarpsN;
   float acc_dk[kKeyRows][kKeyCols], acc_dv[kKeyRows][kValueCols];
   set_zero(acc_dk);
@@ -254,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     {
       float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
       const StreamedStatistics rows{stage};
-      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, m0, n0);
+      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, walk.member, m0, n0);
       store_fragment<kAcross>(shared.p, score_row0(), score_across(), p);
       store_fragment<kAcross>(shared.ds, score_row0(), score_across(), ds);
     }

@@ -50,14 +50,15 @@ __device__ __forceinline__ void store_dq(Tile<kBlockM, kHeadDim>& tile, const Ba
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_dq(const __grid_constant__ BackwardParams params) {
+    attention_dq(const __grid_constant__ Composed<BackwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
   const auto [m0, head, batch] = query_block(shape, params.schedule, blockIdx.x);
   const int head_k = head / shape.group_size;
 
-  const Mask mask(shape);
+  const Place place(shape, batch, head);
+  const Mask mask(params.components, place);
   const int key_end = ptx::opaque(mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1));
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
@@ -80,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Ring ring;
   ring.fill(ceil_div(key_end, kBlockN), start, finish);
 
-  const Score<float> score(shape);
+  const Score<float> score(params.components, place);
   const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
   float acc_dq[kScoreRows][kQueryCols];
   set_zero(acc_dq);
@@ -89,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     ring.arrive(ceil_div(key_end - n0, kBlockN), start, finish);
     auto& stage = shared.ring[ring.slot];
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, m0, n0);
+    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, 0, m0, n0);
 
     // dQ += dS K  [kBlockM, kHeadDim]
     matmul(acc_dq, PackedOperand<kScoreRows, kScoreCols>(ds), Pieces<KeyTile, kRowsFirst>(stage.key));

@@ -7,10 +7,8 @@
 // shuffles within a quad and P goes from S's registers to the next product without leaving them. K and V stream
 // through a ring of kStages tiles, K and V of a block in turn, the last block first: only the first ones can be cut
 // by the mask.
-#include "attention/mask.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/schedule.cuh"
-#include "attention/score.cuh"
 #include "mma/fragment.cuh"
 #include "mma/packed.cuh"
 #include "mma/ring.cuh"
@@ -117,19 +115,22 @@ __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const S
                                            Packing packing, int first_row, int n0) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int query = packing.query(first_row + row_of(i));
+    const int row = first_row + row_of(i);
+    const auto scored = score.row(packing.query(row), packing.head(row), KeyColumns<1>{n0});
 #pragma unroll
-    for (int j = 0; j < kCols; ++j) acc_s[i][j] = score.forward(acc_s[i][j], query, n0 + col_of(j));
+    for (int j = 0; j < kCols; ++j) acc_s[i][j] = scored.forward(acc_s[i][j], j);
   }
   if (mask.covers(packing.query(first_row), n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
-  const int own_row = ptx::opaque(first_row), first_col = ptx::opaque(n0);
+  const int own_row = ptx::opaque(first_row);
+  const KeyColumns<1> columns{static_cast<int>(ptx::opaque(n0))};
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int query = packing.query(own_row + row_of(i));
+    const int row = own_row + row_of(i);
+    const auto visible = mask.row(packing.query(row), packing.head(row));
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
-      if (!mask.sees(query, first_col + col_of(j))) acc_s[i][j] = -infinity<float>();
+      if (!visible.sees(columns(j))) acc_s[i][j] = -infinity<float>();
     }
   }
 }
@@ -143,7 +144,7 @@ __device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Elem
   store_rows<kWarpRows, 32>(tile, warp_row, threadIdx.x % 32, gO, m0);
 }
 
-__device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams& params,
+__device__ __forceinline__ void store_result(OutTile& tile, const Composed<ForwardParams>& params,
                                              const float (&acc_o)[kRows][kOutCols], const Softmax& softmax) {
   const Shape& shape = params.shape;
   const Packing packing(params.schedule);
@@ -159,7 +160,7 @@ __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams&
   }
   const auto gRows = partial ? split_matrix(params.partial_rows, shape, work, packing, 2)
                              : packed_matrix<float>(params.lse, shape, work, packing, 1);
-  const float multiplier = Score<float>(shape).multiplier;
+  const float unit = Score<float>(params.components, Place(shape, work.batch, work.head)).unit();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
@@ -168,13 +169,13 @@ __device__ __forceinline__ void store_result(OutTile& tile, const ForwardParams&
       *gRows.at(row, 0) = softmax.row_max[i];
       *gRows.at(row, 1) = softmax.row_sum[i];
     } else {
-      *gRows.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], multiplier);
+      *gRows.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], unit);
     }
   }
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_forward(const __grid_constant__ ForwardParams params) {
+    attention_forward(const __grid_constant__ Composed<ForwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
   const Schedule& schedule = params.schedule;
@@ -184,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int m0 = work.m_block * kBlockM;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
-  const Mask mask(shape);
+  const Place place(shape, work.batch, work.head);
+  const Mask mask(params.components, place);
   const int key_end = ptx::opaque(mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1)));
   const auto gQ = packed_matrix<Element>(params.q, shape, work, packing, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim);
@@ -199,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int last_row = min(first_row + kWarpRows, total_rows) - 1;
   const int warp_key_end = first_row < total_rows ? mask.key_end(packing.query(last_row)) : 0;
 
-  const Score<float> score(shape);
+  const Score<float> score(params.components, place);
   Softmax softmax;
   float acc_o[kRows][kOutCols];
   set_zero(acc_o);
@@ -223,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
     // P = exp(S - m); O is owed the same change of reference.
     score_tile(acc_s, score, mask, packing, first_row, block * kBlockN);
-    softmax.update(acc_s, score.multiplier, [&](int i, float factor) {
+    softmax.update(acc_s, score.unit(), [&](int i, float factor) {
 #pragma unroll
       for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= factor;
     });

@@ -3,9 +3,7 @@
 // kWarpsM warps share the kBlockM query rows; the kAcross warps of each row part take its columns in 16-wide pieces by
 // turns.
 #pragma once
-#include "attention/mask.cuh"
 #include "attention/online_softmax.cuh"
-#include "attention/score.cuh"
 #include "mma/fragment.cuh"
 #include "ptx/opaque.cuh"
 
@@ -39,10 +37,11 @@ struct ResidentStatistics {
 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of this warp's part of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
+// `member`: how many heads after place.head it is.
 template <class Query, class Dout, class Key, class Value, class Statistics>
 __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], float (&ds)[kScoreRows][kScoreCols],
                                           Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
-                                          const Mask& mask, const Score<float>& score, int m0, int n0) {
+                                          const Mask& mask, const Score<float>& score, int member, int m0, int n0) {
   const int row0 = score_row0(), across = score_across();
   const Pieces<Query, kRowsFirst> sQ(query, row0);
   const Pieces<Key, kColsFirst> sK(key, across * kPiece);
@@ -55,22 +54,24 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
   for (int i = 0; i < kScoreRows; ++i) {
     const int row = m0 + row0 + row_of(i);
     const float lse = rows.lse(i), delta = rows.delta(i);
+    const auto scored = score.row(row, member, KeyColumns<kAcross>{n0, across});
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
-      const int col = n0 + col_of<kAcross>(j, across);
       const float s = p[i][j];
-      p[i][j] = probability(fma(score.forward(s, row, col), score.multiplier, -lse));
-      ds[i][j] = score.backward(p[i][j] * (ds[i][j] - delta), s, row, col);
+      p[i][j] = probability(fma(scored.forward(s, j), score.unit(), -lse));
+      ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);
     }
   }
   if (mask.covers(m0 + row0, n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
-  const int first_row = ptx::opaque(m0 + row0), first_col = ptx::opaque(n0);
+  const int first_row = ptx::opaque(m0 + row0);
+  const KeyColumns<kAcross> columns{static_cast<int>(ptx::opaque(n0)), across};
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
+    const auto visible = mask.row(first_row + row_of(i), member);
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
-      if (!mask.sees(first_row + row_of(i), first_col + col_of<kAcross>(j, across))) p[i][j] = ds[i][j] = 0;
+      if (!visible.sees(columns(j))) p[i][j] = ds[i][j] = 0;
     }
   }
 }

@@ -36,14 +36,15 @@ __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& hea
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_dkdv(const __grid_constant__ BackwardParams params) {
+    attention_dkdv(const __grid_constant__ Composed<BackwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
   const auto [n0, split, head_k, batch] = key_block(shape, params.schedule, blockIdx.x);
 
-  const Mask mask(shape);
-  const Score<Accumulator> score(shape);
+  const Place place(shape, batch, head_k * shape.group_size);
+  const Mask mask(params.components, place);
+  const Score<Accumulator> score(params.components, place);
   Accumulator acc_dk[kSlices][kKeyRows][kSliceCols], acc_dv[kSlices][kKeyRows][kSliceCols];
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
@@ -55,10 +56,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int query_end = query_begin < shape.seqlen_q ? shape.seqlen_q : 0;  // none where nobody sees these keys
   bool key_held = false;
   for (int member = 0; member < shape.group_size; ++member) {
-    const Head head = query_head(params, batch, head_k * shape.group_size + member, query_begin, key_end);
+    const Head head = query_head(params, batch, place.head + member, query_begin, key_end);
     for (int m0 = query_begin / kBlockM * kBlockM; m0 < query_end; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
-      recompute(p, ds, shared, head, mask, score, m0, false, n0, key_held);
+      recompute(p, ds, shared, head, mask, score, member, m0, false, n0, key_held);
       key_held = kResident;
 
       publish(shared, p);  // dV += P^T dO  [kBlockN, head_dim_v]

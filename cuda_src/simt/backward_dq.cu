@@ -13,16 +13,17 @@ static_assert(2 * kRows * (kCols + kSlices * kSliceCols) * sizeof(Accumulator) <
               "a thread's sums have 4 KiB");
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_dq(const __grid_constant__ BackwardParams params) {
+    attention_dq(const __grid_constant__ Composed<BackwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
   const auto [m0, head_q, batch] = query_block(shape, params.schedule, blockIdx.x);
-  const Mask mask(shape);
+  const Place place(shape, batch, head_q);
+  const Mask mask(params.components, place);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Head head = query_head(params, batch, head_q, 0, key_end);
 
-  const Score<Accumulator> score(shape);
+  const Score<Accumulator> score(params.components, place);
   Accumulator acc_dq[kSlices][kRows][kSliceCols], total_dq[kSlices][kRows][kSliceCols];
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
@@ -33,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
     if (kFewDigits && n0 % (kStretch * kBlockN) == 0 && n0 > 0) end_stretch(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
-    recompute(p, ds, shared, head, mask, score, m0, kResident && n0 > 0, n0, false);
+    recompute(p, ds, shared, head, mask, score, 0, m0, kResident && n0 > 0, n0, false);
 
     publish(shared, ds);  // dQ += dS K  [kBlockM, head_dim]
 #pragma unroll

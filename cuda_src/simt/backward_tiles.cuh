@@ -1,8 +1,6 @@
 // What both backward kernels share: their shared memory and the recomputation of P and dS of one tile.
 #pragma once
-#include "attention/mask.cuh"
 #include "attention/online_softmax.cuh"
-#include "attention/score.cuh"
 #include "simt/matmul.cuh"
 
 constexpr int kRows = kBlockM / kRowGroups;  // rows of S a thread
@@ -62,11 +60,11 @@ __device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], 
 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
-// On return the tiles of q, dout, k and v hold their last slice.
+// `member`: how many heads after place.head it is. On return the tiles of q, dout, k and v hold their last slice.
 __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumulator (&ds)[kRows][kCols],
                                           SharedStorage& shared, const Head& head, const Mask& mask,
-                                          const Score<Accumulator>& score, int m0, bool query_held, int n0,
-                                          bool key_held) {
+                                          const Score<Accumulator>& score, int member, int m0, bool query_held,
+                                          int n0, bool key_held) {
   block_product(p, shared.q(), head.q, m0, query_held, shared.k(), head.k, n0, key_held);
   block_product(ds, shared.dout(), head.dout, m0, query_held, shared.v(), head.v, n0, key_held);
   const bool whole = mask.covers(m0, n0, kBlockN);
@@ -76,13 +74,15 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
     const bool inside = row < head.lse.rows;
     const Accumulator lse = inside ? lse_to_log2(*head.lse.at(row, 0)) : infinity<Accumulator>();
     const Accumulator delta = inside ? *head.delta.at(row, 0) : Accumulator(0);
+    const KeyColumns columns{n0};
+    const auto visible = mask.row(row, member);
+    const auto scored = score.row(row, member, columns);
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
-      const int col = n0 + col_of(j);
       const Accumulator s = p[i][j];
-      const bool seen = inside && (whole || mask.sees(row, col));
-      p[i][j] = seen ? probability(fma(score.forward(s, row, col), score.multiplier, -lse)) : Accumulator(0);
-      ds[i][j] = seen ? score.backward(p[i][j] * (ds[i][j] - delta), s, row, col) : Accumulator(0);
+      const bool seen = inside && (whole || visible.sees(columns(j)));
+      p[i][j] = seen ? probability(fma(scored.forward(s, j), score.unit(), -lse)) : Accumulator(0);
+      ds[i][j] = seen ? scored.backward(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);
     }
   }
 }

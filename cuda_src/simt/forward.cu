@@ -7,11 +7,9 @@
 // block: S by slices of the head dimension, one online-softmax step, P into shared memory for the other lanes of its
 // rows (the barriers around V's load order that too), then O by slices. Nothing of size Sq x Sk leaves the SM. Very
 // many keys come in spans, one launch each, whose results meet unrounded: short sums are more exact.
-#include "attention/mask.cuh"
 #include "attention/matrix.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/schedule.cuh"
-#include "attention/score.cuh"
 #include "numeric.cuh"
 #include "params.cuh"
 #include "platform.cuh"
@@ -59,7 +57,7 @@ struct Partial {
 };
 
 // O, and the statistics of its rows, of this span become those of all spans so far.
-__device__ __forceinline__ void add_earlier_spans(Out& acc_o, Softmax& softmax, Accumulator multiplier,
+__device__ __forceinline__ void add_earlier_spans(Out& acc_o, Softmax& softmax, Accumulator unit,
                                                   const ForwardParams& params, int batch, int head, int m0) {
   const Partial g(params, batch, head);
 #pragma unroll
@@ -67,8 +65,8 @@ __device__ __forceinline__ void add_earlier_spans(Out& acc_o, Softmax& softmax, 
     const int row = m0 + row_of<kRows>(i);
     if (row >= g.rows.rows) continue;
     const Accumulator earlier_max = *g.rows.at(row, 0), row_max = max(earlier_max, softmax.row_max[i]);
-    const Accumulator earlier = Softmax::change(earlier_max, row_max, multiplier);
-    const Accumulator own = Softmax::change(softmax.row_max[i], row_max, multiplier);
+    const Accumulator earlier = Softmax::change(earlier_max, row_max, unit);
+    const Accumulator own = Softmax::change(softmax.row_max[i], row_max, unit);
     softmax.row_max[i] = row_max;
     softmax.row_sum[i] = own * softmax.row_sum[i] + earlier * *g.rows.at(row, 1);
 #pragma unroll
@@ -106,7 +104,7 @@ __device__ __forceinline__ void each_own_row(int rows, int m0, Store&& store) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    attention_forward(const __grid_constant__ ForwardParams params) {
+    attention_forward(const __grid_constant__ Composed<ForwardParams> params) {
   SharedStorage& shared = shared_storage<SharedStorage>();
   const Shape& shape = params.shape;
 
@@ -114,7 +112,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int head_k = head / shape.group_size;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
-  const Mask mask(shape);
+  const Place place(shape, batch, head);
+  const Mask mask(params.components, place);
   const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Span span(params.schedule, shape.seqlen_k);
   if (!span.is_first && !span.is_last && span.begin >= key_end) return;  // nothing to add
@@ -122,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
 
-  const Score<Accumulator> score(shape);
+  const Score<Accumulator> score(params.components, place);
   Softmax softmax;
   Out acc_o;
 #pragma unroll
@@ -150,16 +149,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = m0 + row_of<kRows>(i);
+      const KeyColumns columns{n0};
+      const auto visible = mask.row(row, 0);
+      const auto scored = score.row(row, 0, columns);
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        const int col = n0 + col_of(j);
-        const bool seen = whole || mask.sees(row, col);
-        acc_s[i][j] = seen ? score.forward(acc_s[i][j], row, col) : -infinity<Accumulator>();
+        const bool seen = whole || visible.sees(columns(j));
+        acc_s[i][j] = seen ? scored.forward(acc_s[i][j], j) : -infinity<Accumulator>();
       }
     }
 
     // P = exp(S - m); O is owed the same change of reference.
-    softmax.update(acc_s, score.multiplier, [&](int i, Accumulator factor) {
+    softmax.update(acc_s, score.unit(), [&](int i, Accumulator factor) {
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
@@ -189,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   softmax.finish();
-  if (!span.is_first) add_earlier_spans(acc_o, softmax, score.multiplier, params, batch, head, m0);
+  if (!span.is_first) add_earlier_spans(acc_o, softmax, score.unit(), params, batch, head, m0);
   if (span.is_last) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -204,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
     store_out(gO, m0, acc_o);
     each_own_row(shape.seqlen_q, m0, [&](int i, int row) {
-      *gLse.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.multiplier);
+      *gLse.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.unit());
     });
   } else {
     const Partial g(params, batch, head);

@@ -31,6 +31,13 @@ __device__ __forceinline__ int vector_row_of(int i) {
 }
 __device__ __forceinline__ int col_of(int j) { return lane_of_row() + j * kLanes; }
 
+// The keys of this lane's columns of a tile that begins with key n0.
+struct KeyColumns {
+  int n0;
+
+  __device__ int operator()(int j) const { return n0 + col_of(j); }
+};
+
 // Columns of a slice come in vectors of kSliceVec a lane.
 constexpr int kSliceCols = kSliceD / kLanes;
 constexpr int kSliceVec = kSliceCols < kVec ? kSliceCols : kVec;

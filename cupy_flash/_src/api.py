@@ -8,7 +8,9 @@ import numpy as np
 
 from cupy_flash._src import backends
 from cupy_flash._src.broadcast import sum_to_shape
+from cupy_flash._src.components import Options
 from cupy_flash._src.names import answered
+from cupy_flash._src.operands import Cotangents, Merge, Operands
 from cupy_flash._src.options import boolean
 from cupy_flash._src.problem import AttentionProblem, check_like, check_plain
 
@@ -107,9 +109,9 @@ def flash_attention(
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
-    result, lse = _forward(module, problem, q, k, v, out)
-    return (result, lse) if return_lse else result
+    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
+    operands = _forward(module, problem, q, k, v, out)
+    return (operands.out, operands.lse) if return_lse else operands.out
 
 
 @answered
@@ -190,12 +192,10 @@ def flash_attention_backward(
     >>> dq.shape, dk.shape, dv.shape
     ((8, 128, 64), (8, 128, 64), (8, 128, 64))
     """
-    deterministic = boolean("deterministic", deterministic)
-    cotangents = {"dout": dout, "out": out, "lse": lse} | ({} if dlse is None else {"dlse": dlse})
-    module, (q, k, v, *rest) = backends.select(backend, q=q, k=k, v=v, **cotangents)
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
-    dout, out, lse, dlse = (*rest, None)[:4]
-    return _backward(module, problem, dout, q, k, v, out, lse, dlse, deterministic)
+    rest = {"dout": dout} if dlse is None else {"dout": dout, "dlse": dlse}
+    module, (q, k, v, out, lse, *given) = backends.select(backend, q=q, k=k, v=v, out=out, lse=lse, **rest)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
+    return _backward(module, problem, Operands(q, k, v, out, lse), Cotangents(*given))
 
 
 @answered
@@ -254,41 +254,34 @@ def flash_attention_vjp(
     >>> dq.shape
     (8, 128, 64)
     """
-    deterministic, return_lse = boolean("deterministic", deterministic), boolean("return_lse", return_lse)
+    return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
-    out, lse = _forward(module, problem, q, k, v, None)
-    return ((out, lse) if return_lse else out), Vjp(backend, module, problem, (q, k, v, out, lse), deterministic)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
+    operands = _forward(module, problem, q, k, v, None)
+    vjp = Vjp(backend, module, problem, operands)
+    return ((operands.out, operands.lse) if return_lse else operands.out), vjp
 
 
 class Vjp:
     """What `flash_attention_vjp` returns: the map from a gradient of its output to gradients of its inputs."""
 
     def __init__(
-        self,
-        backend: str | None,
-        module: backends.Backend,
-        problem: AttentionProblem,
-        kept: tuple[Array, Array, Array, Array, Array],
-        deterministic: bool,
+        self, backend: str | None, module: backends.Backend, problem: AttentionProblem, operands: Operands
     ) -> None:
-        self._backend, self._module, self._problem = backend, module, problem
-        self._kept, self._deterministic = kept, deterministic
-        q, k, v, out, lse = kept
-        with module.placed(q=q):
-            q, k, v = _canonical(module.namespace, problem, q, k, v)
-            self._seal = module.seal(problem, q, k, v, _with_head(out), _with_head(lse, out.shape))
+        self._backend, self._module, self._problem, self._operands = backend, module, problem, operands
+        with module.placed(q=operands.q):
+            self._seal = module.seal(problem, _canonical(module.namespace, problem, operands))
 
     def __call__(self, dout: Array, dlse: Array | None = None) -> tuple[Array, Array, Array]:
         """Return (dq, dk, dv) for the gradient of the loss with respect to out, and to lse; see the notes above."""
-        cotangents = {"dout": dout} | ({} if dlse is None else {"dlse": dlse})
-        _, rest = backends.select(self._backend, q=self._kept[0], **cotangents)
-        dout, dlse = (*rest[1:], None)[:2]
-        return _backward(self._module, self._problem, dout, *self._kept, dlse, self._deterministic, self._seal)
+        rest = {"dout": dout} if dlse is None else {"dout": dout, "dlse": dlse}
+        _, (_, *given) = backends.select(self._backend, q=self._operands.q, **rest)
+        cotangents = Cotangents(*given)
+        return _backward(self._module, self._problem, self._operands, cotangents, self._seal)
 
     def changed(self) -> tuple[str, ...]:
         """Names of the arrays among q, k, v, out and lse that no longer hold what they did; on a GPU this waits."""
-        with self._module.placed(q=self._kept[0]):
+        with self._module.placed(q=self._operands.q):
             return self._seal.changed()
 
 
@@ -362,13 +355,15 @@ def merge_attention(
         out, lse = xp.empty(shape, problem.accumulator), xp.empty(shape[:-1], problem.accumulator)
         if out_b.dtype != problem.storage:  # backends take the wider first
             out_a, lse_a, out_b, lse_b = out_b, lse_b, out_a, lse_a
-        module.merge(problem, *(_with_head(x, shape) for x in (out_a, lse_a, out_b, lse_b, out, lse)))
+        parts = out_a, lse_a, out_b, lse_b, out, lse
+        module.merge(problem, Merge(*[_with_head(x, shape) for x in parts]))
     return out, lse
 
 
 def _forward(
     module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
-) -> tuple[Array, Array]:
+) -> Operands:
+    """Attention, written into `out` if given; the arrays in the shapes that the caller knows."""
     xp = module.namespace
     shape = _out_shape(problem, q)
     if out is not None:
@@ -376,47 +371,40 @@ def _forward(
     with module.placed(q=q, k=k, v=v, **({} if out is None else {"out": out})):
         if out is None:
             out = xp.empty(shape, problem.storage)
-        lse = xp.empty(shape[:-1], problem.accumulator)
-        q, k, v = _canonical(xp, problem, q, k, v)
-        module.forward(problem, q, k, v, _with_head(out), _with_head(lse, shape))
-    return out, lse
+        operands = Operands(q, k, v, out, xp.empty(shape[:-1], problem.accumulator))
+        module.forward(problem, _canonical(xp, problem, operands))
+    return operands
 
 
 def _backward(
     module: backends.Backend,
     problem: AttentionProblem,
-    dout: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    dlse: Array | None,
-    deterministic: bool,
+    operands: Operands,
+    cotangents: Cotangents,
     seal: backends.Seal | None = None,
 ) -> tuple[Array, Array, Array]:
-    xp = module.namespace
+    q, k, v, out, lse = operands
+    dout, dlse = cotangents
     shape = _out_shape(problem, q)
     check_like("out", out, shape, problem.storage, problem.accumulator)
     if out.dtype != problem.storage:
         problem = problem.with_wide_out
     check_like("dout", dout, shape, problem.storage, problem.out_storage)
     check_like("lse", lse, shape[:-1], problem.accumulator)
+    if dlse is not None:
+        check_like("dlse", dlse, shape[:-1], problem.accumulator)
     rest = {} if dlse is None else {"dlse": dlse}
-    for name, x in rest.items():
-        check_like(name, x, shape[:-1], problem.accumulator)
-    shapes = q.shape, k.shape, v.shape
     with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest):
-        q, k, v = _canonical(xp, problem, q, k, v)
-        dout, out, lse = _with_head(dout.astype(problem.storage, copy=False)), _with_head(out), _with_head(lse, shape)
-        dlse = None if dlse is None else _with_head(dlse, shape)
+        operands = _canonical(module.namespace, problem, operands)
+        dout = _with_head(dout.astype(problem.storage, copy=False), shape)
+        cotangents = Cotangents(dout, None if dlse is None else _with_head(dlse, shape))
         found = seal.check() if seal else None
-        grads = module.backward(problem, dout, q, k, v, out, lse, dlse, deterministic)
+        gradients = module.backward(problem, operands, cotangents)
         if seal:
-            seal.spoil(found, *grads)
+            seal.spoil(found, gradients)
         dq, dk, dv = (
             grad if grad.shape == s else sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s)
-            for grad, s in zip(grads, shapes, strict=True)
+            for grad, s in zip(gradients, (q.shape, k.shape, v.shape), strict=True)
         )
     return dq, dk, dv
 
@@ -426,18 +414,21 @@ def _out_shape(problem: AttentionProblem, q: Array) -> tuple[int, ...]:
     return problem.out_shape[1:] if q.ndim == 2 and not problem.batch else problem.out_shape
 
 
-def _with_head(x: Array, out_shape: tuple[int, ...] | None = None) -> Array:
-    """A view with a head axis: of an output, or of what belongs to an output of `out_shape`."""
-    return x[None] if len(out_shape or x.shape) == 2 else x
+def _with_head(x: Array, out_shape: tuple[int, ...]) -> Array:
+    """A view with a head axis: of an output of `out_shape`, or of what belongs to one."""
+    return x[None] if len(out_shape) == 2 else x
 
 
-def _canonical(xp: Any, problem: AttentionProblem, q: Array, k: Array, v: Array) -> list[Array]:
-    """Views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0."""
-    shapes = problem.q_shape, problem.k_shape, problem.v_shape
-    return [
-        x if x.shape == shape else xp.broadcast_to(_with_head(x), shape)
-        for x, shape in zip((q, k, v), shapes, strict=True)
-    ]
+def _canonical(xp: Any, problem: AttentionProblem, operands: Operands) -> Operands:
+    """Views as backends take them, whatever axes the caller's arrays lack."""
+    q, k, v, out, lse = operands
+    if (q.shape, k.shape, v.shape, out.shape) == problem.shapes:
+        return operands
+    q, k, v = (
+        xp.broadcast_to(_with_head(x, x.shape), shape)
+        for x, shape in zip(operands[:3], problem.shapes[:3], strict=True)
+    )
+    return Operands(q, k, v, _with_head(out, out.shape), _with_head(lse, out.shape))
 
 
 def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cupy_flash._src.device import Device
 from cupy_flash._src.problem import DTYPES
-from cupy_flash._src.specialization import ELEMENT, Specialization, Variant
+from cupy_flash._src.specialization import ELEMENT, Part, Specialization, Variant
 from cupy_flash._src.tiles import (
     HEAD_DIM_BUCKETS,
     MMA_HEAD_DIM_BUCKETS,
@@ -52,14 +52,14 @@ def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Til
     if _uses_mma(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide, kernel = max(head_dim, head_dim_v), "packed" if packed else "forward"
-        known = measured(device.arch, kernel, wide, variant.causal)
+        known = measured(device.arch, kernel, wide, variant.masked)
         candidates = [*known, *mma_forward_candidates(wide, packed=packed)]
         rules = MmaTile.forward_fault, MmaTile.forward_shared_bytes
         chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = (*_mma_constants(chosen, size, head_dim, head_dim_v, device), ("kPacked", int(packed)))
-        return Specialization("mma/forward.cu", "attention_forward", variant.types(), constants)
+        return _composed("mma/forward.cu", "attention_forward", variant, constants)
     constants = _simt_constants(variant, device, tile, "forward")
-    return Specialization("simt/forward.cu", "attention_forward", variant.types(), constants)
+    return _composed("simt/forward.cu", "attention_forward", variant, constants)
 
 
 def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
@@ -68,7 +68,7 @@ def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None
     if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
-        candidates = [*measured(device.arch, "dkdv", wide, variant.causal), *mma_dkdv_candidates(wide)]
+        candidates = [*measured(device.arch, "dkdv", wide, variant.masked), *mma_dkdv_candidates(wide)]
         wanted = [tile] if isinstance(tile, MmaKeyTile) else candidates
         if any(t.dkdv_fault(head_dim, head_dim_v) for t in wanted):
             head_dim = head_dim_v = wide  # warps share the columns of both evenly
@@ -77,9 +77,9 @@ def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
         pairs = ("kAddsPairs", int(device.compute_capability >= 90))
         constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), pairs, atomic)
-        return Specialization("mma/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
+        return _composed("mma/backward_dkdv.cu", "attention_dkdv", variant, constants)
     constants = (*_simt_constants(variant, device, tile, "dkdv"), atomic)
-    return Specialization("simt/backward_dkdv.cu", "attention_dkdv", variant.types(), constants)
+    return _composed("simt/backward_dkdv.cu", "attention_dkdv", variant, constants)
 
 
 def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Specialization:
@@ -87,22 +87,34 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
     if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
-        candidates = [*measured(device.arch, "dq", wide, variant.causal), *mma_dq_candidates(wide)]
+        candidates = [*measured(device.arch, "dq", wide, variant.masked), *mma_dq_candidates(wide)]
         rules = MmaTile.dq_fault, MmaTile.dq_shared_bytes
         chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
         constants = (*constants, ("kWarpsM", chosen.num_warps))
-        return Specialization("mma/backward_dq.cu", "attention_dq", variant.types(), constants)
+        return _composed("mma/backward_dq.cu", "attention_dq", variant, constants)
     constants = _simt_constants(variant, device, tile, "dq")
-    return Specialization("simt/backward_dq.cu", "attention_dq", variant.types(), constants)
+    return _composed("simt/backward_dq.cu", "attention_dq", variant, constants)
 
 
-def row_wise(source: str, entry: str, dtype: str, *, out: str | None = None) -> Specialization:
+def row_wise(
+    source: str, entry: str, dtype: str, *, out: str | None = None, parts: tuple[Part, ...] = ()
+) -> Specialization:
     """A kernel whose blocks have some rows of one head each; `out` is the dtype of an output that it reads."""
-    types = (*Variant(dtype, False, 0, 0).types(), ("Out", ELEMENT[out or dtype]))
+    types = (("Element", ELEMENT[dtype]), ("Out", ELEMENT[out or dtype]))
     # Merging splits is a chain of loads for each of few rows; elsewhere 16 rows of a warp share what it takes to begin.
     warps, rows = (1, 1) if entry == "attention_combine" else (4, 64)
-    return Specialization(f"attention/{source}", entry, types, (("kNWarps", warps), ("kBlockRows", rows)))
+    return Specialization(f"attention/{source}", entry, types, (("kNWarps", warps), ("kBlockRows", rows)), parts)
+
+
+def combine(variant: Variant) -> Specialization:
+    """The kernel that merges the results of split keys, which knows the units of their scores."""
+    scores = tuple(part for part in variant.parts if part.component.concept == "Score")
+    return row_wise("combine.cu", "attention_combine", variant.dtype, parts=scores)
+
+
+def _composed(source: str, entry: str, variant: Variant, constants: tuple[tuple[str, int], ...]) -> Specialization:
+    return Specialization(source, entry, (("Element", ELEMENT[variant.dtype]),), constants, variant.parts)
 
 
 def _has_mma(dtype: str, device: Device) -> bool:

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupy_flash._src import packing
+from cupy_flash._src.components.component import fill
 from cupy_flash._src.device import Device
-from cupy_flash._src.params import BACKWARD_PARAMS, BATCH_DIMS, FORWARD_PARAMS, MERGE_PARAMS, SEAL_PARAMS
+from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Merge, Operands
+from cupy_flash._src.params import BATCH_DIMS, layout
 from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.tiles import VECTOR_BYTES, Tiles
@@ -122,62 +124,48 @@ class Part:
             runtime.run(launch, params, tensors)
 
 
-def forward(runtime: Runtime, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+def forward(runtime: Runtime, problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`.
 
     Where the plan splits the keys this allocates one float32 result, output and two statistics of each row, for each
     split, and one where it takes them in spans.
     """
-    if out.size:
-        _run(runtime, problem, _forward_parts, {"q": q, "k": k, "v": v, "out": out, "lse": lse})
+    if operands.out.size:
+        _run(runtime, problem, _forward_parts, operands._asdict())
 
 
-def backward(
-    runtime: Runtime,
-    problem: AttentionProblem,
-    dout: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    lse: Any,
-    dlse: Any | None,
-    deterministic: bool,
-) -> tuple[Any, Any, Any]:
-    """Return dq, dk, dv of shapes q_shape, k_shape, v_shape.
+def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+    """Return new arrays.
 
-    What this allocates beyond the results is in the notes of `cupy_flash.flash_attention_backward`.
+    What this allocates beyond them is in the notes of `cupy_flash.flash_attention_backward`.
     """
     xp = runtime.namespace
-    empty = q.size == 0 or k.size == 0
-    adds = not deterministic and problem.out_storage == problem.accumulator  # atomics add to dq itself
+    empty = operands.q.size == 0 or operands.k.size == 0
+    adds = not problem.deterministic and problem.out_storage == problem.accumulator  # atomics add to dq itself
     dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.out_storage)
     dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
+    gradients = Gradients(dq, dk, dv)
     if not empty:
-        tensors = {"q": q, "k": k, "v": v, "out": out, "dout": dout, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-        if dlse is not None:
-            tensors["dlse"] = dlse
-        _run(runtime, problem, _deterministic_parts if deterministic else _backward_parts, tensors)
-    return dq, dk, dv
+        arrays = zip(BACKWARD, (*operands, *cotangents, *gradients), strict=True)
+        tensors = {name: x for name, x in arrays if x is not None}
+        _run(runtime, problem, _backward_parts, tensors)
+    return gradients
 
 
-def merge(
-    runtime: Runtime, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
-) -> None:
-    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
-    if out.size:
-        tensors = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b, "out": out, "lse": lse}
-        _run(runtime, problem, _merge_parts, tensors)
+def merge(runtime: Runtime, problem: AttentionProblem, parts: Merge) -> None:
+    """Write into `out` and `lse` the attention over the keys of both results."""
+    if parts.out.size:
+        _run(runtime, problem, _merge_parts, parts._asdict())
 
 
-def seal(runtime: Runtime, problem: AttentionProblem, kept: Tensors) -> Tensors:
-    """Note what q, k, v, out and lse hold: these arrays and, in 32 bits for each of their rows, digests."""
+def seal(runtime: Runtime, problem: AttentionProblem, kept: Operands) -> Tensors:
+    """Note what arrays hold: the arrays and, in 32 bits for each of their rows, digests."""
     empty = runtime.namespace.empty
     digests = {
         "query_digests": empty((*problem.lse_shape, 3), np.int32),
         "key_digests": empty((*problem.k_shape[:-1], 2), np.int32),
     }
-    return _run_seal(runtime, problem, "attention_seal", kept | digests)
+    return _run_seal(runtime, problem, "attention_seal", kept._asdict() | digests)
 
 
 def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -> Any:
@@ -187,9 +175,9 @@ def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -
     return changed
 
 
-def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, dq: Any, dk: Any, dv: Any) -> None:
+def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, gradients: Gradients) -> None:
     """Fill the gradients with NaN if anything changed."""
-    _run_seal(runtime, problem, "attention_spoil", {"changed": changed, "dq": dq, "dk": dk, "dv": dv})
+    _run_seal(runtime, problem, "attention_spoil", {"changed": changed} | gradients._asdict())
 
 
 def _run_seal(runtime: Runtime, problem: AttentionProblem, entry: str, tensors: Tensors) -> Tensors:
@@ -222,17 +210,17 @@ def _forward_parts(
                 Scratch("partial_out", splits + part.out_shape, accumulator, False),
                 Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
             )
-        return _part(FORWARD_PARAMS, part, packing.forward_schedule(part, plan), plan.launches, parts, scratch, {})
+        return _part("ForwardParams", part, packing.forward_schedule(part, plan), plan.launches, parts, scratch, {})
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 
 
 @functools.lru_cache(maxsize=1024)
 def _backward_parts(
-    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, deterministic: bool = False
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
 ) -> tuple[Part, ...]:
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
-        plan, accumulator = plan_backward(part, device, deterministic, tiles), problem.accumulator
+        plan, accumulator = plan_backward(part, device, tiles), problem.accumulator
         scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
         if problem.out_storage == accumulator:
             same["dq_acc"] = "dq"
@@ -242,12 +230,9 @@ def _backward_parts(
             scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
             scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
         schedule = packing.backward_schedule(part, plan)
-        return _part(BACKWARD_PARAMS, part, schedule, plan.launches, parts, tuple(scratch), same)
+        return _part("BackwardParams", part, schedule, plan.launches, parts, tuple(scratch), same)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
-
-
-_deterministic_parts = functools.partial(_backward_parts, deterministic=True)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -255,7 +240,7 @@ def _merge_parts(
     problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
 ) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
-    return tuple(_part(MERGE_PARAMS, part, {}, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
+    return tuple(_part("MergeParams", part, {}, [plan_merge(part)], offsets, (), {}) for part, offsets in parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -263,7 +248,7 @@ def _seal_parts(
     problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles, entry: str
 ) -> tuple[Part, ...]:
     parts = _parts(problem, layouts)
-    return tuple(_part(SEAL_PARAMS, part, {}, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
+    return tuple(_part("SealParams", part, {}, [plan_seal(part, entry)], offsets, (), {}) for part, offsets in parts)
 
 
 _SEAL_PARTS = {
@@ -314,7 +299,7 @@ def _merged_dims(batch: tuple[int, ...], layouts: tuple[Layout, ...]) -> list[li
 
 
 def _part(
-    dtype: np.dtype,
+    struct: str,
     problem: AttentionProblem,
     schedule: dict[str, Any],
     launches: list[Launch],
@@ -323,8 +308,12 @@ def _part(
     same: dict[str, str],
 ) -> Part:
     """Parameters of one part. `same` names tensors that take another's place."""
+    # The longest: kernels that are made of fewer parts read what comes before.
+    dtype = max((layout(struct, launch.kernel.parts) for launch in launches), key=lambda dtype: dtype.itemsize)
     params = np.zeros((), dtype)
     params["shape"] = packing.shape(problem)
+    if "components" in dtype.names:  # type: ignore[operator]
+        fill(params["components"], problem.components)
     for name, value in schedule.items():
         params["schedule"][name] = value
     slots = []

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from cupy_flash._src.params import BATCH_DIMS
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, ceil_div
 from cupy_flash._src.problem import AttentionProblem
@@ -15,17 +13,10 @@ from cupy_flash._src.problem import AttentionProblem
 def shape(problem: AttentionProblem) -> tuple[Any, ...]:
     """Shape, in the order of its fields; the batch of `problem` has at most `BATCH_DIMS` dimensions."""
     batch = (1,) * (BATCH_DIMS - len(problem.batch)) + problem.batch
-    # A multiplier of 0 would turn a hidden key's -inf into NaN; the least normal number gives 2^0 just as well.
-    scales = np.array([problem.scale, max(abs(problem.scale) * math.log2(math.e), 1.2e-38)])
-    # Float64's may be too large, and any too small; on a GPU nobody has set the caller's errors aside.
-    with np.errstate(all="ignore"):
-        scales_f32 = scales.astype(np.float32)
     return (
         [divisor(n) for n in batch],
         *map(divisor, (problem.num_heads_q, problem.num_heads_k, problem.group_size)),
         *(problem.seqlen_q, problem.seqlen_k, problem.head_dim, problem.head_dim_v, problem.q_offset),
-        *scales,
-        *scales_f32,
     )
 
 

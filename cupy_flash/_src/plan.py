@@ -11,7 +11,7 @@ from math import ceil, prod
 from cupy_flash._src import kernels
 from cupy_flash._src.device import Device
 from cupy_flash._src.problem import DTYPES, AttentionProblem
-from cupy_flash._src.specialization import Specialization, Variant
+from cupy_flash._src.specialization import Specialization, Variant, parts_of
 from cupy_flash._src.tiles import PLANNED, Tiles
 
 MAX_GRID = 2**31 - 1
@@ -146,7 +146,7 @@ def plan_forward(
     key_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.storage.itemsize
     return ForwardPlan(
         _launch(kernel, blocks * num_splits),
-        _row_wise("combine.cu", "attention_combine", problem) if num_splits > 1 else None,
+        _launch_rows(kernels.combine(variant), problem) if num_splits > 1 else None,
         num_splits,
         packed_heads,
         # Half the cache: queries and outputs pass through it too.
@@ -155,9 +155,7 @@ def plan_forward(
 
 
 @functools.lru_cache(maxsize=1024)
-def plan_backward(
-    problem: AttentionProblem, device: Device, deterministic: bool = False, tiles: Tiles = PLANNED
-) -> BackwardPlan:
+def plan_backward(problem: AttentionProblem, device: Device, tiles: Tiles = PLANNED) -> BackwardPlan:
     """Choose the backward kernels; parameters and errors as in `plan_forward`.
 
     Notes
@@ -169,6 +167,7 @@ def plan_backward(
     device better.
     """
     variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
+    deterministic = problem.deterministic
     dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)
     key_blocks = ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
     slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
@@ -211,7 +210,8 @@ def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
 
 
 def all_specializations(device: Device) -> Iterator[Specialization]:
-    """Every kernel the planner can choose on `device` if D and Dv round to one size and the scale is not negative."""
+    """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls without
+    options or causal ones."""
     for dtype in DTYPES:
         half = dtype in ("float16", "bfloat16")
         for out in (dtype, "float32") if half else (dtype,):
@@ -224,9 +224,9 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)
         sizes = kernels.head_dim_buckets(dtype, device)
         if any(family == "mma" for family, _ in sizes):
-            yield kernels.row_wise("combine.cu", "attention_combine", dtype)
+            yield kernels.combine(Variant.of(dtype, 1))
         for causal, (family, head_dim) in product((False, True), sizes):
-            variant = Variant(dtype, causal, head_dim, head_dim)
+            variant = Variant.of(dtype, head_dim, causal=causal)
             yield kernels.forward(variant, device)
             if family == "mma":
                 yield kernels.forward(variant, device, packed=True)
@@ -241,13 +241,13 @@ def core_specializations(device: Device) -> Iterator[Specialization]:
         yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
         for causal, head_dim in product((False, True), (64, 128)):
-            variant = Variant(dtype, causal, head_dim, head_dim)
+            variant = Variant.of(dtype, head_dim, causal=causal)
             yield kernels.forward(variant, device)
             yield kernels.dkdv(variant, device, atomic_dq=True)
 
 
 def _variant(problem: AttentionProblem) -> Variant:
-    return Variant(problem.dtype, problem.causal, problem.head_dim, problem.head_dim_v, problem.scale < 0)
+    return Variant(problem.dtype, problem.head_dim, problem.head_dim_v, parts_of(problem.components))
 
 
 def _fill(rows: int, block: int) -> float:
@@ -279,7 +279,10 @@ def _launch(kernel: Specialization, grid: int) -> Launch:
 def _row_wise(
     source: str, entry: str, problem: AttentionProblem, *, keys: bool = False, out: str | None = None
 ) -> Launch:
-    kernel = kernels.row_wise(source, entry, problem.dtype, out=out)
+    return _launch_rows(kernels.row_wise(source, entry, problem.dtype, out=out), problem, keys=keys)
+
+
+def _launch_rows(kernel: Specialization, problem: AttentionProblem, *, keys: bool = False) -> Launch:
     return _launch(kernel, _row_blocks(kernel, problem, keys=keys))
 
 

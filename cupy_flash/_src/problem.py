@@ -1,16 +1,16 @@
-"""The validated problem: with `options`, the only place that raises for bad input."""
+"""The validated problem: with `components`, the only place that raises for bad input."""
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from cupy_flash._src.options import boolean, integer, real
+from cupy_flash._src.components import COMPONENTS, Options
+from cupy_flash._src.components.component import Component, Mask, Rows, Score, Sizes
 
 DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
@@ -28,7 +28,6 @@ _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
 _AXES = "axes are (..., heads, sequence, head_dim): of arrays (..., sequence, heads, head_dim) pass x.swapaxes(-3, -2)"
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
-LOG2_E = 1.0 / math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class AttentionProblem:
         Sequence lengths.
     head_dim, head_dim_v : int
         Size of the last axis of q and k, and of v; 1 to 512.
-    causal : bool
-        Whether query ``i`` sees only keys ``j <= i + q_offset``.
     q_offset : int
         Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
-    scale : float
-        Factor on ``q @ k.T``; times log2(e) it is finite in the accumulator's dtype.
+    components : tuple of Component
+        What is in effect between ``q @ k.T`` and the softmax, in its order: the scale first.
+    deterministic : bool
+        Whether the backward repeats bit for bit.
     wide_out : bool
         Whether the output is in the accumulator's dtype and `dtype` a half type: the output of merged chunks of keys.
     """
@@ -65,38 +64,29 @@ class AttentionProblem:
     seqlen_k: int
     head_dim: int
     head_dim_v: int
-    causal: bool
     q_offset: int
-    scale: float
+    components: tuple[Component, ...]
+    deterministic: bool = False
     wide_out: bool = False
 
     @classmethod
-    def from_arrays(
-        cls,
-        q: Any,
-        k: Any,
-        v: Any,
-        *,
-        causal: bool = False,
-        scale: float | None = None,
-        q_offset: int | None = None,
-    ) -> AttentionProblem:
-        """Check q, k, v and the options; see `flash_attention` for their meaning.
+    def of(cls, q: Any, k: Any, v: Any, options: Options) -> AttentionProblem:
+        """Check q, k, v and how the options go with them; see `flash_attention` for their meaning.
 
         Raises
         ------
         TypeError
-            If a dtype is unsupported, the dtypes differ, or an option has the wrong type.
+            If a dtype is unsupported or the dtypes differ.
         ValueError
             If the shapes do not fit together or an option is out of range.
         """
         # What was found right once is right again: a repeated call costs a look-up.
-        return _problem(
-            _describe(q), _describe(k), _describe(v),
-            boolean("causal", causal),
-            None if scale is None else real("scale", scale),
-            None if q_offset is None else integer("q_offset", q_offset),
-        )  # fmt: skip
+        return _problem(_describe(q), _describe(k), _describe(v), options)
+
+    @classmethod
+    def from_arrays(cls, q: Any, k: Any, v: Any, **options: Any) -> AttentionProblem:
+        """The same, the options by their keywords."""
+        return cls.of(q, k, v, Options.of(**options))
 
     @classmethod
     def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
@@ -119,6 +109,45 @@ class AttentionProblem:
     @functools.cached_property
     def _hash(self) -> int:
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @functools.cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """The steps from ``q @ k.T`` to what the softmax is taken of."""
+        return tuple(component for component in self.components if isinstance(component, Score))
+
+    @functools.cached_property
+    def masks(self) -> tuple[Mask, ...]:
+        """What hides keys."""
+        return tuple(component for component in self.components if isinstance(component, Mask))
+
+    @functools.cached_property
+    def uses_offset(self) -> bool:
+        """Whether positions of queries among the keys matter."""
+        return any(component.uses_offset for component in self.components)
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """Of the first of `scores`, which every backend takes into its matrix products."""
+        return self.scores[0].scale  # type: ignore[attr-defined]
+
+    def key_end(self, query: Rows) -> Rows:
+        """The query, or each of an array of them, sees only keys before this one."""
+        end = query * 0 + self.seqlen_k
+        for mask in self.masks:
+            end = np.minimum(end, mask.key_end(query, self.q_offset))
+        return np.maximum(end, 0)
+
+    def query_begin(self, key: Rows) -> Rows:
+        """The key, or each of an array of them, is seen only by queries from this one on."""
+        begin = key * 0
+        for mask in self.masks:
+            begin = np.maximum(begin, mask.query_begin(key, self.q_offset))
+        return np.minimum(begin, self.seqlen_q)
+
+    @functools.cached_property
+    def first_query(self) -> int:
+        """The first query that sees a key."""
+        return int(self.query_begin(0)) if self.seqlen_k else self.seqlen_q
 
     @functools.cached_property
     def group_size(self) -> int:
@@ -167,6 +196,11 @@ class AttentionProblem:
         return (*self.batch, self.num_heads_q, self.seqlen_q, self.head_dim_v)
 
     @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of q, k, v and the output."""
+        return self.q_shape, self.k_shape, self.v_shape, self.out_shape
+
+    @functools.cached_property
     def lse_shape(self) -> tuple[int, ...]:
         return (*self.batch, self.num_heads_q, self.seqlen_q)
 
@@ -189,10 +223,8 @@ def _describe(array: Any) -> _Fields:
 
 
 @functools.lru_cache(maxsize=1024)
-def _problem(
-    q: _Fields, k: _Fields, v: _Fields, causal: bool, scale: float | None, q_offset: int | None
-) -> AttentionProblem:
-    """The checks of `AttentionProblem.from_arrays`."""
+def _problem(q: _Fields, k: _Fields, v: _Fields, options: Options) -> AttentionProblem:
+    """The checks of `AttentionProblem.of`."""
     arrays = {"q": _Described(*q), "k": _Described(*k), "v": _Described(*v)}
     dtype = _check_dtypes(**arrays)
     shape_q, shape_k, shape_v = (_split(name, x) for name, x in arrays.items())
@@ -217,15 +249,18 @@ def _problem(
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
-    if q_offset is not None and not causal:
-        raise ValueError(f"q_offset is {q_offset}: without causal=True every query sees every key, wherever it stands")
+    components, q_offset = options.components(Sizes(dtype, d)), options.q_offset
+    uses_offset = any(component.uses_offset for component in components)
+    if q_offset is not None and not uses_offset:
+        wanted = " or ".join(f"{x.keyword}={x.examples[0]}" for x in COMPONENTS if x.uses_offset)
+        raise ValueError(f"q_offset is {q_offset}: without {wanted} every query sees every key, wherever it stands")
     for name, x in arrays.items():
         _check_aligned(name, x)
     q_offset = sk - sq if q_offset is None else q_offset
     return AttentionProblem(
-        dtype, batch, hq, hk, sq, sk, d, dv, causal,
-        min(max(q_offset, -sq), sk) if causal else 0,
-        1.0 / math.sqrt(d) if scale is None else _check_scale(scale, dtype),
+        dtype, batch, hq, hk, sq, sk, d, dv,
+        min(max(q_offset, -sq), sk) if uses_offset else 0,
+        components, options.deterministic,
     )  # fmt: skip
 
 
@@ -241,7 +276,7 @@ def _problem_of_outputs(a: _Fields, b: _Fields) -> AttentionProblem:
     _check_description("out_b", b, out_a.shape, _MERGED_WITH[dtype])
     narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
     wide_out = out_a.dtype != out_b.dtype
-    return AttentionProblem(narrow.name, batch, heads, heads, rows, 0, cols, cols, False, 0, 1.0, wide_out)
+    return AttentionProblem(narrow.name, batch, heads, heads, rows, 0, cols, cols, 0, (), wide_out=wide_out)
 
 
 def check_plain(name: str, array: np.ndarray) -> None:
@@ -304,12 +339,3 @@ def _split(name: str, array: _Described) -> tuple[tuple[int, ...], int, int, int
         raise ValueError(f"{name} has shape {shape}: expected (..., heads, sequence, head_dim), at least 2-D")
     heads = shape[-3] if len(shape) > 2 else 1
     return shape[:-3], heads, shape[-2], shape[-1]
-
-
-def _check_scale(scale: float, dtype: str) -> float:
-    """Kernels take exponentials to base 2: of scores times ``scale * log2(e)``, in the accumulator's type."""
-    arithmetic = np.float64 if dtype == "float64" else np.float32
-    largest = float(np.finfo(arithmetic).max)
-    if abs(scale) * LOG2_E > largest:
-        raise ValueError(f"scale is {scale}: expected at most {largest / LOG2_E:.3g} in size for {dtype}")
-    return scale + 0.0  # -0.0 is found where 0.0 is: it must not mean another sign

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash._src.broadcast import sum_to_shape
+from cupy_flash._src.components import Options
 from cupy_flash._src.names import answered
 from cupy_flash._src.options import boolean
 from cupy_flash._src.problem import DTYPES, AttentionProblem, check_like, check_plain
@@ -75,7 +76,7 @@ def attention_reference(
     """
     return_lse = boolean("return_lse", return_lse)
     xp = _namespace(q=q, k=k, v=v)
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
     math = _Arithmetic(xp, problem, compute_dtype)
     with np.errstate(all="ignore"):
         _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
@@ -136,7 +137,7 @@ def attention_reference_backward(
     True
     """
     xp = _namespace(q=q, k=k, v=v, dout=dout, **({} if dlse is None else {"dlse": dlse}))
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, scale=scale, q_offset=q_offset)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
     math = _Arithmetic(xp, problem, compute_dtype)
     shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
     check_like("dout", dout, shape, *DTYPES.values())
@@ -145,14 +146,16 @@ def attention_reference_backward(
 
     with np.errstate(all="ignore"):
         qg, kg, vg = _by_key_head(math, problem, q, k, v)
-        p, _, out = _forward(math, problem, qg, kg, vg)
+        inputs: list[Array] = []
+        p, _, out = _forward(math, problem, qg, kg, vg, inputs)
         do = math.load(dout).reshape(out.shape)
         delta = math.round((do * out).sum(axis=-1, keepdims=True))
         if dlse is not None:
             delta = math.round(delta - math.load(dlse).reshape(delta.shape))
         dp = math.matmul(do, _transpose(vg))
         ds = math.round(p * math.round(dp - delta))
-        ds = math.round(ds * problem.scale)
+        for step, s in zip(problem.scores[::-1], inputs[::-1], strict=True):
+            ds = math.round(step.backward(xp, ds, s))
         grads = math.matmul(ds, kg), math.matmul(_transpose(ds), qg), math.matmul(_transpose(p), do)
         dq, dk, dv = (
             sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
@@ -213,13 +216,19 @@ def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Arra
     )
 
 
-def _forward(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Probabilities, log-sum-exp with a last axis of 1, and output."""
+def _forward(
+    math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array, inputs: list[Array] | None = None
+) -> tuple[Array, Array, Array]:
+    """Probabilities, log-sum-exp with a last axis of 1, and output; into `inputs` what each step of the scores took."""
     xp = math.xp
-    s = math.round(math.matmul(q, _transpose(k)) * problem.scale)
-    if problem.causal:
-        i, j = xp.arange(problem.seqlen_q)[:, None], xp.arange(problem.seqlen_k)
-        s = xp.where(j <= i + problem.q_offset, s, -xp.inf)
+    s = math.matmul(q, _transpose(k))
+    for step in problem.scores:
+        if inputs is not None:
+            inputs.append(s)
+        s = math.round(step.forward(xp, s))
+    if problem.masks:
+        seen = xp.arange(problem.seqlen_k) < problem.key_end(xp.arange(problem.seqlen_q))[:, None]
+        s = xp.where(seen, s, -xp.inf)
     m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.zeros((*s.shape[:-1], 1), s.dtype)
     m = xp.where(m == -xp.inf, 0, m)  # a row that sees no key: exp(-inf - 0) = 0
     p = math.round(xp.exp(math.round(s - m)))

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-_HEADERS = ("numeric.cuh", "attention/mask.cuh", "attention/score.cuh")
+from cupy_flash._src.components import Options
+from cupy_flash._src.components.component import Component, Sizes, declarations
+
 ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
+
+
+class Part(NamedTuple):
+    """A component as far as the text of a kernel goes; `type` is the name of its CUDA type."""
+
+    component: type[Component]
+    type: str
+
+
+def parts_of(components: Iterable[Component]) -> tuple[Part, ...]:
+    return tuple(Part(x.__class__, x.type) for x in components)
+
+
+def composition(parts: tuple[Part, ...]) -> str:
+    """What a kernel of these parts includes for them, and the struct `Components` of all that they are told."""
+    return declarations([part.component for part in parts], "attention", "cuh") if parts else ""
 
 
 @dataclass(frozen=True)
@@ -17,27 +37,33 @@ class Variant:
     ----------
     dtype : str
         A key of `problem.DTYPES`.
-    causal : bool
-        Whether the mask is causal.
     head_dim, head_dim_v : int
         Of q and k, and of v.
-    negative_scale : bool
-        Whether the scale is below 0.
+    parts : tuple of Part
+        What they are made of.
     """
 
     dtype: str
-    causal: bool
     head_dim: int
     head_dim_v: int
-    negative_scale: bool = False
+    parts: tuple[Part, ...]
 
-    def types(self) -> tuple[tuple[str, str], ...]:
-        """The type aliases of the prelude."""
-        return (
-            ("Element", ELEMENT[self.dtype]),
-            ("Mask", "CausalMask" if self.causal else "FullMask"),
-            ("Score", "NegatedScore" if self.negative_scale else "ScaledScore"),
-        )
+    @classmethod
+    def of(cls, dtype: str, head_dim: int, head_dim_v: int | None = None, **options: Any) -> Variant:
+        """Of calls with these options, keywords of components.
+
+        Examples
+        --------
+        >>> [part.type for part in Variant.of("float16", 64, causal=True).parts]
+        ['Scale', 'Causal']
+        """
+        components = Options.of(**options).components(Sizes(dtype, head_dim))
+        return cls(dtype, head_dim, head_dim if head_dim_v is None else head_dim_v, parts_of(components))
+
+    @functools.cached_property
+    def masked(self) -> bool:
+        """Whether keys may be hidden."""
+        return any(part.component.concept == "Mask" for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -51,22 +77,25 @@ class Specialization:
     entry : str
         Name of the entry point.
     types : tuple of (str, str)
-        Type aliases: Element, Mask, Score; in row-wise kernels Out, the type of an output that they read.
+        Type aliases: Element; in row-wise kernels Out, the type of an output that they read.
     constants : tuple of (str, int)
         Compile-time integers by name.
+    parts : tuple of Part
+        What Score and Mask are made of; none in kernels that know neither.
     """
 
     source: str
     entry: str
     types: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, int], ...]
+    parts: tuple[Part, ...] = ()
 
     def __hash__(self) -> int:
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.source, self.entry, self.types, self.constants))
+        return hash((self.source, self.entry, self.types, self.constants, self.parts))
 
     @property
     def family(self) -> str:
@@ -75,19 +104,26 @@ class Specialization:
 
     def prelude(self) -> str:
         """The text of ``specialization.cuh``, which the kernel includes."""
-        lines = ["#pragma once", *(f'#include "{header}"' for header in _HEADERS)]
-        for name, value in self.types:
-            if name == "Score":
-                lines.append(f"template <class Accumulator> using {name} = {value}<Accumulator>;")
-            else:
-                lines.append(f"using {name} = {value};")
+        lines = ["#pragma once", '#include "numeric.cuh"', *(f"using {name} = {value};" for name, value in self.types)]
         lines += [f"constexpr int {name} = {value};" for name, value in self.constants]
+        if self.parts:
+            scores, masks = (", ".join(self._types_of(concept)) for concept in ("Score", "Mask"))
+            lines += [
+                composition(self.parts),
+                *(f'#include "attention/{header}.cuh"' for header in ("composed", "score", "mask")),
+                f"template <class Accumulator> using Score = ScoreOf<Accumulator, {scores}>;",
+                f"using Mask = MaskOf<{masks}>;",
+            ]
         return "\n".join(lines) + "\n"
+
+    def _types_of(self, concept: str) -> list[str]:
+        return [part.type for part in self.parts if part.component.concept == concept]
 
     def constant(self, name: str) -> int:
         """Value of one compile-time integer."""
         return dict(self.constants)[name]
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name}={value}" for name, value in (*self.types, *self.constants))
+        concepts = [(name, "+".join(self._types_of(name))) for name in ("Score", "Mask") if self._types_of(name)]
+        values = ", ".join(f"{name}={value}" for name, value in (*self.types, *concepts, *self.constants))
         return f"{self.family}/{self.entry}({values})"

@@ -95,9 +95,9 @@ class Entry:
     estimated_microseconds: float
 
 
-def measured(arch: str, kernel: str, head_dim: int, causal: bool) -> list[Any]:
+def measured(arch: str, kernel: str, head_dim: int, masked: bool) -> list[Any]:
     """The tile that was fastest on this architecture, in a list that is empty where none was measured."""
-    return [tile for tile in [_table(arch).get((kernel, head_dim, causal))] if tile is not None]
+    return [tile for tile in [_table(arch).get((kernel, head_dim, masked))] if tile is not None]
 
 
 def write_table(path: Path, place: Mapping[str, str], entries: list[Entry]) -> None:

@@ -26,15 +26,15 @@ BUGS = [
     Bug(
         BUDGET,
         "delta is taken for as exact as sums are",
-        "delta = abs(scale) * storage_eps / sum_eps *",
-        "delta = abs(scale) *",
+        "delta = storage_eps / sum_eps *",
+        "delta =",
         (BY_LOOPS, f"{BY_BUDGET}::test_delta_of_a_rounded_output_is_in_the_budget"),
     ),
     Bug(
         BUDGET,
-        "a causal offset counts from the first key",
-        "((sk - sq if q_offset is None else q_offset) if causal else sk)",
-        "((0 if q_offset is None else q_offset) if causal else sk)",
+        "a query does not see the last of its keys",
+        "np.arange(sk) < problem.key_end(",
+        "np.arange(sk) + 1 < problem.key_end(",
         (BY_LOOPS,),
     ),
     Bug(
@@ -160,11 +160,17 @@ BUGS = [
     ),
     Bug(
         ROOFLINE,
-        "one query too few sees one key more than the last",
-        "last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset))",
-        "last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset - 1))",
+        "queries after those that are held at first are not counted",
+        "for i in range(0, sq, step)",
+        "for i in range(0, min(sq, step), step)",
+        (f"{ANALYSIS}::test_pairs_of_more_queries_than_are_held_at_once",),
+    ),
+    Bug(
+        ROOFLINE,
+        "the last query is not counted",
+        "min(i + step, sq)",
+        "min(i + step, sq - 1)",
         (BY_ARRAYS,),
-        equivalent="the query left out sees all keys: it is counted among those after the rise",
     ),
     Bug(
         ROOFLINE,
@@ -190,9 +196,9 @@ BUGS = [
     # --- traffic.py ---
     Bug(
         TRAFFIC,
-        "keys end at the query, not behind it",
-        "np.clip(rows + problem.q_offset + 1, 0,",
-        "np.clip(rows + problem.q_offset, 0,",
+        "keys of the backward end with the block's first query",
+        "problem.seqlen_q, block) + block, problem.seqlen_q) - 1",
+        "problem.seqlen_q, block) + 1, problem.seqlen_q) - 1",
         (WALK,),
     ),
     Bug(

@@ -7,6 +7,7 @@ TESTS = "tests/test_cpu_backend.py"
 NATIVE = "tests/test_native.py"
 PARTS = "tests/test_cpu_parts.py"
 POOL = "tests/test_threads.py"
+STEPS = "tests/test_cpu_components.py"
 
 BUGS = [
     # --- attention.cpp ---
@@ -80,6 +81,20 @@ BUGS = [
         "load_row(shape_.out_dtype, line_",
         "load_row(shape_.dtype, line_",
         ("tests/test_merge.py::test_a_wide_dout_is_rounded_and_every_dtype_has_its_plan[cpu]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "one step has memory for what it keeps",
+        "score_.kept() * kBackwardTile * columns_);",
+        "kBackwardTile * columns_);",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[panels-all-float32]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "passes leave P of keys behind the mask",
+        "if (cut) hide(tile, p);",
+        "",
+        (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-stepped]",),
     ),
     # --- convert.h ---
     Bug(
@@ -158,8 +173,8 @@ BUGS = [
     Bug(
         f"{CPU}/forward_panels.h",
         "m follows late where a score is more than its power of 2, and values near the largest overflow",
-        "unit = score_.unit, slack = T(kSlack) / unit;",
-        "unit = score_.unit, slack = T(kSlack);",
+        "unit = score_.unit(), slack = T(kSlack) / unit;",
+        "unit = score_.unit(), slack = T(kSlack);",
         (f"{NATIVE}::test_values_near_the_largest_number_are_averaged[0.7-panels-float32]",),
     ),
     Bug(
@@ -182,6 +197,13 @@ BUGS = [
         "store(x, load(x) * factor);",
         "store(x, load(x));",
         (f"{TESTS}::test_hard_scores_stay_in_the_error_budget[native-growing-False]",),
+    ),
+    Bug(
+        f"{CPU}/forward_panels.h",
+        "passes leave scores of keys behind the mask",
+        "if (cut) store(at, mask_",
+        "if (false) store(at, mask_",
+        (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-stepped]",),
     ),
     # --- forward_plan.h ---
     Bug(
@@ -227,27 +249,41 @@ BUGS = [
         "T power(T m, T base) const { return exp2",
         (f"{TESTS}::test_a_row_without_a_finite_score_is_0_and_gives_nothing[native-2-1000-float32]",),
     ),
-    # --- mask.h ---
+    # --- mask.h, mask ---
     Bug(
         f"{CPU}/mask.h",
         "padding after the last key is seen",
-        "rows >= Integer<T>(col < seqlen_k ? col - q_offset : seqlen_q);",
-        "rows >= Integer<T>(col - q_offset);",
+        "key < seqlen_k_ ? 0 : seqlen_q_;",
+        "0;",
         (f"{TESTS}::test_scores_far_below_0_of_any_number_of_keys[native-float32-0.004]",),
     ),
     Bug(
         f"{CPU}/mask.h",
-        "the backward begins a query late",
-        "return clamp(first_col - q_offset, 0, seqlen_q); }",
-        "return clamp(first_col - q_offset + 1, 0, seqlen_q); }",
+        "a tile whose last key is hidden from its first query counts as seen",
+        "return first + keys <= key_end(query);",
+        "return first + keys - 1 <= key_end(query);",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
     ),
     Bug(
         f"{CPU}/mask.h",
-        "a tile whose last key is hidden from its first query counts as seen",
-        "col0 + cols - 1 <= row0 + q_offset;",
-        "col0 + cols - 2 <= row0 + q_offset;",
+        "of several masks the last one alone hides keys",
+        "clamp(Parts::key_end(query), 0, end)",
+        "clamp(Parts::key_end(query), 0, seqlen_k_)",
+        (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-plain]",),
+    ),
+    Bug(
+        f"{CPU}/mask/causal.h",
+        "the backward begins a query late",
+        "return key - offset_; }",
+        "return key - offset_ + 1; }",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
+    ),
+    Bug(
+        f"{CPU}/mask/causal.h",
+        "queries follow their offset without the mask too",
+        "params.used ? shape.q_offset : shape.seqlen_k",
+        "shape.q_offset",
+        (f"{TESTS}::test_hard_scores_stay_in_the_error_budget[native-growing-False]",),
     ),
     # --- pair.h ---
     Bug(
@@ -330,7 +366,7 @@ BUGS = [
         "next_ += round_up(count, kAlignment);",
         (f"{NATIVE}::test_every_path_stays_in_the_error_budget[panels]",),
     ),
-    # --- score.h ---
+    # --- score.h, score ---
     Bug(
         f"{CPU}/score.h",
         "log2(e) is rounded as for float",
@@ -340,9 +376,30 @@ BUGS = [
     ),
     Bug(
         f"{CPU}/score.h",
+        "a step takes for its own what the one before keeps",
+        "rest_.forward(tile, x, kept && keeps() ? kept + size : kept, size);",
+        "rest_.forward(tile, x, kept, size);",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[panels-all-float32]",),
+    ),
+    Bug(
+        f"{CPU}/score.h",
+        "a step that is not in effect changes the unit",
+        "first_.used() ? first_.unit() : unit)",
+        "first_.unit())",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[rows-the last-float32]",),
+    ),
+    Bug(
+        f"{CPU}/score/scale.h",
         "a negative scale has a unit of its sign",
         "fraction < 0 ? -2 * fraction :",
         "fraction < 0 ? 2 * fraction :",
+        ("tests/test_contract.py::test_scales_above_1[cpu--3.7-float32]",),
+    ),
+    Bug(
+        f"{CPU}/score/scale.h",
+        "passes see no negative scale",
+        "ldexp(fraction < 0 ? -1 :",
+        "ldexp(fraction < 0 ? 1 :",
         ("tests/test_contract.py::test_scales_above_1[cpu--3.7-float32]",),
     ),
     # --- seen.h ---
@@ -360,9 +417,9 @@ BUGS = [
         "to[c * y.col] = weight * from[c * x.col];",
         (f"{NATIVE}::test_hidden_numbers_do_not_matter[panels-nan]",),
     ),
-    # --- shape.h ---
+    # --- shape.h, sizes.h ---
     Bug(
-        f"{CPU}/shape.h",
+        f"{CPU}/sizes.h",
         "what is divided without rest gets one part more",
         "ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }",
         "ceil_div(int64_t n, int64_t size) { return n / size + 1; }",
@@ -374,6 +431,35 @@ BUGS = [
         "return data + layout.heads[head] + row * layout.row;",
         "return data + layout.heads[head] + int32_t(row * layout.row);",
         ("tests/test_layouts.py::test_elements_past_2_to_31[cpu-rows]",),
+    ),
+    Bug(
+        f"{CPU}/shape.h",
+        "a key head serves as many query heads as there are key heads",
+        "return heads_q / heads_k; }",
+        "return heads_k; }",
+        (f"{NATIVE}::test_every_path_stays_in_the_error_budget[packed heads]",),
+    ),
+    Bug(
+        f"{CPU}/sizes.h",
+        "nothing is too large",
+        "x < low ? low : x > high ? high : x; }",
+        "x < low ? low : x; }",
+        (f"{NATIVE}::test_every_path_stays_in_the_error_budget[panels]",),
+    ),
+    # --- tile.h ---
+    Bug(
+        f"{CPU}/tile.h",
+        "keys of panels are counted from the tile's first",
+        "first_key + j);",
+        "j);",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[panels-one that keeps nothing-float32]",),
+    ),
+    Bug(
+        f"{CPU}/tile.h",
+        "keys of rows are counted from the tile's first",
+        "Integer<T>(first_key + j)",
+        "Integer<T>(j)",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[rows-one that keeps nothing-float32]",),
     ),
     # --- vector.h ---
     Bug(

@@ -96,8 +96,8 @@ BUGS = [
     Bug(
         "cupy_flash/_src/backends/native.py",
         "heads of the last batch dimension come first",
-        "offsets = (offsets[:, None] + np.arange(n) * stride).ravel()",
-        "offsets = (offsets[None] + np.arange(n)[:, None] * stride).ravel()",
+        "begins = (begins[:, None] + np.arange(n) * stride).ravel()",
+        "begins = (begins[None] + np.arange(n)[:, None] * stride).ravel()",
         (*any_of("cpu"),),
     ),
     Bug(

@@ -141,13 +141,6 @@ BUGS = [
     ),
     Bug(
         f"{_SRC}/specialization.py",
-        "a negative scale is taken for a positive one",
-        '"NegatedScore" if self.negative_scale else "ScaledScore"',
-        '"ScaledScore" if self.negative_scale else "NegatedScore"',
-        (_BUDGET,),
-    ),
-    Bug(
-        f"{_SRC}/specialization.py",
         "the prelude leaves out the last constant",
         "for name, value in self.constants]",
         "for name, value in self.constants[:-1]]",
@@ -256,13 +249,6 @@ BUGS = [
     ),
     Bug(
         f"{_SRC}/packing.py",
-        "a scale of 0 multiplies -inf",
-        "math.log2(math.e), 1.2e-38)",
-        "math.log2(math.e), 0.0)",
-        ("tests/test_values.py::test_zeros_of_either_sign_give_the_mean[emulator-1]",),
-    ),
-    Bug(
-        f"{_SRC}/packing.py",
         "the last section has as many heads as the others",
         "divisor(key_heads - last_section * section_heads)",
         "divisor(section_heads)",
@@ -281,34 +267,6 @@ BUGS = [
         "ceil_div(problem.seqlen_k, plan.dkdv",
         "max(1, problem.seqlen_k // plan.dkdv",
         ("tests/test_mma.py::test_heads_of_a_group_in_unequal_shares",),
-    ),
-    Bug(
-        f"{_SRC}/packing.py",
-        "a scale that float32 has no room for raises as the caller wants errors raised",
-        'np.errstate(all="ignore")',
-        'np.errstate(over="ignore")',
-        (f"{_PACKING}::test_a_scale_beyond_float32_raises_nothing_whatever_the_error_state",),
-    ),
-    Bug(
-        f"{_SRC}/params.py",
-        "splits and packed heads change places",
-        '"num_splits", "packed_heads",',
-        '"packed_heads", "num_splits",',
-        ("tests/test_kernels.py::test_params_have_the_layout_of_the_kernels",),
-    ),
-    Bug(
-        f"{_SRC}/params.py",
-        "two tensors of a merge change places",
-        '("out_a", "lse_a", "out_b", "lse_b", "out", "lse")',
-        '("out_a", "lse_a", "out_b", "lse_b", "lse", "out")',
-        ("tests/test_kernels.py::test_params_have_the_layout_of_the_kernels",),
-    ),
-    Bug(
-        f"{_SRC}/params.py",
-        "a stride is a number of 32 bits",
-        '("col_stride", np.int64),\n        ("vector_bytes", np.int64),',
-        '("col_stride", np.int32),\n        ("high", np.int32),\n        ("vector_bytes", np.int64),',
-        ("tests/test_kernels.py::test_params_have_the_layout_of_the_kernels",),
     ),
     Bug(
         f"{_SRC}/launch.py",

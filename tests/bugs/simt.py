@@ -43,7 +43,7 @@ BUGS = [
     # backward_dkdv.cu
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "query heads of a group lie a group apart",
-        "head_k * shape.group_size + member, query_begin", "member * shape.num_heads_k + head_k, query_begin",
+        "batch, place.head + member, query_begin", "batch, member * shape.num_heads_k + head_k, query_begin",
         (REACH.format(25),),
     ),
     Bug(
@@ -91,8 +91,8 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "hidden keys have a gradient of 0 times what they hold",
-        "ds[i][j] = seen ? score.backward(p[i][j] * (ds[i][j] - delta), s, row, col) : Accumulator(0);",
-        "ds[i][j] = score.backward(p[i][j] * (ds[i][j] - delta), s, row, col);", (REACH.format(25),),
+        "ds[i][j] = seen ? scored.backward(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);",
+        "ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);", (REACH.format(25),),
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "queries before the first that sees the keys are read",

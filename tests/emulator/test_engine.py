@@ -248,6 +248,13 @@ def test_parameters_of_the_wrong_size():
     assert "8 bytes: the kernel's argument has 16" in str(error)
 
 
+def test_of_longer_parameters_a_kernel_has_the_first():
+    out, more = np.zeros(32, np.int32), np.zeros(32, np.int32)
+    emulated.run(kernel("int* out", "p.out[t] = t;"), {"out": out, "more": more}, outputs=("out", "more"))
+    np.testing.assert_array_equal(out, np.arange(32))
+    assert not more.any()
+
+
 def test_the_engine_is_well_after_an_error():
     for _ in range(3):
         failure(kernel("int* out", "if (t == 5) __trap(); __syncthreads();"), {"out": np.zeros(1, np.int32)})

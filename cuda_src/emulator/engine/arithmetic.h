@@ -6,9 +6,8 @@
 //   tanh at most 2^-11 times the result (9.7.3, tanh), and not beyond 1
 //
 // What the tables there list is exact: ex2(0) = 1, ex2(-inf) = 0, lg2(0) = -inf, tanh(0) = 0, tanh(inf) = 1, infinities
-// and NaN. Nothing else is,
-// though hardware that interpolates over the mantissa may well be at whole numbers and powers of two. An error is a
-// function of the argument's bits: the same in every thread and on both of the emulator's paths.
+// and NaN. Nothing else is, though hardware that interpolates over the mantissa may well be at whole numbers and powers
+// of two. An error is a function of the argument's bits: the same in every thread and on both of the emulator's paths.
 #pragma once
 #include <math.h>
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from cupy_flash._src.emulator.settings import current
+from cupy_flash._src.problem import AttentionProblem
 
 Array = np.ndarray
 
@@ -69,33 +70,36 @@ def magnitudes(
     dout: Array,
     dlse: Array | None,
     *,
-    causal: bool,
-    q_offset: Any,
-    scale: Any,
     approximate: bool = False,
+    **options: Any,
 ) -> dict[str, float]:
     """For each result, the sum of the absolute values of its terms, at its largest element; `spent` has it times eps.
 
     One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
-    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. The
-    terms of lse are the largest score and the logarithm of a sum, both rounded; the gradients make p = exp(s - lse).
-    They also take sum(dout * out) from an out that was rounded in the type of the inputs. Its elements' roundings are
-    independent of each other, so that their errors add up as the root of the sum of squares.
+    rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. A step after
+    the scale rounds once more, and so does its derivative. The terms of lse are the largest score and the logarithm of
+    a sum, both rounded; the gradients make p = exp(s - lse). They also take sum(dout * out) from an out that was
+    rounded in the type of the inputs. Its elements' roundings are independent of each other, so that their errors add
+    up as the root of the sum of squares.
 
     With `approximate` the size has what `approximations` adds on a GPU. A weight of the forward is a 2^x, times another
     for each rise of the row's maximum after it. Where weights are off by e, the row's out is off by at most the sum of
     e p (|v| + |out|), and the sum under the logarithm, relative to itself, by that of e p. The gradients' p is off by a
     2^x of its own and by all that lse is, and their sum(dout * out) by what out is.
     """
+    problem = AttentionProblem.from_arrays(q, k, v, **options)
     storage_eps, sum_eps = _eps(q.dtype)
     off = approximations(q.dtype) if approximate else Approximations()
     group = q.shape[-3] // k.shape[-3]
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
     sq, sk = q.shape[-2], k.shape[-2]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + ((sk - sq if q_offset is None else q_offset) if causal else sk)
-    s = np.where(seen, scale * q @ k.swapaxes(-1, -2), -np.inf)
+    seen = np.arange(sk) < problem.key_end(np.arange(sq))[:, None]
+    s, slope = q @ k.swapaxes(-1, -2), np.float64(1)  # of a score by q . k
+    for step in problem.scores:
+        s, slope = step.forward(np, s), step.backward(np, slope, s)
+    largest_score = _largest(np.abs(s))
+    s = np.where(seen, s, -np.inf)
     highest = np.where(seen.any(-1, keepdims=True), s.max(-1, keepdims=True, initial=-np.inf), 0)
     p = np.exp(s - highest)
     total = np.maximum(p.sum(-1, keepdims=True), 1)
@@ -106,15 +110,21 @@ def magnitudes(
     logarithms = np.log(total) - off.headroom + np.array([0, off.lag])
     off_lse = off_sum + off.lg2 * np.maximum(np.abs(logarithms).max(-1, keepdims=True), math.log(2))
     shared = group * math.prod(p.shape[:-2]) // math.prod(k.shape[:-2])  # terms that meet in one key's gradient
-    delta = abs(scale) * storage_eps / sum_eps * np.linalg.norm(dout * (p @ v), axis=-1, keepdims=True)
-    dq_by_delta = delta * np.abs(p @ k)
-    dk_by_delta = np.sqrt(shared * ((p * delta) ** 2).swapaxes(-1, -2) @ q**2)
-    q, k, v, dout, scale = map(np.abs, (q, k, v, dout, scale))
+    delta = storage_eps / sum_eps * np.linalg.norm(dout * (p @ v), axis=-1, keepdims=True)
+    dq_by_delta = delta * np.abs(slope * p @ k)
+    dk_by_delta = np.sqrt(shared * ((slope * p * delta) ** 2).swapaxes(-1, -2) @ q**2)
+    q, k, v, dout, slope, scale = map(np.abs, (q, k, v, dout, slope, problem.scale))
     dp = dout @ v.swapaxes(-1, -2)
-    ds = scale * p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
-    off_ds = scale * p * (weights * dp).sum(-1, keepdims=True)
+    dscore = p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
+    ds, off_ds = slope * dscore, slope * p * (weights * dp).sum(-1, keepdims=True)
+    steps = 0.0
+    if len(problem.scores) > 1:
+        steps = 2.0  # roundings of what a step makes, and of its derivative, a difference from 1
+        if approximate and storage_eps > sum_eps:
+            steps += max(step.error for step in problem.scores[1:]) / sum_eps
+        off_ds = off_ds + 2 * steps * scale * dscore
     by_d, by_dv, by_keys, by_queries = (off.sums * n for n in (q.shape[-1], v.shape[-1], sk, shared * sq))
-    rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2))
+    rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2)) + steps * largest_score
     rounded_lse = rounded_scores + _largest(np.abs(highest) + np.log(total))
     in_p = rounded_lse + off.ex2 + off_lse
     in_ds = in_p + by_dv + by_keys

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from cupy_flash._src.problem import AttentionProblem
 
 
@@ -66,14 +68,10 @@ def visible_pairs(problem: AttentionProblem) -> int:
     >>> visible_pairs(AttentionProblem.from_arrays(x, x, x, causal=True))
     20
     """
-    sq, sk, heads = problem.seqlen_q, problem.seqlen_k, problem.num_heads_q * prod(problem.batch)
-    if not problem.causal:
-        return heads * sq * sk
-    # Query i sees min(max(i + offset + 1, 0), Sk) keys: none, then one more each, then all.
-    first, last = max(0, -problem.q_offset), min(sq, max(0, sk - problem.q_offset))
-    rising = max(0, last - first)
-    start = first + problem.q_offset + 1
-    return heads * (rising * start + rising * (rising - 1) // 2 + (sq - max(first, last)) * sk)
+    sq, step = problem.seqlen_q, 2**20  # all queries at once may be too many to hold
+    rows = (np.arange(i, min(i + step, sq), dtype=np.int64) for i in range(0, sq, step))
+    seen = sum(int(problem.key_end(x).sum()) for x in rows) if problem.masks else sq * problem.seqlen_k
+    return problem.num_heads_q * prod(problem.batch) * seen
 
 
 def flops(problem: AttentionProblem, *, backward: bool) -> int:
@@ -99,12 +97,9 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     True
     """
     d, dv, itemsize, out = problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.out_storage.itemsize
-    seeing, seen = problem.seqlen_q, problem.seqlen_k
-    if problem.causal:  # keys behind the last query, and queries before the first key, are not read
-        seeing -= min(max(-problem.q_offset, 0), problem.seqlen_q)
-        seen = min(max(problem.q_offset + problem.seqlen_q, 0), problem.seqlen_k)
-    if not seeing or not seen:
-        seeing = seen = 0
+    # Keys behind all that the last query sees, and queries before the first that sees one, are not read.
+    seeing = problem.seqlen_q - problem.first_query
+    seen = int(problem.key_end(problem.seqlen_q - 1)) if seeing else 0
     heads_q, heads_k = (prod(problem.batch) * heads for heads in (problem.num_heads_q, problem.num_heads_k))
     all_rows, all_keys = heads_q * problem.seqlen_q, heads_k * problem.seqlen_k
     read = (heads_q * seeing * d + heads_k * seen * (d + dv)) * itemsize

@@ -26,13 +26,6 @@ def launch_bytes(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, la
     return None if count is None else prod(problem.batch) * count(problem, plan, launch)
 
 
-def _key_ends(problem: AttentionProblem, rows: np.ndarray) -> np.ndarray:
-    """Queries up to each of these rows see only keys before this one."""
-    if not problem.causal:
-        return np.full(rows.shape, problem.seqlen_k)
-    return np.clip(rows + problem.q_offset + 1, 0, problem.seqlen_k)
-
-
 def _blocks(size: int, block: int) -> np.ndarray:
     return np.arange(0, size, block)
 
@@ -42,7 +35,7 @@ def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> in
     block, packed, itemsize = launch.kernel.constant("kBlockM"), plan.packed_heads, problem.storage.itemsize
     rows = problem.seqlen_q * packed
     last = (np.minimum(_blocks(rows, block) + block, rows) - 1) // packed
-    keys = int(_key_ends(problem, last).sum()) * (problem.num_heads_q // packed)
+    keys = int(problem.key_end(last).sum()) * (problem.num_heads_q // packed)
     query_rows = problem.num_heads_q * problem.seqlen_q
     out_size = itemsize if plan.num_splits == 1 else _FLOAT
     row_size = _FLOAT if plan.num_splits == 1 else 2 * _FLOAT  # lse, or maximum and sum
@@ -71,10 +64,10 @@ def _dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
         problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.seqlen_q, problem.seqlen_k
     )  # fmt: skip
     n0 = _blocks(sk, block_n)
-    begin = np.clip(n0 - problem.q_offset, 0, sq) if problem.causal else np.zeros_like(n0)
+    begin = problem.query_begin(n0)
     queries = int((sq - begin).sum()) * problem.num_heads_q
     added = int((sq - begin // block_m * block_m)[begin < sq].sum()) * problem.num_heads_q if plan.atomic_dq else 0
-    seen = int(_key_ends(problem, np.array([sq - 1]))[0])
+    seen = int(problem.key_end(sq - 1))
     gradient = itemsize if plan.num_splits == 1 else _FLOAT
     keys = plan.num_splits * problem.num_heads_k * (d + dv) * (seen * itemsize + sk * gradient)
     return queries * ((d + dv) * itemsize + 2 * _FLOAT) + added * d * _FLOAT + keys
@@ -84,7 +77,7 @@ def _dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
     """Q, dO and dQ once, row statistics by each lane of a quad, K and V once a block of queries that sees them."""
     block, itemsize = launch.kernel.constant("kBlockM"), problem.storage.itemsize
     last = np.minimum(_blocks(problem.seqlen_q, block) + block, problem.seqlen_q) - 1
-    keys = int(_key_ends(problem, last).sum()) * (problem.head_dim + problem.head_dim_v)
+    keys = int(problem.key_end(last).sum()) * (problem.head_dim + problem.head_dim_v)
     dq = problem.head_dim * problem.out_storage.itemsize
     row = (problem.head_dim + problem.head_dim_v) * itemsize + dq + _QUAD * 2 * _FLOAT
     return problem.num_heads_q * (keys * itemsize + problem.seqlen_q * row)

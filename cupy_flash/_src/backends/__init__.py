@@ -1,7 +1,7 @@
 """Backends: where a validated problem is computed, and how one is chosen.
 
-A backend is a module-like object with `namespace` (numpy or cupy) and the functions of `Backend`. Arrays
-reach it as views of shape (*batch, heads, sequence, head_dim), broadcast axes with stride 0, any strides.
+A backend is a module-like object with `namespace` (numpy or cupy) and the functions of `Backend`, which take a problem
+and its arrays.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from cupy_flash._src import forks
 from cupy_flash._src.backends import dlpack
+from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem, check_plain
 
 NAMES = ("cuda", "cpu", "emulator")
@@ -24,7 +25,7 @@ class Seal(Protocol):
     def check(self) -> Any:
         """Raise a ValueError if an array has been changed; on a GPU return what was found, without waiting for it."""
 
-    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
+    def spoil(self, found: Any, gradients: Gradients) -> None:
         """Make the gradients NaN if `check` found a change and could not raise."""
 
     def changed(self) -> tuple[str, ...]:
@@ -32,7 +33,7 @@ class Seal(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend offers. Shapes are those of `AttentionProblem`."""
+    """What a backend offers."""
 
     @property
     def namespace(self) -> Any:
@@ -45,36 +46,17 @@ class Backend(Protocol):
         and 0 are results.
         """
 
-    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    def forward(self, problem: AttentionProblem, operands: Operands) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""
 
-    def backward(
-        self,
-        problem: AttentionProblem,
-        dout: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        out: Any,
-        lse: Any,
-        dlse: Any | None,
-        deterministic: bool,
-    ) -> tuple[Any, Any, Any]:
-        """Return new arrays dq, dk, dv of shapes q_shape, k_shape, v_shape (broadcast axes not yet summed).
+    def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+        """Return the gradients of the inputs."""
 
-        dq is of the dtype of `out`, `problem.out_storage`.
-        """
+    def merge(self, problem: AttentionProblem, parts: Merge) -> None:
+        """Write into `out` and `lse` the attention over the keys of both results."""
 
-    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+    def seal(self, problem: AttentionProblem, operands: Operands) -> Seal:
         """Note what these arrays hold; they are kept, not copied."""
-
-    def merge(
-        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
-    ) -> None:
-        """Write into `out` and `lse` the attention over the keys of both results.
-
-        `out_a` is of dtype `problem.out_storage`, `out_b` of `problem.storage`, the others of `problem.accumulator`.
-        """
 
     def status(self) -> str:
         """Return one line for `python -m cupy_flash info`: what would run, or what to install."""

@@ -11,6 +11,7 @@ import numpy as np
 from cupy_flash._src.backends import Seal, native, numpy_, threads
 from cupy_flash._src.backends.seal import HostSeal
 from cupy_flash._src.notice import warn
+from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.source import SourcesMissingError
 from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
@@ -22,42 +23,27 @@ _MOST_TRIES = 8  # of a compiler that is kept from its end
 _settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
 _interrupted: dict[str, int] = {}  # by arithmetic: tries so far
 
-Array = np.ndarray
-
 
 class CpuBackend:
     """The backend "cpu"; see `cupy_flash._src.backends.Backend`."""
 
     namespace: Any = np
 
-    def placed(self, **arrays: Array) -> AbstractContextManager[None]:
+    def placed(self, **arrays: Any) -> AbstractContextManager[None]:
         return np.errstate(all="ignore")
 
-    def forward(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-        _tier(problem.arithmetic).forward(problem, q, k, v, out, lse)
+    def forward(self, problem: AttentionProblem, operands: Operands) -> None:
+        _tier(problem.arithmetic).forward(problem, operands)
 
-    def backward(
-        self,
-        problem: AttentionProblem,
-        dout: Array,
-        q: Array,
-        k: Array,
-        v: Array,
-        out: Array,
-        lse: Array,
-        dlse: Array | None,
-        deterministic: bool,
-    ) -> tuple[Array, Array, Array]:
-        # `deterministic` changes nothing: every sum has a fixed order, whatever the number of threads.
-        return _tier(problem.arithmetic).backward(problem, dout, q, k, v, out, lse, dlse)
+    def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+        # Always deterministic: every sum has a fixed order, whatever the number of threads.
+        return _tier(problem.arithmetic).backward(problem, operands, cotangents)
 
-    def seal(self, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Seal:
-        return HostSeal(_tier(problem.arithmetic).digest, problem, q, k, v, out, lse)
+    def merge(self, problem: AttentionProblem, parts: Merge) -> None:
+        numpy_.merge(problem, parts)
 
-    def merge(
-        self, problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
-    ) -> None:
-        numpy_.merge(problem, out_a, lse_a, out_b, lse_b, out, lse)
+    def seal(self, problem: AttentionProblem, operands: Operands) -> Seal:
+        return HostSeal(_tier(problem.arithmetic).digest, problem, operands)
 
     def status(self) -> str:
         cpus = f"{threads.num_threads()} threads"

@@ -11,6 +11,7 @@ from cupy_flash._src import compile, forks, launch
 from cupy_flash._src.backends import Seal
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.device import Device, from_attributes
+from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.plan import Launch, core_specializations
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
@@ -50,30 +51,17 @@ class CupyBackend:
                 raise ValueError(f"{other} is on GPU {x.data.device_id}, {name} on GPU {index}: expected one GPU")
         return self.namespace.cuda.Device(index)
 
-    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
-        launch.forward(self, problem, q, k, v, out, lse)
+    def forward(self, problem: AttentionProblem, operands: Operands) -> None:
+        launch.forward(self, problem, operands)
 
-    def backward(
-        self,
-        problem: AttentionProblem,
-        dout: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        out: Any,
-        lse: Any,
-        dlse: Any | None,
-        deterministic: bool,
-    ) -> tuple[Any, Any, Any]:
-        return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+    def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+        return launch.backward(self, problem, operands, cotangents)
 
-    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
-        return DeviceSeal(self, problem, q, k, v, out, lse)
+    def merge(self, problem: AttentionProblem, parts: Merge) -> None:
+        launch.merge(self, problem, parts)
 
-    def merge(
-        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
-    ) -> None:
-        launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
+    def seal(self, problem: AttentionProblem, operands: Operands) -> Seal:
+        return DeviceSeal(self, problem, operands)
 
     def status(self) -> str:
         properties = self.namespace.cuda.runtime.getDeviceProperties(self._current())

@@ -13,6 +13,7 @@ from cupy_flash._src.backends import Seal
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.backends.seal import names_of, refuse
 from cupy_flash._src.device import named
+from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.plan import Launch
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
@@ -42,9 +43,9 @@ class _EmulatedSeal(DeviceSeal):
         refuse(names_of(flags))
         return flags
 
-    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
+    def spoil(self, found: Any, gradients: Gradients) -> None:
         with emulator.run(continued=True):
-            super().spoil(found, dq, dk, dv)
+            super().spoil(found, gradients)
 
 
 class EmulatorBackend:
@@ -83,34 +84,21 @@ class EmulatorBackend:
             shared_limit=self.device.shared_per_block,
         )  # fmt: skip
 
-    def forward(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    def forward(self, problem: AttentionProblem, operands: Operands) -> None:
         with emulator.run():
-            launch.forward(self, problem, q, k, v, out, lse)
+            launch.forward(self, problem, operands)
 
-    def backward(
-        self,
-        problem: AttentionProblem,
-        dout: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        out: Any,
-        lse: Any,
-        dlse: Any | None,
-        deterministic: bool,
-    ) -> tuple[Any, Any, Any]:
+    def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
         with emulator.run():
-            return launch.backward(self, problem, dout, q, k, v, out, lse, dlse, deterministic)
+            return launch.backward(self, problem, operands, cotangents)
 
-    def seal(self, problem: AttentionProblem, q: Any, k: Any, v: Any, out: Any, lse: Any) -> Seal:
+    def merge(self, problem: AttentionProblem, parts: Merge) -> None:
+        with emulator.run():
+            launch.merge(self, problem, parts)
+
+    def seal(self, problem: AttentionProblem, operands: Operands) -> Seal:
         with emulator.run(continued=True):  # what flash_attention_vjp does after its forward
-            return _EmulatedSeal(self, problem, q, k, v, out, lse)
-
-    def merge(
-        self, problem: AttentionProblem, out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any, lse: Any
-    ) -> None:
-        with emulator.run():
-            launch.merge(self, problem, out_a, lse_a, out_b, lse_b, out, lse)
+            return _EmulatedSeal(self, problem, operands)
 
     def status(self) -> str:
         return f"the CUDA kernels on the CPU, planned for {self.device.arch}, {find_compiler().version}"

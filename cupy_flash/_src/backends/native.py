@@ -13,12 +13,15 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cupy_flash._src import source
+from cupy_flash._src import source, structs
 from cupy_flash._src.backends import threads
-from cupy_flash._src.backends.blocks import first_query
+from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import declarations, fill
+from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.toolchain import (
     InterruptedCompilerError,
@@ -45,41 +48,8 @@ ISAS = {  # the instruction sets that each asks for, the widest first
 }
 ARITHMETIC = {"float32": "float", "float64": "double"}  # dtypes of the arithmetic, and their C++ types
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
-_ARRAYS = ("q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv")
 
 Array = np.ndarray
-
-
-class _Layout(ctypes.Structure):
-    _fields_ = (("heads", ctypes.c_void_p), ("row", ctypes.c_int64), ("col", ctypes.c_int64))
-
-
-_SIZES = (
-    "dtype", "out_dtype", "heads_q", "heads_k", "seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "q_offset",
-    "first_query",
-)  # fmt: skip
-
-
-class _Shape(ctypes.Structure):
-    """Shape of cuda_src/cpu/shape.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in _SIZES),
-        ("scale", ctypes.c_double),
-        *((name, _Layout) for name in _ARRAYS),
-    )
-
-
-class _Call(ctypes.Structure):
-    """Call of cuda_src/cpu/shape.h."""
-
-    _fields_ = (
-        ("shape", ctypes.c_void_p),
-        *((name, ctypes.c_void_p) for name in _ARRAYS),
-        ("memory", ctypes.c_void_p),
-        ("threads", ctypes.c_int64),
-        ("next", ctypes.c_int64),
-    )
 
 
 def isas() -> list[str]:
@@ -103,7 +73,7 @@ def isa(arithmetic: str) -> str:
 
 
 @functools.cache
-def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
+def library(isa: str, arithmetic: str) -> dict[str, Callable[[Any], int]]:
     """The functions of ``cuda_src/cpu/attention.cpp`` compiled for an instruction set and a type of arithmetic.
 
     Raises
@@ -115,14 +85,14 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[_Call], int]]:
     functions = {}
     for name in ("forward", "forward_memory", "backward", "backward_memory", "digest"):
         function = functions[name] = getattr(loaded, f"attention_{name}")
-        function.restype, function.argtypes = ctypes.c_int64, [ctypes.POINTER(_Call)]
+        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
     return functions
 
 
 def compile_library(isa: str, arithmetic: str = "float32") -> Path:
     """The library of an instruction set and a type of arithmetic, from the cache or the compiler."""
     return compile_shared(
-        source.flatten("cpu/attention.cpp"),
+        flatten("cpu/attention.cpp"),
         "attention",
         flags=(*_FLAGS, f"-DNUMBER={ARITHMETIC[arithmetic]}", *feature_flags(ISAS[isa])),
         freestanding=True,
@@ -131,55 +101,73 @@ def compile_library(isa: str, arithmetic: str = "float32") -> Path:
     )
 
 
-def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-    """Write attention of `q`, `k`, `v` into `out` and `lse`; shapes are those of `problem`."""
-    first = first_query(problem)
+def flatten(name: str) -> str:
+    """A source of ``cuda_src/cpu`` with its includes, of which ``cpu/components.h`` lists the components."""
+    return source.flatten(name, virtual={"cpu/components.h": _components_header()})
+
+
+def _components_header() -> str:
+    """The parameters of all components, and what scores and masks are composed of."""
+    steps, masks = (", ".join(c.__name__ for c in COMPONENTS if c.concept == concept) for concept in ("Score", "Mask"))
+    return (
+        f"#pragma once\n{declarations(COMPONENTS, 'cpu', 'h')}"
+        f"template <class T>\nusing Score = ScoreOf<T, {steps}>;\nusing KeyMask = MaskOf<{masks}>;\n"
+    )
+
+
+@functools.cache
+def _structs() -> dict[str, np.dtype]:
+    return structs.structs_of(flatten("cpu/shape.h"))
+
+
+@functools.cache
+def _call_type() -> type[ctypes.Structure]:
+    """Call of ``cuda_src/cpu/shape.h``. ctypes makes one in 0.6 us, NumPy a record of these fields in 1.5."""
+    call, kinds = _structs()["Call"], {"u": ctypes.c_void_p, "i": ctypes.c_int64}
+    fields = [(name, kinds[call[name].kind]) for name in call.names or ()]
+    return type("Call", (ctypes.Structure,), {"_fields_": fields})
+
+
+def forward(problem: AttentionProblem, operands: Operands) -> None:
+    """Write attention into `out` and `lse`."""
+    first = problem.first_query
     if first:
-        out[..., :first, :] = 0
-        lse[..., :first] = -np.inf
-    if lse[..., first:].size:
-        _run("forward", problem, (q, k, v, out, lse))
+        operands.out[..., :first, :] = 0
+        operands.lse[..., :first] = -np.inf
+    if operands.lse[..., first:].size:
+        _run("forward", problem, operands)
 
 
-def backward(
-    problem: AttentionProblem,
-    dout: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    dlse: Array | None,
-) -> tuple[Array, Array, Array]:
-    """Return dq, dk, dv; shapes are those of `problem`."""
+def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+    """Return new arrays dq, dk, dv."""
     dq = np.empty(problem.q_shape, problem.out_storage)
     dk, dv = (np.empty(shape, problem.storage) for shape in (problem.k_shape, problem.v_shape))
-    first = first_query(problem)
-    if first:
-        dq[..., :first, :] = 0
+    gradients = Gradients(dq, dk, dv)
+    if problem.first_query:
+        dq[..., : problem.first_query, :] = 0
     if dk.size:  # without queries too: the gradients are then 0
-        _run("backward", problem, (q, k, v, out, lse, dout, dlse, dq, dk, dv))
-    return dq, dk, dv
+        _run("backward", problem, (*operands, *cotangents, *gradients))
+    return gradients
 
 
-def digest(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Array:
+def digest(problem: AttentionProblem, operands: Operands) -> Array:
     """What the arrays hold, in 64 bits for each head of q (rows) and array (columns)."""
     digests = np.zeros((math.prod(problem.batch) * problem.num_heads_q, 5), np.uint64)
-    _run("digest", problem, (q, k, v, out, lse), digests)
+    _run("digest", problem, operands, digests)
     return digests
 
 
 def _run(name: str, problem: AttentionProblem, arrays: tuple[Array | None, ...], result: Array | None = None) -> None:
-    """Call the function of that name on arrays in the order of `_ARRAYS`; its memory is `result` or borrowed."""
+    """Call the function of that name on arrays in the order of `BACKWARD`; its memory is `result` or borrowed."""
     describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
-    shape = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
     functions = library(isa(problem.arithmetic), problem.arithmetic)
-    call = _Call(shape.address, *[None if x is None else _address(x) for x in arrays])
-    call.threads = threads.num_threads() if shape.work > INLINE_WORK else 1
-    memory = _borrow(functions[f"{name}_memory"](call)) if result is None else result
+    address, work, _ = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
+    call = _call_type()(address, *[None if x is None else _address(x) for x in arrays])
+    call.threads = threads.num_threads() if work > INLINE_WORK else 1
+    reference, function = ctypes.byref(call), functions[name]
+    memory = _borrow(functions[f"{name}_memory"](reference)) if result is None else result
     call.memory = _address(memory)
-    function = functions[name]
-    while function(call):
+    while function(reference):
         pass
     if result is None:
         _give_back(memory)
@@ -203,10 +191,16 @@ _DATA = _data_offset()
 
 
 @functools.lru_cache(maxsize=256)
-def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...]) -> _Shape:
-    """What calls for this problem on arrays of these strides have in common."""
+def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...]) -> tuple[int, int, list[Array]]:
+    """What calls for this problem on arrays of these strides have in common.
+
+    The address of a Shape of ``cuda_src/cpu/shape.h``, multiply-adds, and what is to be kept alive with it.
+    """
     heads_q, heads_k = ((*problem.batch, heads) for heads in (problem.num_heads_q, problem.num_heads_k))
-    shape = _Shape(
+    record = np.zeros((), _structs()["Shape"])
+    kept = [record]
+    _fill(
+        record,
         dtype=_DTYPES.index(problem.dtype),
         out_dtype=_DTYPES.index(problem.out_storage.name),
         heads_q=math.prod(heads_q),
@@ -215,24 +209,29 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
         seqlen_k=problem.seqlen_k,
         head_dim=problem.head_dim,
         head_dim_v=problem.head_dim_v,
-        q_offset=problem.q_offset if problem.causal else problem.seqlen_k,
-        first_query=first_query(problem),
-        scale=problem.scale,
+        q_offset=problem.q_offset,
+        first_query=problem.first_query,
     )
-    shape.address = ctypes.addressof(shape)
-    queries = max(problem.group_size * problem.seqlen_q, FEW_QUERIES)  # that share a key
-    shape.work = shape.heads_k * queries * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
-    shape.offsets = []  # kept alive
-    for name, of in zip(_ARRAYS, strides, strict=False):
+    fill(record["components"], problem.components)
+    for name, of in zip(BACKWARD, strides, strict=False):
         if of is None:
             continue
         heads = heads_k if name in ("k", "v", "dk", "dv") else heads_q
-        offsets = np.zeros(1, np.int64)
+        begins = np.zeros(1, np.int64)
         for n, stride in zip(heads, of, strict=False):
-            offsets = (offsets[:, None] + np.arange(n) * stride).ravel()
-        shape.offsets.append(offsets)
-        setattr(shape, name, _Layout(offsets.ctypes.data, *of[len(heads) :]))
-    return shape
+            begins = (begins[:, None] + np.arange(n) * stride).ravel()
+        kept.append(begins)
+        row, col = (*of[len(heads) :], 0)[:2]
+        _fill(record[name], heads=_address(begins), row=row, col=col)
+    queries = max(problem.group_size * problem.seqlen_q, FEW_QUERIES)  # that share a key
+    work = math.prod(heads_k) * queries * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
+    return record.ctypes.data, work, kept
+
+
+def _fill(record: Array, **values: Any) -> None:
+    """Set fields of a structured array without axes by their names."""
+    for name, value in values.items():
+        record[name] = value
 
 
 _free: list[Array] = []  # memory of calls that have ended

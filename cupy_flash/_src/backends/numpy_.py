@@ -2,7 +2,7 @@
 
 Forward, one work item per (head, block of queries): for each tile of keys
 
-    S = (scale * Q) K^T;  P = exp(S - m);  l += P 1;  O += P V
+    S = score((scale * Q) K^T);  P = exp(S - m);  l += P 1;  O += P V
 
 and at the end O / l and lse = m + log l. The reference m of a row is any number near its scores, not their
 maximum: it is 0 until a row sum of P leaves [SMALL, LARGE], so that most inputs need no pass over S for
@@ -15,7 +15,8 @@ queries, with delta = rowsum(dO * O) - dlse,
     dV += P^T dO;  dK += dS^T (scale * Q);  dQ += dS K
 
 and at the end scale * dQ: the augmented products subtract the row statistics without a pass over S. Of a scale above
-1 a power of 2 is left out of all this, and multiplies S and dK instead.
+1 a power of 2 is left out of all this, and multiplies S and dK instead. Steps of the scores after the scale take passes
+over S and dS of their own.
 
 Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 """
@@ -27,10 +28,9 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from cupy_flash._src.backends import threads
-from cupy_flash._src.backends.blocks import blocks, end_key, first_query
+from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem
 
 # A float32 score tile of 256 x 512 takes 512 KiB, the size of an L2; other sizes change the time under 5%.
@@ -46,9 +46,15 @@ Item = tuple[Index, int, int]  # a head and a range of rows
 _scratch = threads.Scratch()
 
 
-def forward(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> None:
-    """Write attention of `q`, `k`, `v` into `out` and `lse`; shapes are those of `problem`."""
-    first = first_query(problem)
+def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Ranges of `size` from `start` on, the last one shorter."""
+    return [(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
+def forward(problem: AttentionProblem, operands: Operands) -> None:
+    """Write attention into `out` and `lse`."""
+    q, k, v, out, lse = operands
+    first = problem.first_query
     out[..., :first, :] = 0
     lse[..., :first] = -np.inf
 
@@ -75,17 +81,17 @@ def _forward_block(
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
-    for j0, j1 in blocks(0, end_key(problem, i0 + n - 1), KEY_BLOCK):
+    for j0, j1 in blocks(0, int(problem.key_end(i0 + n - 1)), KEY_BLOCK):
         tile = _Tile(problem, i0, j0, on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
-        p = tile.scores(q_scaled, k_tile)
+        p, _ = tile.scores(q_scaled, k_tile)
         follow = headroom > 0
         if not follow:
             _exp_less(p, m if shifted else None, 0, tile_total)
             # fmax and fmin pass over nan: a row that is nan stays so, whatever its reference.
             follow = not (np.fmax.reduce(tile_total) <= LARGE and np.fmin.reduce(total + tile_total) >= SMALL)
             if follow:
-                p = tile.scores(q_scaled, k_tile)
+                p, _ = tile.scores(q_scaled, k_tile)
         if follow:
             m_old[:] = m
             p.max(axis=1, out=m)
@@ -123,49 +129,31 @@ def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
     np.dot(s, _ONES[s.dtype][: s.shape[1]], out=sums)
 
 
-def backward(
-    problem: AttentionProblem,
-    dout: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    dlse: Array | None,
-) -> tuple[Array, Array, Array]:
-    """Return dq, dk, dv; shapes are those of `problem`."""
-    grads = _Backward(problem, dout, q, k, v, out, lse, dlse)
-    heads, key_heads = list(np.ndindex(lse.shape[:-1])), list(np.ndindex(k.shape[:-2]))
+def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+    """Return new arrays dq, dk, dv."""
+    grads = _Backward(problem, operands, cotangents)
+    heads, key_heads = list(np.ndindex(operands.lse.shape[:-1])), list(np.ndindex(operands.k.shape[:-2]))
     threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
     # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
     # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
     key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
     threads.run(grads.turns.guard(grads.key_block), [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
     grads.dq *= problem.accumulator.type(problem.scale)
-    return grads.dq.astype(problem.out_storage, copy=False), grads.dk, grads.dv
+    return Gradients(grads.dq.astype(problem.out_storage, copy=False), grads.dk, grads.dv)
 
 
 class _Backward:
     """The arrays of one backward pass, and its two kinds of work item."""
 
-    def __init__(
-        self,
-        problem: AttentionProblem,
-        dout: Array,
-        q: Array,
-        k: Array,
-        v: Array,
-        out: Array,
-        lse: Array,
-        dlse: Array | None,
-    ) -> None:
-        self.problem, self.dout, self.q, self.k, self.v = problem, dout, q, k, v
-        self.out, self.lse, self.dlse = out, lse, dlse
+    def __init__(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> None:
+        self.problem = problem
+        self.q, self.k, self.v, self.out, self.lse = operands
+        self.dout, self.dlse = cotangents
         self.delta = np.empty(problem.lse_shape, problem.accumulator)
         self.dq = np.zeros(problem.q_shape, problem.accumulator)
         self.dk = np.zeros(problem.k_shape, problem.storage)
         self.dv = np.zeros(problem.v_shape, problem.storage)
-        self.query_blocks = blocks(first_query(problem), problem.seqlen_q, QUERY_BLOCK)
+        self.query_blocks = blocks(problem.first_query, problem.seqlen_q, QUERY_BLOCK)
         self.turns = threads.Turns()
 
     def delta_block(self, item: Item) -> None:
@@ -190,30 +178,34 @@ class _Backward:
         dv, dv_tile = (_scratch(name, (j1 - j0, problem.head_dim_v), dtype) for name in ("dv", "dv_tile"))
         dk[:] = dv[:] = 0
         on_q, on_scores = _factors(problem)
+        linear = len(problem.scores) == 1  # the scale alone: lse can be subtracted in the product
 
         group = problem.group_size
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
             head = (*key_head[:-1], h)
             for i0, i1 in self.query_blocks:
-                w = min(j1, end_key(problem, i1 - 1)) - j0
+                w = min(j1, int(problem.key_end(i1 - 1))) - j0
                 if w <= 0:
                     continue
                 tile = _Tile(problem, i0, j0, on_scores)
                 qa = _augmented("qa", self.q[head][i0:i1], dtype)
                 qa *= on_q
-                np.multiply(self.lse[head][i0:i1], -1, out=qa[:, -1])  # NumPy 2.4's negative errs with some strides
-                if on_scores != 1:
-                    qa[:, -1] /= on_scores
-                qa[qa[:, -1] == np.inf, -1] = -np.inf  # a row without finite score: exp(-inf) = 0
+                minus_lse = np.multiply(self.lse[head][i0:i1], -1)  # NumPy 2.4's negative errs with some strides
+                minus_lse[minus_lse == np.inf] = -np.inf  # a row without finite score: exp(-inf) = 0
+                qa[:, -1] = minus_lse / on_scores if linear else 0
                 doa = _augmented("doa", self.dout[head][i0:i1], dtype)
                 np.multiply(self.delta[head][i0:i1], -1, out=doa[:, -1])
 
-                p = tile.scores(qa, ka[:w])
+                p, inputs = tile.scores(qa, ka[:w])
+                if not linear:
+                    p += minus_lse[:, None]
                 np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
                 np.exp(p, out=p)
                 dv[:w] += tile.matmul(p, doa[:, :-1], out=dv_tile[:w], transpose=True)
                 ds = np.matmul(doa, va[:w].T, out=_scratch("ds", p.shape, dtype))
                 ds *= p
+                for step, s in zip(problem.scores[:0:-1], inputs[::-1], strict=True):
+                    ds = step.backward(np, ds, s)
                 dk[:w] += tile.matmul(ds, qa[:, :-1], out=dk_tile[:w], transpose=True)
                 dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
                 tile.matmul(ds, ka[:w, :-1], out=dq_tile)
@@ -234,19 +226,27 @@ class _Tile(NamedTuple):
     j0: int
     on_scores: np.floating
 
-    def scores(self, q: Array, k: Array) -> Array:
-        """``on_scores * q @ k.T``, -inf where a query does not see a key: the step that both directions share."""
+    def scores(self, q: Array, k: Array) -> tuple[Array, list[Array]]:
+        """Scores, -inf where a query does not see a key, and what each step after the scale had made them of.
+
+        The step that both directions share; `q` is scaled already but for `on_scores`.
+        """
         s = np.matmul(q, k.T, out=_scratch("s", (len(q), len(k)), q.dtype))
         if self.on_scores != 1:
             s *= self.on_scores
+        inputs = []
+        for step in self.problem.scores[1:]:
+            inputs.append(s)
+            s = step.forward(np, s)
         if self._is_cut(len(k)):
-            # Row r sees column c when c - r <= diagonal. fmin leaves nan only where both are.
-            diagonal = self.problem.q_offset + self.i0 - self.j0
-            c = max(diagonal + 1, 0)
-            window = QUERY_BLOCK + KEY_BLOCK - 1 + c - diagonal
-            mask = _MASKS[s.dtype][window - len(q) + 1 : window + 1][::-1, : len(k) - c]
-            np.fmin(s[:, c:], mask, out=s[:, c:])
-        return s
+            first = max(int(self.problem.key_end(self.i0)) - self.j0, 0)
+            np.copyto(s[:, first:], -np.inf, where=~self._seen(s.shape)[:, first:])
+        return s, inputs
+
+    def _seen(self, shape: tuple[int, ...]) -> Array:
+        """Which of the keys each query sees."""
+        queries, keys = (first + np.arange(n) for first, n in zip((self.i0, self.j0), shape, strict=True))
+        return keys < self.problem.key_end(queries)[:, None]
 
     def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
         """``a @ b`` or ``a.T @ b``, in which an inf or nan of `b` reaches only rows that see it.
@@ -256,8 +256,7 @@ class _Tile(NamedTuple):
         """
         np.matmul(a.T if transpose else a, b, out=out)
         if self._is_cut(a.shape[1]) and not np.isfinite(out.sum()):
-            i, j = self.i0 + np.arange(a.shape[0])[:, None], self.j0 + np.arange(a.shape[1])
-            seen = j <= i + self.problem.q_offset
+            seen = self._seen(a.shape)
             a = np.where(seen, a, 0)
             if transpose:
                 a, seen = a.T, seen.T
@@ -269,13 +268,12 @@ class _Tile(NamedTuple):
 
     def _is_cut(self, width: int) -> bool:
         """Whether the mask hides some of the first `width` keys."""
-        return self.j0 + width > end_key(self.problem, self.i0)
+        return bool(self.j0 + width > self.problem.key_end(self.i0))
 
 
-def merge(
-    problem: AttentionProblem, out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, out: Array, lse: Array
-) -> None:
-    """Write into `out` and `lse`, of the accumulator's dtype, the attention over the keys of both results."""
+def merge(problem: AttentionProblem, parts: Merge) -> None:
+    """Write into `out` and `lse` the attention over the keys of both results."""
+    out_a, lse_a, out_b, lse_b, out, lse = parts
 
     def query_block(item: Item) -> None:
         head, i0, i1 = item
@@ -294,16 +292,16 @@ def merge(
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
 
 
-def digest(problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array, lse: Array) -> Array:
+def digest(problem: AttentionProblem, operands: Operands) -> Array:
     """What the arrays hold, in 32 bits for each head of q (rows) and array (columns)."""
-    heads = list(np.ndindex(lse.shape[:-1]))
+    heads = list(np.ndindex(operands.lse.shape[:-1]))
     digests = np.zeros((len(heads), 5), np.uint32)
 
     def of_head(n: int) -> None:
         *batch, head = heads[n]
         key_head = (*batch, head // problem.group_size)
         places = (heads[n], key_head, key_head, heads[n], heads[n])
-        for i, (x, place) in enumerate(zip((q, k, v, out, lse), places, strict=True)):
+        for i, (x, place) in enumerate(zip(operands, places, strict=True)):
             digests[n, i] = zlib.crc32(np.ascontiguousarray(x[place]).view(np.uint8).data)
 
     threads.run(of_head, range(len(heads)))
@@ -321,15 +319,7 @@ def _factors(problem: AttentionProblem) -> tuple[np.floating, np.floating]:
     return number(math.ldexp(problem.scale, -exponent)), number(math.ldexp(1.0, exponent))
 
 
-def _masks(dtype: np.dtype) -> Array:
-    """Windows over nan, ..., nan, -inf, ..., -inf: a run of them backwards is a triangular mask for fmin."""
-    steps = np.repeat(np.array([np.nan, -np.inf], dtype), QUERY_BLOCK + KEY_BLOCK)
-    return sliding_window_view(steps, KEY_BLOCK)
-
-
-_ACCUMULATORS = (np.dtype(np.float32), np.dtype(np.float64))
-_MASKS = {dtype: _masks(dtype) for dtype in _ACCUMULATORS}
-_ONES = {dtype: np.ones(KEY_BLOCK, dtype) for dtype in _ACCUMULATORS}
+_ONES = {dtype: np.ones(KEY_BLOCK, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
 def _augmented(name: str, x: Array, dtype: np.dtype) -> Array:

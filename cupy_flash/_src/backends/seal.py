@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cupy_flash._src.operands import Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem
-
-NAMES = ("q", "k", "v", "out", "lse")
 
 
 def names_of(flags: Any) -> tuple[str, ...]:
     """The arrays whose flag, of five, is not 0."""
-    return tuple(name for name, flag in zip(NAMES, flags.tolist(), strict=True) if flag)
+    return tuple(name for name, flag in zip(Operands._fields, flags.tolist(), strict=True) if flag)
 
 
 def refuse(changed: tuple[str, ...]) -> None:
@@ -29,8 +28,10 @@ def refuse(changed: tuple[str, ...]) -> None:
 class HostSeal:
     """Of NumPy arrays: digests by `digest` of a tier of the backend "cpu"."""
 
-    def __init__(self, digest: Callable[..., np.ndarray], problem: AttentionProblem, *arrays: np.ndarray) -> None:
-        self._digest = lambda: digest(problem, *arrays)
+    def __init__(
+        self, digest: Callable[[AttentionProblem, Operands], np.ndarray], problem: AttentionProblem, operands: Operands
+    ) -> None:
+        self._digest = lambda: digest(problem, operands)
         self._before = self._digest()
 
     def changed(self) -> tuple[str, ...]:
@@ -39,5 +40,5 @@ class HostSeal:
     def check(self) -> None:
         refuse(self.changed())
 
-    def spoil(self, found: Any, dq: Any, dk: Any, dv: Any) -> None:
+    def spoil(self, found: Any, gradients: Gradients) -> None:
         pass

@@ -109,13 +109,13 @@ def _problem(args: argparse.Namespace) -> AttentionProblem:
         q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
     except ValueError:
         raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
-    return AttentionProblem.from_arrays(q, k, v, causal=args.causal)
+    return AttentionProblem.from_arrays(q, k, v, causal=args.causal, deterministic=args.deterministic)
 
 
 def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
     chosen = tiles_by_hand()
     if args.backward:
-        return plan_backward(problem, target, args.deterministic, chosen)
+        return plan_backward(problem, target, chosen)
     return plan_forward(problem, target, chosen)
 
 
@@ -128,10 +128,10 @@ def _described(problem: AttentionProblem) -> str:
     if problem.group_size > 1:
         heads += f" ({problem.num_heads_k} of keys)"
     dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
-    mask = ", causal" if problem.causal else ""
+    masks = "".join(f", {mask.keyword}" for mask in problem.masks)
     return (
         f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
-        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{mask}"
+        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{masks}"
     )
 
 
@@ -226,7 +226,7 @@ def _reduced(problem: AttentionProblem) -> AttentionProblem:
             small = replace(small, seqlen_k=small.seqlen_k // 2)
         else:
             small = replace(small, seqlen_q=small.seqlen_q // 2)
-    return replace(small, q_offset=small.seqlen_k - small.seqlen_q if problem.causal else 0)
+    return replace(small, q_offset=small.seqlen_k - small.seqlen_q if problem.uses_offset else 0)
 
 
 def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[int]:
@@ -236,9 +236,9 @@ def _count(problem: AttentionProblem, target: device.Device, args: argparse.Name
     q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
     backend = f"emulator:{target.arch}"
     with emulator.settings(mode="counted"):
-        out, lse = flash_attention(q, k, v, causal=problem.causal, return_lse=True, backend=backend)
+        out, lse = flash_attention(q, k, v, causal=args.causal, return_lse=True, backend=backend)
         if args.backward:
             flash_attention_backward(
-                dout, q, k, v, out, lse, causal=problem.causal, deterministic=args.deterministic, backend=backend
+                dout, q, k, v, out, lse, causal=args.causal, deterministic=args.deterministic, backend=backend
             )
     return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 REDUCTION = 3  # of the sequence lengths where the emulator computes
@@ -35,9 +37,7 @@ class Problem:
     sk: int = 260
     d: int = 64
     dv: int | None = None
-    causal: bool = False
-    q_offset: int | None = None
-    scale: float | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)  # of the forward
     layout: str = "contiguous"
     deterministic: bool = False
 
@@ -45,19 +45,12 @@ class Problem:
         heads = f"{self.heads_k * self.group}" + (f"/{self.heads_k}" if self.group > 1 else "")
         dims = f"{self.d}" if self.dv is None else f"{self.d},{self.dv}"
         words = [self.dtype, f"D {dims}", f"H {heads}", f"S {self.sq}x{self.sk}"]
-        if self.causal:
-            words.append("causal" if self.q_offset is None else f"causal {self.q_offset:+}")
-        if self.scale is not None:
-            words.append(f"scale {self.scale}")
+        words += [name if value is True else f"{name} {value}" for name, value in self.options.items()]
         if self.layout != "contiguous":
             words.append(self.layout)
         if self.deterministic:
             words.append("deterministic")
         return ", ".join(words)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"causal": self.causal, "q_offset": self.q_offset, "scale": self.scale}
 
     def reduced(self) -> Problem:
         """The same with shorter sequences, at least one key where there was one."""
@@ -91,17 +84,19 @@ class Problem:
         """What is planned: by shapes and types, without the arrays."""
         zero = np.zeros((), DTYPES[self.dtype])
         q, k, v = (np.broadcast_to(zero, shape) for shape in self.shapes[:3])
-        return AttentionProblem.from_arrays(q, k, v, **self.options)
+        return AttentionProblem.from_arrays(q, k, v, **self.options, deterministic=self.deterministic)
 
+
+CAUSAL = {"causal": True}
 
 # One of each family and dtype, named by both.
 SMOKE = {
-    "mma float16": Problem("float16", sq=300, sk=300, causal=True),
-    "mma bfloat16": Problem("bfloat16", sq=300, sk=300, causal=True),
-    "simt float16": Problem("float16", sq=300, sk=300, d=512, causal=True),  # more columns than mma takes
-    "simt bfloat16": Problem("bfloat16", sq=300, sk=300, d=512, causal=True),
-    "simt float32": Problem("float32", sq=300, sk=300, causal=True),
-    "simt float64": Problem("float64", sq=300, sk=300, causal=True),
+    "mma float16": Problem("float16", sq=300, sk=300, options=CAUSAL),
+    "mma bfloat16": Problem("bfloat16", sq=300, sk=300, options=CAUSAL),
+    "simt float16": Problem("float16", sq=300, sk=300, d=512, options=CAUSAL),  # more columns than mma takes
+    "simt bfloat16": Problem("bfloat16", sq=300, sk=300, d=512, options=CAUSAL),
+    "simt float32": Problem("float32", sq=300, sk=300, options=CAUSAL),
+    "simt float64": Problem("float64", sq=300, sk=300, options=CAUSAL),
 }
 
 
@@ -109,28 +104,32 @@ def problems() -> Iterator[Problem]:
     """What the kernels differ in, each value at least once with each half type or with the types it concerns."""
     for dtype in ("float16", "bfloat16"):
         for i, d in enumerate((32, 64, 96, 128, 192, 256, 512)):
-            yield Problem(dtype, d=d, causal=i % 2 == 0)
-            yield Problem(dtype, d=d, causal=i % 2 == 1, group=2, heads_k=1, deterministic=i % 2 == 0)
+            one, other = ({}, CAUSAL) if i % 2 else (CAUSAL, {})
+            yield Problem(dtype, d=d, options=one)
+            yield Problem(dtype, d=d, options=other, group=2, heads_k=1, deterministic=i % 2 == 0)
         for d, dv in ((80, None), (33, None), (192, 128), (64, 256)):
-            yield Problem(dtype, d=d, dv=dv, causal=True)
+            yield Problem(dtype, d=d, dv=dv, options=CAUSAL)
         for group in (7, 8):
-            yield Problem(dtype, batch=(1,), heads_k=1, group=group, d=128, causal=True)
+            yield Problem(dtype, batch=(1,), heads_k=1, group=group, d=128, options=CAUSAL)
         for heads_k, group, d in ((4, 1, 128), (2, 8, 128), (1, 16, 64), (2, 4, 256)):
-            yield Problem(dtype, batch=(1,), heads_k=heads_k, group=group, sq=1, sk=2003, d=d, causal=True)
-        yield Problem(dtype, batch=(1,), heads_k=1, sq=1024, sk=1024, d=128, causal=True)
+            yield Problem(dtype, batch=(1,), heads_k=heads_k, group=group, sq=1, sk=2003, d=d, options=CAUSAL)
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=1024, sk=1024, d=128, options=CAUSAL)
         yield Problem(dtype, batch=(1,), heads_k=1, sq=1500, sk=24, d=64)  # two passes: few keys meet many queries
     for dtype in ("float32", "float64"):
         for d in (40, 128, 512):
-            yield Problem(dtype, d=d, causal=True, group=2, heads_k=1)
+            yield Problem(dtype, d=d, options=CAUSAL, group=2, heads_k=1)
         yield Problem(dtype, d=64, deterministic=True)
     for dtype, d in (("float32", 64), ("float16", 512)):  # keys in spans
-        yield Problem(dtype, batch=(1,), heads_k=1, sq=5, sk=2**15 + 100, d=d, causal=True)
+        yield Problem(dtype, batch=(1,), heads_k=1, sq=5, sk=2**15 + 100, d=d, options=CAUSAL)
     for offset in (0, 7, -64, 10**12, -(10**12)):
-        yield Problem(d=128, causal=True, q_offset=offset)
-    for scale in (0.3, -0.2, 0.0):
-        yield Problem(scale=scale)
+        yield Problem(d=128, options=CAUSAL | {"q_offset": offset})
+    for component in COMPONENTS:
+        for value, dtype in product(component.examples, ("float16", "float32")):
+            yield Problem(dtype, options={component.keyword: value})
+    for dtype in DTYPES:
+        yield Problem(dtype, heads_k=1, group=2, options={x.keyword: x.examples[0] for x in COMPONENTS})
     for sq, sk in ((1, 1), (1, 129), (129, 1), (577, 1023), (0, 5), (5, 0)):
         yield Problem(batch=(1,), sq=sq, sk=sk)
     for layout in (name for name in LAYOUTS if name != "contiguous"):
         for dtype in ("float16", "float32"):
-            yield Problem(dtype, layout=layout, causal=True)
+            yield Problem(dtype, layout=layout, options=CAUSAL)

@@ -132,7 +132,7 @@ class EmulatorModule:
             Name of the entry point.
         grid, block : sequence of 1 to 3 int
         params : bytes
-            The value of its one argument.
+            The value of its one argument; of a longer one it is given as much as it takes, as a driver does.
         shared_bytes : int
             Dynamic shared memory of a block.
         buffers : sequence of Buffer
@@ -204,7 +204,7 @@ class EmulatorModule:
         if not 0 <= shared_bytes <= shared_limit:
             raise refuse(f"shared_bytes is {shared_bytes}: the device has {shared_limit} for a block")
         expected = getattr(self._library, f"emulator_params_bytes_{entry}")()
-        if params_bytes != expected:
+        if params_bytes < expected:
             raise refuse(f"params has {params_bytes} bytes: the kernel's argument has {expected}")
 
     def _site(self, site: engine.SiteStruct) -> Site:

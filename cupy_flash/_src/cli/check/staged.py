@@ -35,7 +35,7 @@ def launches_of(device: Device, p: Problem) -> list[Launch]:
     problem = p.problem()
     if not (problem.seqlen_q and problem.seqlen_k):
         return []
-    return [*plan_forward(problem, device).launches, *plan_backward(problem, device, p.deterministic).launches]
+    return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
 
 
 def ready(backend: str, launches: Iterable[Launch]) -> None:

@@ -20,7 +20,7 @@ from cupy_flash._src import emulator
 from cupy_flash._src.analysis.budget import approximate_on, magnitudes, spent
 from cupy_flash._src.cli.ahead import compile_ahead
 from cupy_flash._src.cli.check.staged import launches_of, one_by_one, ready, runtime_of, synchronize
-from cupy_flash._src.cli.problems import SMOKE, Problem, problems
+from cupy_flash._src.cli.problems import CAUSAL, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, stage
 from cupy_flash._src.device import Device
 from cupy_flash._src.plan import plan_backward, plan_forward, plan_merge
@@ -44,7 +44,7 @@ def checks(backend: str) -> dict[str, Check]:
     found = {f"smoke: {name}": Check(_values, p) for name, p in SMOKE.items()}
     found |= {f"values: {p}": Check(_values, p) for p in problems()}
     for dtype in DTYPES:
-        p = Problem(dtype, batch=(), heads_k=2, group=4, sq=777, sk=1000, causal=True, deterministic=True)
+        p = Problem(dtype, batch=(), heads_k=2, group=4, sq=777, sk=1000, options=CAUSAL, deterministic=True)
         found[f"repeats: {dtype}"] = Check(_repeats, p)
     for deterministic in (False, True):
         p = Problem(d=128, sk=1001, deterministic=deterministic)
@@ -53,7 +53,7 @@ def checks(backend: str) -> dict[str, Check]:
         return {name: check._replace(problem=check.problem.reduced()) for name, check in found.items()}
     found["stream: launches go to the current one"] = Check(_stream, Problem(sq=300, sk=300))
     for deterministic in (False, True):
-        p = Problem(sq=200, sk=200, causal=True, deterministic=deterministic)
+        p = Problem(sq=200, sk=200, options=CAUSAL, deterministic=deterministic)
         found[f"graph: capture, replay, deterministic={deterministic}"] = Check(_graph, p)
     return found
 
@@ -160,7 +160,7 @@ def _merge(backend: str, p: Problem) -> str:
     launches = [plan_merge(p.problem())]
     for part in (replace(p, sk=sk).problem() for sk in (cut, p.sk - cut)):
         launches += plan_forward(part, device).launches
-        launches += plan_backward(part.with_wide_out, device, p.deterministic).launches
+        launches += plan_backward(part.with_wide_out, device).launches
     ready(backend, launches)
     with one_by_one(backend):
         parts = [(k[..., rows, :], v[..., rows, :]) for rows in (slice(cut), slice(cut, None))]
@@ -210,8 +210,8 @@ def _graph(backend: str, p: Problem) -> str:
     ready(backend, launches_of(runtime_of(backend).device, p))
 
     def step() -> tuple[Any, ...]:
-        out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
-        return out, *flash_attention_backward(dout, q, k, v, out, lse, causal=True, deterministic=p.deterministic)
+        out, lse = flash_attention(q, k, v, return_lse=True, **p.options)
+        return out, *flash_attention_backward(dout, q, k, v, out, lse, deterministic=p.deterministic, **p.options)
 
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)

@@ -21,7 +21,7 @@ def specialization(
     kernel: str, head_dim: int, causal: bool, tile: MmaTile | None, device: Device, dtype: str = "float16"
 ) -> Specialization:
     """One kernel of `tuning.KERNELS` with a tile, or with the planner's; errors as in `kernels`."""
-    variant = Variant(dtype, causal, head_dim, head_dim)
+    variant = Variant.of(dtype, head_dim, causal=causal)
     if kernel == "dkdv":
         return kernels.dkdv(variant, device, atomic_dq=True, tile=tile)
     if kernel == "dq":

@@ -1,0 +1,68 @@
+"""The arrays of a call as records. Beside a problem they are all that a backend is given.
+
+Arrays have the shapes of `AttentionProblem`: (*batch, heads, sequence, head_dim), broadcast axes with stride 0, any
+strides; statistics of rows lack the last axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class Operands(NamedTuple):
+    """The inputs of attention and its results, which the forward writes and the backward reads.
+
+    Attributes
+    ----------
+    q, k, v : array
+        Of dtype `AttentionProblem.storage`.
+    out : array
+        Of dtype `AttentionProblem.out_storage`.
+    lse : array
+        Natural log-sum-exp of each row, of dtype `AttentionProblem.accumulator`.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array
+
+
+class Cotangents(NamedTuple):
+    """Gradients of the loss with respect to `out` and, where not None, to `lse`."""
+
+    dout: Array
+    dlse: Array | None = None
+
+
+class Gradients(NamedTuple):
+    """New arrays of the shapes of q, k and v, broadcast axes not yet summed; dq is of the dtype of `out`."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+
+
+class Merge(NamedTuple):
+    """Attention over two sets of keys, and over both: what a merge reads, and what it writes.
+
+    Attributes
+    ----------
+    out_a, lse_a, out_b, lse_b : array
+        `out_a` is of dtype `AttentionProblem.out_storage`, `out_b` of `AttentionProblem.storage`.
+    out, lse : array
+        Of dtype `AttentionProblem.accumulator`, as all log-sum-exps.
+    """
+
+    out_a: Array
+    lse_a: Array
+    out_b: Array
+    lse_b: Array
+    out: Array
+    lse: Array
+
+
+BACKWARD = (*Operands._fields, *Cotangents._fields, *Gradients._fields)

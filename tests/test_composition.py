@@ -1,0 +1,208 @@
+"""Scores and masks of the kernels: each component against its Python, and how several follow one another."""
+
+import math
+
+import numpy as np
+import pytest
+from emulator.both_paths import run_path
+
+from cupy_flash._src import source
+from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import fill
+from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.specialization import Specialization, parts_of
+from cupy_flash._src.structs import structs_of
+
+SQ, SK, LANE = 23, 37, 4  # queries, keys, and how far the keys of a lane's columns lie apart
+BATCH, HEAD, MEMBER = 2, 3, 1  # place.batch, place.head, and a head so many after that
+
+# Tells of every query and key what a step makes, its derivative and whether the key is seen, and of ranges of them
+# where they end, begin and are whole.
+KERNEL = """
+#include "params.cuh"
+PARTS
+
+struct Keys { int n0; __device__ int operator()(int j) const { return n0 + kLane * j; } };
+
+struct Found {
+  const Composed<ForwardParams>* params;
+  const double *s, *dscore;
+  double *unit, *score, *ds;
+  int *seen, *key_end, *query_begin, *covers;
+};
+
+extern "C" __global__ void compose(const __grid_constant__ Found f) {
+  const Place place(f.params->shape, kBatch, kHead);
+  const Score<double> score(f.params->components, place);
+  const Mask mask(f.params->components, place);
+  const int sq = f.params->shape.seqlen_q, sk = f.params->shape.seqlen_k;
+  *f.unit = score.unit();
+  for (int key = threadIdx.x; key < sk; key += 32) {
+    f.query_begin[key] = mask.query_begin(key);
+    for (int query = 0; query < sq; ++query) {
+      const int i = query * sk + key;
+      const auto row = score.row(query, kMember, Keys{key % kLane});
+      f.score[i] = row.forward(f.s[i], key / kLane);
+      f.ds[i] = row.backward(f.dscore[i], f.s[i], key / kLane);
+      f.seen[i] = mask.row(query, kMember).sees(key);
+      f.key_end[query] = mask.key_end(query);
+      for (int n = 0; n < 4; ++n) f.covers[4 * i + n] = mask.covers(query, key, 1 << n);
+    }
+  }
+}
+"""
+
+
+def composed(path, parts, tell):
+    """What a kernel of such a prelude finds, its parameters filled in by `tell`; s and d loss / d score among it."""
+    if path == "ptx":
+        pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
+    numbers = f"constexpr int kLane = {LANE}, kBatch = {BATCH}, kHead = {HEAD}, kMember = {MEMBER};\n"
+    text = numbers + KERNEL.replace("PARTS", parts)
+    declared = structs_of(source.flatten("parts", virtual={"parts": '#include "params.cuh"\n' + parts}))
+    whole = declared["ForwardParams"]
+    fields = [*((name, whole[name]) for name in whole.names), ("components", declared["Components"])]
+    params, rng = np.zeros(1, np.dtype(fields, align=True)), np.random.default_rng(0)
+    tell(params[0])
+    pairs = np.zeros((SQ, SK))
+    arrays = {
+        "params": params, "s": rng.standard_normal(pairs.shape), "dscore": rng.standard_normal(pairs.shape),
+        "unit": np.zeros(1), "score": pairs, "ds": pairs, "seen": np.zeros(pairs.shape, np.int32),
+        "key_end": np.zeros(SQ, np.int32), "query_begin": np.zeros(SK, np.int32),
+        "covers": np.zeros((*pairs.shape, 4), np.int32),
+    }  # fmt: skip
+    outputs = list(arrays)[3:]
+    return arrays | run_path(path, "composed.cu", "compose", arrays, outputs, virtual={"composed.cu": text})
+
+
+def held_to(found, seen):
+    """Masks say of ranges what they say of single keys, `seen`."""
+    np.testing.assert_array_equal(found["seen"], seen)
+    ends = np.where(seen, np.arange(1, SK + 1), 0).max(axis=1)
+    begins = np.where(seen, np.arange(SQ)[:, None], SQ).min(axis=0)
+    np.testing.assert_array_equal(found["key_end"], ends)
+    np.testing.assert_array_equal(found["query_begin"], begins)
+    for n in range(4):
+        whole = [
+            [key + 2**n <= SK and seen[query:, key : key + 2**n].all() for key in range(SK)] for query in range(SQ)
+        ]
+        np.testing.assert_array_equal(found["covers"][..., n], whole)
+
+
+def all_examples():
+    for component in COMPONENTS:
+        for value in component.examples:
+            for offset in (None, -5, 30) if component.uses_offset else (None,):
+                yield pytest.param({component.keyword: value} | ({} if offset is None else {"q_offset": offset}))
+
+
+@pytest.mark.parametrize("path", ["host", "ptx"])
+@pytest.mark.parametrize("options", [*all_examples()], ids=str)
+def test_a_component_does_on_a_gpu_what_its_python_says(options, path):
+    q, k = np.zeros((1, SQ, 8)), np.zeros((1, SK, 8))
+    problem = AttentionProblem.from_arrays(q, k, k, **options)
+
+    def told(params):
+        sizes = (SQ, SK, 8, 8, problem.q_offset)
+        for name, value in zip(("seqlen_q", "seqlen_k", "head_dim", "head_dim_v", "q_offset"), sizes, strict=True):
+            params["shape"][name] = value
+        fill(params["components"], problem.components)
+
+    kernel = Specialization("", "", (("Element", "double"),), (), parts_of(problem.components))
+    found = composed(path, kernel.prelude().removeprefix("#pragma once\n"), told)
+    score, inputs = found["s"], []
+    for step in problem.scores:
+        inputs.append(score)
+        score = step.forward(np, score)
+    slope = found["dscore"]
+    for step, x in zip(problem.scores[::-1], inputs[::-1], strict=True):
+        slope = step.backward(np, slope, x)
+    assert found["unit"] > 0
+    np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), score, rtol=1e-14, atol=1e-30)
+    np.testing.assert_allclose(found["ds"], slope, rtol=1e-14, atol=1e-14)
+    held_to(found, np.arange(SK) < problem.key_end(np.arange(SQ))[:, None])
+    np.testing.assert_array_equal(found["query_begin"], problem.query_begin(np.arange(SK)))
+
+
+# Steps and masks of other kinds than the first: with a row of its own, with another unit, with stairs for an edge.
+SEVERAL = """
+#include "attention/score/scale.cuh"
+#include "attention/mask/causal.cuh"
+
+struct SlopeParams {
+  double slope;
+};
+template <class Accumulator>
+struct Slope {  // score - slope * (head + 1) * (query - key)
+  Accumulator slope, log2_unit;
+  int batch, head;
+
+  __device__ Slope(const SlopeParams& params, const Place& place, Accumulator unit)
+      : slope(params.slope * 1.4426950408889634074 / unit), log2_unit(unit), batch(place.batch), head(place.head) {}
+  __device__ Accumulator unit() const { return log2_unit; }
+
+  template <class Columns>
+  struct Row {
+    const Slope& step;
+    int query, head;
+    Columns columns;  // a copy: what it is made of need not last
+
+    __device__ Row(const Slope& step, int query, int head, const Columns& columns)
+        : step(step), query(query), head(head), columns(columns) {}
+    __device__ Accumulator forward(Accumulator s, int j) const {
+      return s - step.slope * (step.batch * 100 + step.head + head + 1) * (query - columns(j));
+    }
+    __device__ Accumulator backward(Accumulator ds, Accumulator s, int j) const { return ds; }
+  };
+};
+
+struct SquareParams {};
+template <class Accumulator>
+struct Square {  // score^2
+  template <class Columns>
+  using Row = UniformRow<Square>;
+
+  Accumulator natural;
+
+  __device__ Square(const SquareParams& params, const Place& place, Accumulator unit)
+      : natural(unit / 1.4426950408889634074) {}
+  __device__ Accumulator unit() const { return 1.4426950408889634074; }
+  __device__ Accumulator forward(Accumulator s) const { return natural * s * (natural * s); }
+  __device__ Accumulator backward(Accumulator ds, Accumulator s) const { return 2 * natural * s * ds; }
+};
+
+struct StairsParams {
+  int width;
+};
+struct Stairs {  // key < query / 4 * 4 + width
+  int width;
+
+  __device__ Stairs(const StairsParams& params, const Place& place) : width(params.width) {}
+  __device__ int key_end(int query) const { return query / 4 * 4 + width; }
+  __device__ int query_begin(int key) const { return max(0, key - width + 4) / 4 * 4; }
+};
+
+struct Components : ScaleParams, SlopeParams, SquareParams, CausalParams, StairsParams {};
+#include "attention/composed.cuh"
+#include "attention/score.cuh"
+#include "attention/mask.cuh"
+template <class Accumulator> using Score = ScoreOf<Accumulator, Scale, Slope, Square>;
+using Mask = MaskOf<Causal, Stairs>;
+"""
+
+
+@pytest.mark.parametrize("path", ["host", "ptx"])
+def test_steps_follow_one_another_and_masks_hide_together(path):
+    def told(params):
+        for name, value in (("seqlen_q", SQ), ("seqlen_k", SK), ("q_offset", 2)):
+            params["shape"][name] = value
+        components = params["components"]
+        components["ScaleParams"]["scale"], components["ScaleParams"]["unit"] = 0.3, 0.3 / math.log(2)
+        components["SlopeParams"]["slope"], components["StairsParams"]["width"] = 0.01, 6
+
+    found = composed(path, SEVERAL, told)
+    query, key = np.arange(SQ)[:, None], np.arange(SK)
+    before = 0.3 * found["s"] - 0.01 * (BATCH * 100 + HEAD + MEMBER + 1) * (query - key)
+    np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), before**2, rtol=1e-12)
+    np.testing.assert_allclose(found["ds"], 0.3 * 2 * before * found["dscore"], rtol=1e-12)
+    held_to(found, (key <= query + 2) & (key < query // 4 * 4 + 6))
