@@ -31,6 +31,7 @@ class Case:
     causal: bool = False
     q_offset: int | None = None
     scale: float | None = None
+    softcap: float | None = None
     layouts: dict = field(default_factory=dict, hash=False)  # of arrays by name, of those that are not contiguous
     seed: int = 0
     magnitude: float = 1.0
@@ -38,7 +39,7 @@ class Case:
 
     def __post_init__(self):
         q_offset = self.q_offset if self.causal else None  # a position without causal is refused
-        options = {"causal": self.causal, "q_offset": q_offset, "scale": self.scale}
+        options = {"causal": self.causal, "q_offset": q_offset, "scale": self.scale, "softcap": self.softcap}
         object.__setattr__(self, "options", options)
 
     def shapes(self):
@@ -111,6 +112,7 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, **fixed):
         "causal": draw(st.booleans()),
         "q_offset": draw(st.one_of(st.none(), st.integers(-max_seqlen - 5, max_seqlen + 5))),
         "scale": draw(st.sampled_from([None, None, 0.3, -0.2, 0.0])),
+        "softcap": draw(st.sampled_from([None, None, None, 0.7, 20.0])),
         "seed": draw(st.integers(0, 2**32 - 1)),
         "magnitude": draw(st.sampled_from([1.0, 1.0, 4.0])),
     }

@@ -22,7 +22,7 @@ class Oracle(NamedTuple):
     dv: np.ndarray
 
 
-def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, q_offset=None) -> Oracle:
+def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, softcap=None, q_offset=None) -> Oracle:
     """Attention of arrays as for `flash_attention`, and gradients for `dout` (default 1) and `dlse` (0)."""
     shapes = [x.shape for x in (q, k, v)]
     q, k, v = (np.asarray(x if x.ndim > 2 else x[None]).astype(np.float64) for x in (q, k, v))
@@ -44,7 +44,7 @@ def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, q_offs
                 if n:
                     row = (*index, i)
                     operands = full[0][row], full[1][key_index][:n], full[2][key_index][:n]
-                    out[row], lse[row], (gq, gk, gv) = _row(*operands, dout[row], dlse[row], scale)
+                    out[row], lse[row], (gq, gk, gv) = _row(*operands, dout[row], dlse[row], scale, softcap)
                     grads[0][row] += gq
                     grads[1][key_index][:n] += gk
                     grads[2][key_index][:n] += gv
@@ -53,15 +53,17 @@ def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, q_offs
     return Oracle(out, lse, *(_unbroadcast(g, s) for g, s in zip(grads, shapes, strict=True)))
 
 
-def _row(q, k, v, dout, dlse, scale):
-    """Output, log-sum-exp and gradients of one query: out = p @ v with p = softmax(scale * k @ q)."""
-    s = scale * (k @ q)
+def _row(q, k, v, dout, dlse, scale, softcap):
+    """Output, log-sum-exp and gradients of one query: out = p @ v with p = softmax(cap(scale * k @ q))."""
+    s, slope = scale * (k @ q), 1.0
+    if softcap is not None:
+        s, slope = softcap * np.tanh(s / softcap), 1 / np.cosh(s / softcap) ** 2
     m = s.max()
     e = np.exp(s - m)
     p = e / e.sum()
     out = p @ v
     dp = v @ dout
-    ds = p * (dp - p @ dp) + p * dlse  # Jacobian of softmax is diag(p) - p p^T; gradient of lse is p
+    ds = slope * (p * (dp - p @ dp) + p * dlse)  # Jacobian of softmax is diag(p) - p p^T; gradient of lse is p
     return out, m + np.log(e.sum()), (scale * (ds @ k), scale * np.outer(ds, q), np.outer(p, dout))
 
 

@@ -19,6 +19,7 @@ CASES = {
     "broadcast, an offset, a negative scale": Case(
         batch=(3,), batch_k=(1,), group=2, sq=4, sk=5, d=3, dv=6, causal=True, q_offset=-1, scale=-0.8
     ),
+    "scores below and beyond a cap": Case(group=2, sq=3, sk=7, d=4, dv=3, causal=True, scale=1.5, softcap=0.9),
 }
 
 
@@ -47,7 +48,7 @@ def weight_factors(s):
     return np.array([1 + rises[j // 16] for j in range(len(s))])
 
 
-def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, approximate=False):
+def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, approximate=False):
     """What `magnitudes` says, an element at a time: the terms of each result, and what each rounding moves."""
     ex2, lg2, cut, headroom, lag = ON_A_GPU[q.dtype.name] if approximate else (0, 0, 0, 0, 0)
     storage = float(ml_dtypes.finfo(q.dtype).eps)
@@ -59,6 +60,8 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, approximate=False)
     q, k, v = (np.broadcast_to(x, batch + x.shape[-3:]) for x in (q, k, v))
     scale = 1 / np.sqrt(d) if scale is None else scale
     offset = (sk - sq if q_offset is None else q_offset) if causal else sk
+    steps = 0 if softcap is None else 2 + (2**12 if approximate and storage > 2**-20 else 0)  # tanh.approx: 2^-11
+    cap, largest_capped = np.inf if softcap is None else softcap, 0.0
     largest_score = largest_lse = largest_off = 0.0
     queries = sq * hq // hk * (int(np.prod(batch)) // int(np.prod(keys_batch)))  # that meet in a key's gradient
     out, dq = np.zeros((*batch, hq, sq, dv)), np.zeros((*batch, hq, sq, d))
@@ -70,34 +73,44 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, approximate=False)
             row = (*index, i)
             for j in range(sk):
                 largest_score = max(largest_score, abs(scale) * np.abs(q[row]) @ np.abs(k[key][j]))
+                largest_capped = max(
+                    largest_capped, cap * np.tanh(abs(scale * q[row] @ k[key][j]) / cap) if steps else 0
+                )
             n = min(max(i + offset + 1, 0), sk)
             if n == 0:
                 continue
-            s = scale * k[key][:n] @ q[row]
+            s, slope = scale * k[key][:n] @ q[row], np.full(n, scale)
+            if steps:
+                s, slope = cap * np.tanh(s / cap), scale / np.cosh(s / cap) ** 2
             e = np.exp(s - s.max())
             p = e / e.sum()
             largest_lse = max(largest_lse, abs(s.max()) + np.log(e.sum()))
             out[row] = p @ np.abs(v[key][:n])
-            delta = abs(scale) * storage / sums * np.sqrt(((dout[row] * (p @ v[key][:n])) ** 2).sum())
+            delta = storage / sums * np.sqrt(((dout[row] * (p @ v[key][:n])) ** 2).sum())
             dp = np.abs(v[key][:n]) @ np.abs(dout[row])
-            ds = abs(scale) * p * (dp + p @ dp + abs(dlse[row]))
+            dscore = p * (dp + p @ dp + abs(dlse[row]))
+            ds = abs(slope) * dscore
             dq[row] = ds @ np.abs(k[key][:n])
-            dq_delta[row] = delta * np.abs(p @ k[key][:n])
+            dq_delta[row] = delta * np.abs((slope * p) @ k[key][:n])
             dk[key][:n] += np.outer(ds, np.abs(q[row]))
-            dk_delta[key][:n] += np.outer((p * delta) ** 2, q[row] ** 2)
+            dk_delta[key][:n] += np.outer((slope * p * delta) ** 2, q[row] ** 2)
             dv_terms[key][:n] += np.outer(p, np.abs(dout[row]))
 
             weights = ex2 * weight_factors(s) * p
             in_units = np.log2(e.sum()) - headroom
             lse_off = weights.sum() + lg2 * np.log(2) * max(1, abs(in_units), abs(in_units + lag))
             out_off = weights + weights.sum() * p
-            ds_off = abs(scale) * p * (out_off @ dp) + (ex2 + lse_off + cut * (dv + sk)) * ds
+            ds_off = (
+                abs(slope) * p * (out_off @ dp)
+                + 2 * steps * abs(scale) * dscore
+                + (ex2 + lse_off + cut * (dv + sk)) * ds
+            )
             largest_off = max(largest_off, lse_off)
             off_out[row] = out_off @ np.abs(v[key][:n]) + cut * sk * out[row]
             off_dq[row] = (ds_off + cut * sk * ds) @ np.abs(k[key][:n])
             off_dk[key][:n] += np.outer(ds_off + cut * queries * ds, np.abs(q[row]))
             off_dv[key][:n] += np.outer((ex2 + lse_off + cut * queries) * p, np.abs(dout[row]))
-    score = 1 + (1 + cut * d) * largest_score
+    score = 1 + (1 + cut * d) * largest_score + steps * largest_capped
     lse = score + largest_lse
     return {
         "out": (score * out + off_out).max(), "lse": lse + largest_off, "dq": (lse * dq + dq_delta + off_dq).max(),

@@ -134,7 +134,7 @@ def test_a_constant_added_to_all_scores_only_shifts_lse(on, case, shift):
     """A constant feature in q and k adds scale * shift to every score."""
     case = dataclasses.replace(case, d=min(case.d, 127), batch_k=None)
     q, k, v, *_ = case.arrays()
-    options = case.options | {"scale": 0.25}
+    options = case.options | {"scale": 0.25, "softcap": None}
     q1 = np.concatenate([q, np.full((*q.shape[:-1], 1), shift)], axis=-1)
     k0, k1 = (np.concatenate([k, np.full((*k.shape[:-1], 1), c)], axis=-1) for c in (0.0, 1.0))
     out0, lse0 = on(flash_attention, q1, k0, v, return_lse=True, **options)

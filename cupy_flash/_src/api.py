@@ -25,6 +25,7 @@ def flash_attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
     q_offset: int | None = None,
     return_lse: bool = False,
     out: Array | None = None,
@@ -48,11 +49,16 @@ def flash_attention(
     scale : float, optional
         Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
         times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
+    softcap : float, optional
+        A bound above 0 that scores approach: ``softcap * tanh(s / softcap)`` takes the place of each scaled score s, as
+        in Gemma 2, before `causal` hides any; gradients pass with the factor ``1 - tanh(s / softcap) ** 2``. By default
+        there is none. For half types on a GPU tanh is an instruction with a relative error of 2^-11, as in
+        FlashAttention. Beyond 2^-100 and 2^100 (2^-900 and 2^900 for float64) it counts as these.
     q_offset : int, optional
         Position of the first query among the keys, only with `causal`. By default ``Sk - Sq``: the last query
         sees the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
     return_lse : bool
-        Also return the log-sum-exp of the scaled scores of each row.
+        Also return the log-sum-exp of each row's scores, after all options that change them.
     out : array, shape (..., Hq, Sq, Dv), optional
         Where to write the result: the dtype of q, any strides, no memory shared with the inputs.
     backend : str, optional
@@ -126,6 +132,7 @@ def flash_attention_backward(
     dlse: Array | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
     q_offset: int | None = None,
     deterministic: bool = False,
     backend: str | None = None,
@@ -143,7 +150,7 @@ def flash_attention_backward(
         keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
-    causal, scale, q_offset, backend
+    causal, scale, softcap, q_offset, backend
         As in the forward pass.
     deterministic : bool
         If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
@@ -164,8 +171,8 @@ def flash_attention_backward(
     Notes
     -----
     With ``P = exp(S - lse)`` and ``delta = rowsum(dout * out) - dlse``, the gradient of the scores is
-    ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2); then ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``,
-    ``dv = P.T @ dout``.
+    ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2), times the factor of `softcap` where there is one; then
+    ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``, ``dv = P.T @ dout``.
 
     P is as accurate as the difference of a score and `lse`, two rounded numbers: its relative error is about 1e-7 times
     the largest ``|score|`` (2e-16 in float64), 1e-4 at 1000. Beyond 1e6 that is an error of its whole size, which P,
@@ -206,6 +213,7 @@ def flash_attention_vjp(
     *,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
     q_offset: int | None = None,
     deterministic: bool = False,
     return_lse: bool = False,
@@ -215,7 +223,7 @@ def flash_attention_vjp(
 
     Parameters
     ----------
-    q, k, v, causal, scale, q_offset, return_lse, backend
+    q, k, v, causal, scale, softcap, q_offset, return_lse, backend
         As in `flash_attention`.
     deterministic : bool
         As in `flash_attention_backward`.

@@ -24,6 +24,7 @@ def attention_reference(
     *,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
     q_offset: int | None = None,
     return_lse: bool = False,
     compute_dtype: Any = None,
@@ -38,7 +39,7 @@ def attention_reference(
         Keys, of the same kind.
     v : array, shape (..., Hk, Sk, Dv)
         Values, of the same kind.
-    causal, scale, q_offset, return_lse
+    causal, scale, softcap, q_offset, return_lse
         As in `flash_attention`.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
@@ -95,6 +96,7 @@ def attention_reference_backward(
     dlse: Array | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
     q_offset: int | None = None,
     compute_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
@@ -108,7 +110,7 @@ def attention_reference_backward(
         The inputs of the forward pass; what else is needed is computed again.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
-    causal, scale, q_offset, compute_dtype
+    causal, scale, softcap, q_offset, compute_dtype
         As in `attention_reference`.
 
     Returns

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.component import Component, Sizes
 from cupy_flash._src.components.scale import Scale
+from cupy_flash._src.components.softcap import Softcap
 from cupy_flash._src.options import boolean, integer
 
 COMPONENTS: tuple[type[Component], ...] = (  # scores, then masks
     Scale,
+    Softcap,
     Causal,
 )
 KEYWORDS = (*(component.keyword for component in COMPONENTS), "q_offset", "deterministic")
