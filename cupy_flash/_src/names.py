@@ -39,7 +39,6 @@ NOT_YET = {
     "dropout_p": "dropout",
     "window_size": "sliding windows",
     "local_window_size": "sliding windows",
-    "softcap": "soft caps",
     "alibi_slopes": "ALiBi",
     "query_seq_lengths": "sequence lengths",
     "key_value_seq_lengths": "sequence lengths",
