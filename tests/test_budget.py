@@ -66,7 +66,7 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
     queries = sq * hq // hk * (int(np.prod(batch)) // int(np.prod(keys_batch)))  # that meet in a key's gradient
     out, dq = np.zeros((*batch, hq, sq, dv)), np.zeros((*batch, hq, sq, d))
     dq_delta, dk, dk_delta, dv_terms = (np.zeros_like(dq), *(np.zeros((*batch, hk, sk, n)) for n in (d, d, dv)))
-    off_out, off_dq, off_dk, off_dv = (np.zeros_like(x) for x in (out, dq, dk, dv_terms))
+    alike, off_out, off_dq, off_dk, off_dv = (np.zeros_like(x) for x in (out, out, dq, dk, dv_terms))
     for index in np.ndindex(*batch, hq):
         key = (*index[:-1], index[-1] // (hq // hk))
         for i in range(sq):
@@ -86,6 +86,7 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
             p = e / e.sum()
             largest_lse = max(largest_lse, abs(s.max()) + np.log(e.sum()))
             out[row] = p @ np.abs(v[key][:n])
+            alike[row] = min(sk, 128) / 8 * np.abs(p @ v[key][:n])
             delta = storage / sums * np.sqrt(((dout[row] * (p @ v[key][:n])) ** 2).sum())
             dp = np.abs(v[key][:n]) @ np.abs(dout[row])
             dscore = p * (dp + p @ dp + abs(dlse[row]))
@@ -113,7 +114,8 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
     score = 1 + (1 + cut * d) * largest_score + steps * largest_capped
     lse = score + largest_lse
     return {
-        "out": (score * out + off_out).max(), "lse": lse + largest_off, "dq": (lse * dq + dq_delta + off_dq).max(),
+        "out": (score * out + off_out + alike).max(), "lse": lse + largest_off,
+        "dq": (lse * dq + dq_delta + off_dq).max(),
         "dk": (lse * dk + np.sqrt(dk_delta) + off_dk).max(), "dv": (lse * dv_terms + off_dv).max(),
     }  # fmt: skip
 
