@@ -338,6 +338,7 @@ def test_every_public_call_has_every_option_with_the_same_default():
 
 # What kernels know are concepts; which components they are made of is in the prelude.
 CONCEPTUAL = [path for path in KERNEL_FILES if folder(path) in (*FAMILIES, "attention")]
+CONCEPTUAL += sorted((CUDA / "cpu").glob("*.*"))
 
 
 @pytest.mark.parametrize("path", CONCEPTUAL, ids=relative)
@@ -345,7 +346,7 @@ def test_kernels_name_no_component(path):
     code = code_of(path.read_text(encoding="utf-8"))
     parts = [part for component in COMPONENTS for value in component.examples for part in parts_with(component, value)]
     assert not {name for part in parts for name in (part.type, part.component.struct)} & set(re.findall(r"\w+", code))
-    assert not [name for name in includes_of(code) if name.startswith(("attention/mask/", "attention/score/"))]
+    assert not [name for name in includes_of(code) if re.match("(attention|cpu)/(mask|score)/", name)]
 
 
 @pytest.mark.parametrize("path", sorted(CUDA.rglob("*.*")), ids=relative)

@@ -1,4 +1,4 @@
-// What Python passes to the engine and gets back; cupy_flash/_src/emulator/engine.py mirrors these structures.
+// What Python passes to the engine and gets back; a test holds cupy_flash/_src/emulator/engine.py to these structs.
 #pragma once
 #include "engine.h"
 

@@ -153,7 +153,6 @@ BUGS = [
         "",
         (f"{NATIVE}::test_a_library_that_cannot_be_loaded_is_warned_of_once",),
     ),
-    # --- blocks.py ---
     # --- seal.py ---
     Bug(
         f"{BACKENDS}/seal.py",

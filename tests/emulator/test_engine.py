@@ -1,5 +1,6 @@
 """The emulator itself: what threads see, schedules, limits, counts, errors and reports."""
 
+import ctypes
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ import pytest
 from emulated import line_of
 
 from cupy_flash import emulator
+from cupy_flash._src import source
+from cupy_flash._src.emulator import engine
 from cupy_flash.emulator import Bytes, EmulatorError
 
 HEADER = """
@@ -611,3 +614,24 @@ def test_a_source_without_kernels():
         emulator.EmulatorModule("int x;")
     with pytest.raises(ValueError, match="entry is 'other'"):
         emulated.run(TICKETS, {"out": np.zeros(1, np.int32)}, entry="other")
+
+
+def test_python_and_the_engine_agree_on_the_structs_between_them():
+    structs = {
+        "EmulatorBuffer": engine.BufferStruct, "EmulatorLaunch": engine.LaunchStruct,
+        "EmulatorSite": engine.SiteStruct, "EmulatorConflict": engine.ConflictStruct,
+        "EmulatorBytes": engine.BytesStruct, "EmulatorResult": engine.ResultStruct,
+    }  # fmt: skip
+    checks = []
+    for name, struct in structs.items():
+        checks.append(f'static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "");')
+        checks += [
+            f'static_assert(__builtin_offsetof({name}, {field}) == {getattr(struct, field).offset}, "{field}");'
+            for field, *_ in struct._fields_
+        ]
+    entry = 'extern "C" __global__ void entry(const __grid_constant__ EmulatorBytes params) {}'
+    text = "\n".join(['#include "platform.cuh"', '#include "launch.h"', *checks, entry])
+    whole = source.flatten("check.cu", virtual={"check.cu": text}, search=(source.root() / "emulator", source.root()))
+    assert emulator.EmulatorModule(whole).entries == ("entry",)
+    with pytest.raises(emulator.ToolchainError, match="static assertion failed"):
+        emulator.EmulatorModule(whole.replace("sizeof(EmulatorResult) ==", "sizeof(EmulatorResult) + 8 =="))

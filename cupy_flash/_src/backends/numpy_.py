@@ -240,12 +240,12 @@ class _Tile(NamedTuple):
             s = step.forward(np, s)
         if self._is_cut(len(k)):
             first = max(int(self.problem.key_end(self.i0)) - self.j0, 0)
-            np.copyto(s[:, first:], -np.inf, where=~self._seen(s.shape)[:, first:])
+            np.copyto(s[:, first:], -np.inf, where=~self._seen(s.shape, first))
         return s, inputs
 
-    def _seen(self, shape: tuple[int, ...]) -> Array:
-        """Which of the keys each query sees."""
-        queries, keys = (first + np.arange(n) for first, n in zip((self.i0, self.j0), shape, strict=True))
+    def _seen(self, shape: tuple[int, ...], first: int = 0) -> Array:
+        """Which of the keys from column `first` on each query sees."""
+        queries, keys = self.i0 + np.arange(shape[0]), self.j0 + np.arange(first, shape[1])
         return keys < self.problem.key_end(queries)[:, None]
 
     def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
