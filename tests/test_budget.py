@@ -61,9 +61,10 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
     scale = 1 / np.sqrt(d) if scale is None else scale
     offset = (sk - sq if q_offset is None else q_offset) if causal else sk
     steps = 0 if softcap is None else 2 + (2**12 if approximate and storage > 2**-20 else 0)  # tanh.approx: 2^-11
-    cap, largest_capped = np.inf if softcap is None else softcap, 0.0
+    cap, largest_capped, largest_product = np.inf if softcap is None else softcap, 0.0, 0.0
     largest_score = largest_lse = largest_off = 0.0
     queries = sq * hq // hk * (int(np.prod(batch)) // int(np.prod(keys_batch)))  # that meet in a key's gradient
+    alike_d, alike_dv, alike_keys, alike_queries = (0 if cut else min(n, 128) / 8 for n in (d, dv, sk, queries))
     out, dq = np.zeros((*batch, hq, sq, dv)), np.zeros((*batch, hq, sq, d))
     dq_delta, dk, dk_delta, dv_terms = (np.zeros_like(dq), *(np.zeros((*batch, hk, sk, n)) for n in (d, d, dv)))
     alike, off_out, off_dq, off_dk, off_dv = (np.zeros_like(x) for x in (out, out, dq, dk, dv_terms))
@@ -73,9 +74,9 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
             row = (*index, i)
             for j in range(sk):
                 largest_score = max(largest_score, abs(scale) * np.abs(q[row]) @ np.abs(k[key][j]))
-                largest_capped = max(
-                    largest_capped, cap * np.tanh(abs(scale * q[row] @ k[key][j]) / cap) if steps else 0
-                )
+                product = abs(scale * q[row] @ k[key][j])
+                largest_product = max(largest_product, product)
+                largest_capped = max(largest_capped, cap * np.tanh(product / cap) if steps else 0)
             n = min(max(i + offset + 1, 0), sk)
             if n == 0:
                 continue
@@ -86,7 +87,7 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
             p = e / e.sum()
             largest_lse = max(largest_lse, abs(s.max()) + np.log(e.sum()))
             out[row] = p @ np.abs(v[key][:n])
-            alike[row] = min(sk, 128) / 8 * np.abs(p @ v[key][:n])
+            alike[row] = alike_keys * np.abs(p @ v[key][:n])
             delta = storage / sums * np.sqrt(((dout[row] * (p @ v[key][:n])) ** 2).sum())
             dp = np.abs(v[key][:n]) @ np.abs(dout[row])
             dscore = p * (dp + p @ dp + abs(dlse[row]))
@@ -104,14 +105,15 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
             ds_off = (
                 abs(slope) * p * (out_off @ dp)
                 + 2 * steps * abs(scale) * dscore
-                + (ex2 + lse_off + cut * (dv + sk)) * ds
+                + (ex2 + lse_off + cut * (dv + sk) + alike_dv + alike_keys) * ds
             )
             largest_off = max(largest_off, lse_off)
             off_out[row] = out_off @ np.abs(v[key][:n]) + cut * sk * out[row]
-            off_dq[row] = (ds_off + cut * sk * ds) @ np.abs(k[key][:n])
-            off_dk[key][:n] += np.outer(ds_off + cut * queries * ds, np.abs(q[row]))
-            off_dv[key][:n] += np.outer((ex2 + lse_off + cut * queries) * p, np.abs(dout[row]))
-    score = 1 + (1 + cut * d) * largest_score + steps * largest_capped
+            off_dq[row] = (ds_off + (cut * sk + alike_keys) * ds) @ np.abs(k[key][:n])
+            in_queries = cut * queries + alike_queries
+            off_dk[key][:n] += np.outer(ds_off + in_queries * ds, np.abs(q[row]))
+            off_dv[key][:n] += np.outer((ex2 + lse_off + in_queries) * p, np.abs(dout[row]))
+    score = 1 + (1 + cut * d) * largest_score + alike_d * largest_product + steps * largest_capped
     lse = score + largest_lse
     return {
         "out": (score * out + off_out + alike).max(), "lse": lse + largest_off,

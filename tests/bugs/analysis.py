@@ -32,6 +32,13 @@ BUGS = [
     ),
     Bug(
         BUDGET,
+        "running sums of values that are alike are exact",
+        "in_order: float = 1 / 8",
+        "in_order: float = 0",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
         "a query does not see the last of its keys",
         "np.arange(sk) < problem.key_end(",
         "np.arange(sk) + 1 < problem.key_end(",

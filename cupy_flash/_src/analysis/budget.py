@@ -12,7 +12,7 @@ from cupy_flash._src.emulator.settings import current
 from cupy_flash._src.problem import AttentionProblem
 
 Array = np.ndarray
-IN_ORDER = 128  # about the most keys that a tile has: sums of tiles are added as such
+IN_ORDER = 128  # about the longest side of a tile: sums of tiles are added as such
 
 
 class Approximations(NamedTuple):
@@ -29,6 +29,8 @@ class Approximations(NamedTuple):
         in natural units: so much larger, or at most so much smaller, is what is added to the logarithm of the sum.
     sums : float
         Of a sum by tensor cores, relative to the sum of its terms' absolute values, for each term.
+    in_order : float
+        Of a running sum that is rounded to nearest, relative to itself, for each term.
     """
 
     ex2: float = 0.0
@@ -36,6 +38,7 @@ class Approximations(NamedTuple):
     headroom: float = 0.0
     lag: float = 0.0
     sums: float = 0.0
+    in_order: float = 1 / 8
 
 
 def approximations(dtype: Any) -> Approximations:
@@ -55,7 +58,9 @@ def approximations(dtype: Any) -> Approximations:
     if dtype == np.float32:
         return Approximations(ex2=2.5, lg2=2.0)
     headroom = 38 * math.log(2) if dtype == ml_dtypes.bfloat16 else 0.0
-    return Approximations(ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, lag=8 * math.log(2), sums=5 / 4)
+    return Approximations(
+        ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, lag=8 * math.log(2), sums=5 / 4, in_order=0.0
+    )
 
 
 def approximate_on(backend: str) -> bool:
@@ -84,8 +89,9 @@ def magnitudes(
     up as the root of the sum of squares.
 
     Values that are alike are added to running sums that grow to the whole. Each is rounded by up to half an eps of it,
-    on average of half the whole, and often to the same side: half of what that makes, an eighth of an eps a key, counts
-    for as many keys as are added in order.
+    on average of half the whole, and often to the same side: half of what that makes, an eighth of an eps a term,
+    counts for as many terms as are added in order. A score and out are sums that may cancel, and theirs is the whole
+    that counts; the gradients' terms count with their absolute values. Tensor cores, which cut, have `sums` instead.
 
     With `approximate` the size has what `approximations` adds on a GPU. A weight of the forward is a 2^x, times another
     for each rise of the row's maximum after it. Where weights are off by e, the row's out is off by at most the sum of
@@ -101,6 +107,7 @@ def magnitudes(
     sq, sk = q.shape[-2], k.shape[-2]
     seen = np.arange(sk) < problem.key_end(np.arange(sq))[:, None]
     s, slope = q @ k.swapaxes(-1, -2), np.float64(1)  # of a score by q . k
+    largest_product = _largest(np.abs(problem.scale * s))
     for step in problem.scores:
         s, slope = step.forward(np, s), step.backward(np, slope, s)
     largest_score = _largest(np.abs(s))
@@ -130,16 +137,21 @@ def magnitudes(
             steps += max(step.error for step in problem.scores[1:]) / sum_eps
         off_ds = off_ds + 2 * steps * scale * dscore
     by_d, by_dv, by_keys, by_queries = (off.sums * n for n in (q.shape[-1], v.shape[-1], sk, shared * sq))
-    rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2)) + steps * largest_score
+    in_order_d, in_order_dv, in_order_keys, in_order_queries = (
+        off.in_order * min(n, IN_ORDER) for n in (q.shape[-1], v.shape[-1], sk, shared * sq)
+    )
+    rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2)) + in_order_d * largest_product
+    rounded_scores += steps * largest_score
     rounded_lse = rounded_scores + _largest(np.abs(highest) + np.log(total))
     in_p = rounded_lse + off.ex2 + off_lse
-    in_ds = in_p + by_dv + by_keys
+    in_dq, in_dk = by_keys + in_order_keys, by_queries + in_order_queries
+    in_ds = in_p + by_dv + in_order_dv + in_dq
     return {
-        "out": _largest((rounded_scores + by_keys) * p @ v + weights @ v + min(sk, IN_ORDER) / 8 * np.abs(out)),
+        "out": _largest((rounded_scores + by_keys) * p @ v + weights @ v + in_order_keys * np.abs(out)),
         "lse": rounded_lse + _largest(off_lse),
-        "dq": _largest(((in_ds + by_keys) * ds + off_ds) @ k + dq_by_delta),
-        "dk": _largest(shared * ((in_ds + by_queries) * ds + off_ds).swapaxes(-1, -2) @ q + dk_by_delta),
-        "dv": shared * _largest(((in_p + by_queries) * p).swapaxes(-1, -2) @ dout),
+        "dq": _largest(((in_ds + in_dq) * ds + off_ds) @ k + dq_by_delta),
+        "dk": _largest(shared * ((in_ds + in_dk) * ds + off_ds).swapaxes(-1, -2) @ q + dk_by_delta),
+        "dv": shared * _largest(((in_p + in_dk) * p).swapaxes(-1, -2) @ dout),
     }
 
 
