@@ -477,7 +477,7 @@ def test_a_failing_block_ends_the_backward(failing, with_threads, monkeypatch, t
 def test_an_interrupt_ends_a_long_call_soon_and_leaves_no_thread_at_work(tier, direction, with_threads):
     """A minute of work or more."""
     with_threads(2)
-    x, lse = np.ones((8, 30000, 64), np.float32), np.zeros((8, 30000), np.float32)
+    x, lse = (np.broadcast_to(np.float32(value), (24, 30000, *rest)) for value, rest in ((1, (64,)), (0, ())))
     warm = x[:1, :1000]
     run(warm, warm, warm, warm)  # has compiled
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))

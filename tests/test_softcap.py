@@ -50,6 +50,16 @@ def test_every_backend_keeps_the_budget(on, dtype, options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_scores_keep_their_last_digits(on, dtype):
+    """The lse of a row that sees one key is its score."""
+    q = np.logspace(-2, 4, 27, dtype=dtype)[:, None]
+    one = np.ones((1, 1), dtype)
+    _, lse = on(flash_attention, q, one, one, scale=1.0, softcap=1e5, return_lse=True)
+    eps = 8 * np.finfo(dtype).eps
+    np.testing.assert_allclose(lse, 1e5 * np.tanh(q[:, 0].astype(float) / 1e5), rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cap", [1e-300, 1e300])
 def test_a_cap_beyond_all_numbers_makes_scores_equal_or_changes_nothing(on, cap, dtype):
     q, k, v, *_ = Case(dtype=dtype, sq=9, sk=11).arrays()
