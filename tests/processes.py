@@ -40,11 +40,11 @@ def environment(changes):
     return {name: str(value) for name, value in changed.items() if value is not None}
 
 
-def python(code, *arguments, interpreter=sys.executable, cwd=None, **changes):
+def python(code, *arguments, interpreter=sys.executable, cwd=None, timeout=300, **changes):
     """What a script writes to standard output and to standard error; its error, should it fail, is the test's."""
     done = subprocess.run(
         [interpreter, "-c", code, *map(str, arguments)],
-        cwd=cwd, env=environment(changes), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=environment(changes), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
