@@ -670,26 +670,26 @@ def thread_sanitizer(sanitizer):
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(address_sanitizer):
-    out, _ = python(SANITIZED, **address_sanitizer)
+    out, _ = python(SANITIZED, timeout=1500, **address_sanitizer)
     assert out.strip() == "clean"
 
 
 @pytest.mark.slow
 def test_sanitizers_find_an_overrun(address_sanitizer):
     with pytest.raises(AssertionError, match="AddressSanitizer"):
-        python(OVERRUN, **address_sanitizer)
+        python(OVERRUN, timeout=1500, **address_sanitizer)
 
 
 @pytest.mark.slow
 def test_the_thread_sanitizer_finds_nothing(thread_sanitizer):
-    out, _ = python(RACES.format(old=TURN, new=TURN), **thread_sanitizer)
+    out, _ = python(RACES.format(old=TURN, new=TURN), timeout=1500, **thread_sanitizer)
     assert out.strip() == "clean"
 
 
 @pytest.mark.slow
 def test_the_thread_sanitizer_finds_a_turn_not_waited_for(thread_sanitizer):
     with pytest.raises(AssertionError, match="ThreadSanitizer: data race"):
-        python(RACES.format(old=TURN, new=""), **thread_sanitizer)
+        python(RACES.format(old=TURN, new=""), timeout=1500, **thread_sanitizer)
 
 
 def test_a_source_that_does_not_compile_is_an_error(monkeypatch):
