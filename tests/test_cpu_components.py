@@ -133,9 +133,6 @@ class Square(Score):
 
     size: float
 
-    def params(self):
-        return {"size": self.size}
-
     def forward(self, xp, s):
         return self.size * s * s
 
@@ -149,9 +146,6 @@ class Curve(Score):
 
     size: float
 
-    def params(self):
-        return {"size": self.size}
-
     def forward(self, xp, s):
         return self.size * s / (1 + s * s)
 
@@ -164,9 +158,6 @@ class Chunks(Mask):
     """A query sees no key behind its own chunk of positions."""
 
     size: int
-
-    def params(self):
-        return {"size": self.size}
 
     def key_end(self, query, q_offset):
         return (query // self.size + 1) * self.size

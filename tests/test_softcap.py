@@ -45,7 +45,7 @@ def test_none_is_no_softcap_and_numbers_are_plain():
     {"softcap": 3.0, "causal": True}, {"softcap": 1e4, "scale": -0.4}, {"softcap": 0.1, "sq": 1, "sk": 300},
 ], ids=["about the cap", "far below", "far beyond"])  # fmt: skip
 def test_every_backend_keeps_the_budget(on, dtype, options):
-    """Scores far beyond the cap, and scores far below it, which must keep their last digits."""
+    """Scores about the cap, far below it and far beyond it."""
     check(Case(dtype=dtype, heads_k=1, group=2, magnitude=3.0, **{"sq": 40, "sk": 50, **options}), on)
 
 

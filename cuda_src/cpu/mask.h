@@ -7,8 +7,7 @@
 //   int64_t key_end(int64_t query) const;      the query sees no key from this one on
 //   int64_t query_begin(int64_t key) const;    no query before this one sees the key
 // neither of which falls as its argument rises; query >= query_begin(key) exactly where key < key_end(query). All are
-// compiled in; one that is not in effect, of parameters that are
-// all 0, hides nothing.
+// compiled in; one that is not in effect, of parameters that are all 0, hides nothing.
 template <class... Parts>
 class MaskOf : Parts... {
  public:

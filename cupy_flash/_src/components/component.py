@@ -89,8 +89,8 @@ class Component:
         return self.__class__.__name__
 
     def params(self) -> dict[str, Any]:
-        """The fields of its structs by name."""
-        return {}
+        """The fields of its structs by name: its own, unless it says others."""
+        return dict(vars(self))
 
 
 class Score(Component):

@@ -37,9 +37,6 @@ class Softcap(Score):
         largest = 2.0 ** (900 if sizes.dtype == "float64" else 100)
         return None if value is None else cls(min(max(value, 1 / largest), largest))
 
-    def params(self) -> dict[str, Any]:
-        return {"cap": self.cap}
-
     def forward(self, xp: Any, s: Array) -> Array:
         return self.cap * xp.tanh(s / self.cap)
 
