@@ -9,8 +9,11 @@ from oracle import attention
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
+from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import Sizes
 from cupy_flash._src.problem import DTYPES
 
+SIZES = Sizes("float32", 64, 30, 20, -10)
 # Arrays of a call in their order, and those that may be constant along an axis.
 OPERANDS, RESULTS = ("q", "k", "v", "dout", "dlse"), ("out", "lse")
 
@@ -29,6 +32,7 @@ class Case:
     d: int = 64
     dv: int | None = None
     causal: bool = False
+    window: tuple | None = None
     q_offset: int | None = None
     scale: float | None = None
     softcap: float | None = None
@@ -38,9 +42,9 @@ class Case:
     options: dict = field(init=False, compare=False)
 
     def __post_init__(self):
-        q_offset = self.q_offset if self.causal else None  # a position without causal is refused
-        options = {"causal": self.causal, "q_offset": q_offset, "scale": self.scale, "softcap": self.softcap}
-        object.__setattr__(self, "options", options)
+        masked = self.causal or self.window not in (None, (None, None))  # else a position is refused
+        options = {name: getattr(self, name) for name in ("causal", "window", "scale", "softcap")}
+        object.__setattr__(self, "options", options | {"q_offset": self.q_offset if masked else None})
 
     def shapes(self):
         """Of the arrays of a call, by name."""
@@ -88,6 +92,7 @@ class Case:
 
 
 ANY_DTYPE = st.sampled_from(sorted(DTYPES))
+WINDOW_SIDES = st.one_of(st.none(), st.integers(0, 5), st.integers(0, 200))
 HEAD_DIMS = st.sampled_from([1, 7, 8, 32, 33, 64, 65, 80, 128])
 
 
@@ -110,6 +115,7 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, **fixed):
         "d": d,
         "dv": draw(st.one_of(st.none(), head_dims)),
         "causal": draw(st.booleans()),
+        "window": draw(st.one_of(st.none(), st.tuples(WINDOW_SIDES, WINDOW_SIDES))),
         "q_offset": draw(st.one_of(st.none(), st.integers(-max_seqlen - 5, max_seqlen + 5))),
         "scale": draw(st.sampled_from([None, None, 0.3, -0.2, 0.0])),
         "softcap": draw(st.sampled_from([None, None, None, 0.7, 20.0])),
@@ -145,6 +151,17 @@ def check(case, on, *, dlse=True, **backward_options):
     for name, x, naive, exact, size in results:
         within_budget(name, x, naive, exact, size)
     return out, lse, *grads
+
+
+def made(component, value, sizes=SIZES):
+    """A component as this value of its keyword alone puts it into effect."""
+    options = {x.keyword: x.default for x in COMPONENTS}
+    return component.of({**options, component.keyword: component.check(value)}, sizes)
+
+
+def every_component(example=0):
+    """All, each of one of its examples; some that no call has together, as where one takes another's place."""
+    return tuple(made(component, component.examples[example]) for component in COMPONENTS)
 
 
 def only_what_it_shows_is_written(x):

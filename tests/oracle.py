@@ -22,7 +22,9 @@ class Oracle(NamedTuple):
     dv: np.ndarray
 
 
-def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, softcap=None, q_offset=None) -> Oracle:
+def attention(
+    q, k, v, *, dout=None, dlse=None, causal=False, window=None, scale=None, softcap=None, q_offset=None
+) -> Oracle:
     """Attention of arrays as for `flash_attention`, and gradients for `dout` (default 1) and `dlse` (0)."""
     shapes = [x.shape for x in (q, k, v)]
     q, k, v = (np.asarray(x if x.ndim > 2 else x[None]).astype(np.float64) for x in (q, k, v))
@@ -30,7 +32,7 @@ def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, softca
     (hq, sq, d), (hk, sk, dv) = q.shape[-3:], v.shape[-3:]
     full = [np.broadcast_to(x, batch + x.shape[-3:]) for x in (q, k, v)]
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
-    offset = sk - sq if q_offset is None else q_offset
+    seen = visible(sq, sk, causal=causal, window=window, q_offset=q_offset)
 
     out, lse = np.zeros((*batch, hq, sq, dv)), np.full((*batch, hq, sq), -np.inf)
     dout = np.ones_like(out) if dout is None else np.asarray(dout).astype(np.float64).reshape(out.shape)
@@ -40,17 +42,31 @@ def attention(q, k, v, *, dout=None, dlse=None, causal=False, scale=None, softca
         for index in np.ndindex(*batch, hq):
             key_index = (*index[:-1], index[-1] // (hq // hk))
             for i in range(sq):
-                n = min(max(i + offset + 1, 0), sk) if causal else sk
-                if n:
-                    row = (*index, i)
-                    operands = full[0][row], full[1][key_index][:n], full[2][key_index][:n]
+                row, keys = (*index, i), seen[i]
+                if keys.any():
+                    operands = full[0][row], full[1][key_index][keys], full[2][key_index][keys]
                     out[row], lse[row], (gq, gk, gv) = _row(*operands, dout[row], dlse[row], scale, softcap)
                     grads[0][row] += gq
-                    grads[1][key_index][:n] += gk
-                    grads[2][key_index][:n] += gv
+                    grads[1][key_index][keys] += gk
+                    grads[2][key_index][keys] += gv
     if len(shapes[0]) == 2 and not batch:
         out, lse = out[0], lse[0]
     return Oracle(out, lse, *(_unbroadcast(g, s) for g, s in zip(grads, shapes, strict=True)))
+
+
+def visible(sq, sk, *, causal=False, window=None, q_offset=None):
+    """Which query (row) sees which key (column)."""
+    offset = sk - sq if q_offset is None else q_offset
+    left, right = window or (None, None)
+    distance = np.arange(sk) - np.arange(sq)[:, None]  # the offset may be too large to add to an array
+    seen = np.ones((sq, sk), bool)
+    if causal:
+        seen &= distance <= offset
+    if left is not None:
+        seen &= distance >= offset - left
+    if right is not None:
+        seen &= distance <= offset + right
+    return seen
 
 
 def _row(q, k, v, dout, dlse, scale, softcap):

@@ -8,6 +8,7 @@ import pytest
 from cases import Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracle import visible
 
 from cupy_flash import emulator, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.occupancy import occupancy
@@ -145,20 +146,27 @@ def problems(draw, dtypes=tuple(DTYPES), head_dims=(1, 8, 24, 64, 100), least=0,
     heads_k, group, batch = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.sampled_from([(), (2,), (2, 3)]))
     sq, sk = draw(st.integers(least, most)), draw(st.integers(least, most))
     d, dv = draw(st.sampled_from(head_dims)), draw(st.sampled_from(head_dims))
-    causal, offset = draw(st.sampled_from([True, True, False])), draw(st.integers(-sq - 5, sk + 5))
+    side = st.one_of(st.none(), st.integers(0, 3), st.integers(0, most))
+    options = {"causal": draw(st.booleans()), "window": draw(st.one_of(st.none(), st.tuples(side, side)))}
+    if options["causal"] or options["window"] not in (None, (None, None)):
+        options["q_offset"] = draw(st.integers(-sq - 5, sk + 5))
     dtype = DTYPES[draw(st.sampled_from(dtypes))]
     q, k, v = (
         np.zeros((*batch, *shape), dtype) for shape in ((heads_k * group, sq, d), (heads_k, sk, d), (heads_k, sk, dv))
     )
-    problem = AttentionProblem.from_arrays(q, k, v, causal=causal, q_offset=offset if causal else None)
-    seen = np.arange(sk) <= np.arange(sq)[:, None] + (offset if causal else sk)
+    problem, seen = AttentionProblem.from_arrays(q, k, v, **options), visible(sq, sk, **options)
     return problem, (q, k, v), np.zeros((*q.shape[:-1], dv), dtype), seen
 
 
 def test_pairs_of_more_queries_than_are_held_at_once():
     q, k = np.zeros((2**20 + 3, 1), np.float16), np.zeros((5, 1), np.float16)
-    for q_offset, pairs in ((0, 5 * (2**20 + 3) - 10), (-(2**20), 1 + 2 + 3)):
-        assert visible_pairs(AttentionProblem.from_arrays(q, k, k, causal=True, q_offset=q_offset)) == pairs
+    for options, pairs in (
+        ({"causal": True, "q_offset": 0}, 5 * (2**20 + 3) - 10),
+        ({"causal": True, "q_offset": -(2**20)}, 1 + 2 + 3),
+        ({"window": (1, 0), "q_offset": 1 - 2**20}, 1 + 2 + 2 + 2),
+        ({}, 5 * (2**20 + 3)),
+    ):
+        assert visible_pairs(AttentionProblem.from_arrays(q, k, k, **options)) == pairs
 
 
 @given(drawn=problems(), wide_out=st.booleans())
@@ -214,15 +222,16 @@ def test_no_kernel_beats_the_bound():
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sq=st.integers(1, 200), sk=st.integers(1, 300), causal=st.booleans(), offset=st.integers(-40, 60),
+    window=st.sampled_from([None, (30, 20), (90, None), (None, 5)]),
     group=st.sampled_from([1, 2, 5]), heads_k=st.integers(1, 2), dv=st.sampled_from([32, 64]),
     deterministic=st.booleans(), batch=st.sampled_from([(), (2,)]), wide_out=st.booleans(),
 )  # fmt: skip
 def test_traffic_is_what_the_emulator_counts(
-    sq, sk, causal, offset, group, heads_k, dv, deterministic, batch, wide_out
+    sq, sk, causal, offset, window, group, heads_k, dv, deterministic, batch, wide_out
 ):
     case = Case(
         dtype="float16", batch=batch, heads_k=heads_k, group=group, sq=sq, sk=sk, dv=dv, causal=causal,
-        q_offset=offset if causal else None,
+        window=window, q_offset=offset,
     )  # fmt: skip
     q, k, v, dout, _ = case.arrays()
     problem = AttentionProblem.from_arrays(q, k, v, **case.options, deterministic=deterministic)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cases import Case, check, within_budget
 from conftest import On
-from oracle import attention
+from oracle import attention, visible
 
 from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
@@ -19,6 +19,8 @@ CASES = {
     "broadcast, an offset, a negative scale": Case(
         batch=(3,), batch_k=(1,), group=2, sq=4, sk=5, d=3, dv=6, causal=True, q_offset=-1, scale=-0.8
     ),
+    "a window": Case(group=2, sq=7, sk=9, d=4, dv=3, window=(2, 1), q_offset=1),
+    "a window that begins within a tile": Case(sq=3, sk=75, d=2, dv=2, causal=True, window=(40, None), magnitude=0.1),
     "scores below and beyond a cap": Case(group=2, sq=3, sk=7, d=4, dv=3, causal=True, scale=1.5, softcap=0.9),
 }
 
@@ -40,15 +42,15 @@ def rises_after(highest, i):
     return rises
 
 
-def weight_factors(s):
+def weight_factors(keys, s):
     """How many 2^x a key's weight in the forward has at most: its own, and one for each rise after its tile."""
-    tiles = [max(s[i : i + 16]) for i in range(0, len(s), 16)]
-    last = len(tiles) - 1
-    rises = [max(rises_after(tiles, i), rises_after(tiles[::-1], last - i)) for i in range(last + 1)]
-    return np.array([1 + rises[j // 16] for j in range(len(s))])
+    tiles = keys // 16 - keys[0] // 16
+    highest = [max(s[tiles == i]) for i in range(tiles[-1] + 1)]
+    rises = [max(rises_after(highest, i), rises_after(highest[::-1], tiles[-1] - i)) for i in range(tiles[-1] + 1)]
+    return np.array([1 + rises[i] for i in tiles])
 
 
-def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, approximate=False):
+def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, approximate=False, **mask):
     """What `magnitudes` says, an element at a time: the terms of each result, and what each rounding moves."""
     ex2, lg2, cut, headroom, lag = ON_A_GPU[q.dtype.name] if approximate else (0, 0, 0, 0, 0)
     storage = float(ml_dtypes.finfo(q.dtype).eps)
@@ -59,7 +61,7 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
     (hq, sq, d), (hk, sk, dv) = q.shape[-3:], v.shape[-3:]
     q, k, v = (np.broadcast_to(x, batch + x.shape[-3:]) for x in (q, k, v))
     scale = 1 / np.sqrt(d) if scale is None else scale
-    offset = (sk - sq if q_offset is None else q_offset) if causal else sk
+    seen = visible(sq, sk, **mask)
     steps = 0 if softcap is None else 2 + (2**12 if approximate and storage > 2**-20 else 0)  # tanh.approx: 2^-11
     cap, largest_capped, largest_product = np.inf if softcap is None else softcap, 0.0, 0.0
     largest_score = largest_lse = largest_off = 0.0
@@ -77,28 +79,28 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
                 product = abs(scale * q[row] @ k[key][j])
                 largest_product = max(largest_product, product)
                 largest_capped = max(largest_capped, cap * np.tanh(product / cap) if steps else 0)
-            n = min(max(i + offset + 1, 0), sk)
-            if n == 0:
+            keys = np.flatnonzero(seen[i])
+            if not len(keys):
                 continue
-            s, slope = scale * k[key][:n] @ q[row], np.full(n, scale)
+            s, slope = scale * k[key][keys] @ q[row], np.full(len(keys), scale)
             if steps:
                 s, slope = cap * np.tanh(s / cap), scale / np.cosh(s / cap) ** 2
             e = np.exp(s - s.max())
             p = e / e.sum()
             largest_lse = max(largest_lse, abs(s.max()) + np.log(e.sum()))
-            out[row] = p @ np.abs(v[key][:n])
-            alike[row] = alike_keys * np.abs(p @ v[key][:n])
-            delta = storage / sums * np.sqrt(((dout[row] * (p @ v[key][:n])) ** 2).sum())
-            dp = np.abs(v[key][:n]) @ np.abs(dout[row])
+            out[row] = p @ np.abs(v[key][keys])
+            alike[row] = alike_keys * np.abs(p @ v[key][keys])
+            delta = storage / sums * np.sqrt(((dout[row] * (p @ v[key][keys])) ** 2).sum())
+            dp = np.abs(v[key][keys]) @ np.abs(dout[row])
             dscore = p * (dp + p @ dp + abs(dlse[row]))
             ds = abs(slope) * dscore
-            dq[row] = ds @ np.abs(k[key][:n])
-            dq_delta[row] = delta * np.abs((slope * p) @ k[key][:n])
-            dk[key][:n] += np.outer(ds, np.abs(q[row]))
-            dk_delta[key][:n] += np.outer((slope * p * delta) ** 2, q[row] ** 2)
-            dv_terms[key][:n] += np.outer(p, np.abs(dout[row]))
+            dq[row] = ds @ np.abs(k[key][keys])
+            dq_delta[row] = delta * np.abs((slope * p) @ k[key][keys])
+            dk[key][keys] += np.outer(ds, np.abs(q[row]))
+            dk_delta[key][keys] += np.outer((slope * p * delta) ** 2, q[row] ** 2)
+            dv_terms[key][keys] += np.outer(p, np.abs(dout[row]))
 
-            weights = ex2 * weight_factors(s) * p
+            weights = ex2 * weight_factors(keys, s) * p
             in_units = np.log2(e.sum()) - headroom
             lse_off = weights.sum() + lg2 * np.log(2) * max(1, abs(in_units), abs(in_units + lag))
             out_off = weights + weights.sum() * p
@@ -108,11 +110,11 @@ def by_loops(q, k, v, dout, dlse, *, causal, q_offset, scale, softcap=None, appr
                 + (ex2 + lse_off + cut * (dv + sk) + alike_dv + alike_keys) * ds
             )
             largest_off = max(largest_off, lse_off)
-            off_out[row] = out_off @ np.abs(v[key][:n]) + cut * sk * out[row]
-            off_dq[row] = (ds_off + (cut * sk + alike_keys) * ds) @ np.abs(k[key][:n])
+            off_out[row] = out_off @ np.abs(v[key][keys]) + cut * sk * out[row]
+            off_dq[row] = (ds_off + (cut * sk + alike_keys) * ds) @ np.abs(k[key][keys])
             in_queries = cut * queries + alike_queries
-            off_dk[key][:n] += np.outer(ds_off + in_queries * ds, np.abs(q[row]))
-            off_dv[key][:n] += np.outer((ex2 + lse_off + in_queries) * p, np.abs(dout[row]))
+            off_dk[key][keys] += np.outer(ds_off + in_queries * ds, np.abs(q[row]))
+            off_dv[key][keys] += np.outer((ex2 + lse_off + in_queries) * p, np.abs(dout[row]))
     score = 1 + (1 + cut * d) * largest_score + alike_d * largest_product + steps * largest_capped
     lse = score + largest_lse
     return {
@@ -232,6 +234,7 @@ def test_a_wrong_shape_is_refused(judged, name):
 def test_nothing_costs_nothing():
     nothing, rows = np.zeros((2, 0, 3)), np.full((2, 3), -np.inf)
     assert spent(nothing, nothing, nothing) == spent(rows, rows, rows) == (0.0, 0.0)
+    arrays = Case(sq=0, sk=4, d=8).arrays()
     arrays = Case(sq=0, sk=4, d=8).arrays()
     sizes = magnitudes(*arrays, causal=False, q_offset=None, scale=None)
     assert {name: sizes[name] for name in RESULTS if name != "lse"} == dict.fromkeys(("out", "dq", "dk", "dv"), 0.0)

@@ -104,7 +104,7 @@ def test_problems_reach_what_the_kernels_differ_in():
     assert {p.dtype for p in found} == set(DTYPES) and {p.layout for p in found} == set(LAYOUTS)
     for component in COMPONENTS:
         values = {p.options.get(component.keyword, component.default) for p in found}
-        assert component.examples and values == {component.default, *component.examples}
+        assert component.examples and values >= {component.default, *component.examples}
     assert {p.group for p in found} >= {1, 2, 7, 8} and any(p.sq == 1 and p.sk > 2000 for p in found)
     for p in found:
         assert p.reduced().sk > 0 or p.sk == 0

@@ -15,9 +15,10 @@ from cupy_flash._src.structs import structs_of
 
 SQ, SK, LANE = 23, 37, 4  # queries, keys, and how far the keys of a lane's columns lie apart
 BATCH, HEAD, MEMBER = 2, 3, 1  # place.batch, place.head, and a head so many after that
+REACH = 6  # of ranges of queries and of keys, beside those of one
 
 # Tells of every query and key what a step makes, its derivative and whether the key is seen, and of ranges of them
-# where they end, begin and are whole.
+# what they see, by what they are seen, and whether they are whole.
 KERNEL = """
 #include "params.cuh"
 PARTS
@@ -28,7 +29,7 @@ struct Found {
   const Composed<ForwardParams>* params;
   const double *s, *dscore;
   double *unit, *score, *ds;
-  int *seen, *key_end, *query_begin, *covers;
+  int *seen, *keys, *queries, *covers;
 };
 
 extern "C" __global__ void compose(const __grid_constant__ Found f) {
@@ -37,16 +38,21 @@ extern "C" __global__ void compose(const __grid_constant__ Found f) {
   const Mask mask(f.params->components, place);
   const int sq = f.params->shape.seqlen_q, sk = f.params->shape.seqlen_k;
   *f.unit = score.unit();
+  for (int n = 0; n < 2 * max(sq, sk); ++n) {
+    const int first = n / 2, reach = n % 2 * kReach;
+    const auto keys = mask.keys(first, min(first + reach, sq - 1));
+    const auto queries = mask.queries(first, min(first + reach, sk - 1));
+    if (first < sq) f.keys[2 * n] = keys.begin, f.keys[2 * n + 1] = keys.end;
+    if (first < sk) f.queries[2 * n] = queries.begin, f.queries[2 * n + 1] = queries.end;
+  }
   for (int key = threadIdx.x; key < sk; key += 32) {
-    f.query_begin[key] = mask.query_begin(key);
     for (int query = 0; query < sq; ++query) {
       const int i = query * sk + key;
       const auto row = score.row(query, kMember, Keys{key % kLane});
       f.score[i] = row.forward(f.s[i], key / kLane);
       f.ds[i] = row.backward(f.dscore[i], f.s[i], key / kLane);
       f.seen[i] = mask.row(query, kMember).sees(key);
-      f.key_end[query] = mask.key_end(query);
-      for (int n = 0; n < 4; ++n) f.covers[4 * i + n] = mask.covers(query, key, 1 << n);
+      for (int n = 0; n < 4; ++n) f.covers[4 * i + n] = mask.covers(query, query + n, key, 1 << n);
     }
   }
 }
@@ -57,7 +63,7 @@ def composed(path, parts, tell):
     """What a kernel of such a prelude finds, its parameters filled in by `tell`; s and d loss / d score among it."""
     if path == "ptx":
         pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
-    numbers = f"constexpr int kLane = {LANE}, kBatch = {BATCH}, kHead = {HEAD}, kMember = {MEMBER};\n"
+    numbers = f"constexpr int kLane = {LANE}, kBatch = {BATCH}, kHead = {HEAD}, kMember = {MEMBER}, kReach = {REACH};\n"
     text = numbers + KERNEL.replace("PARTS", parts)
     declared = structs_of(source.flatten("parts", virtual={"parts": '#include "params.cuh"\n' + parts}))
     whole = declared["ForwardParams"]
@@ -68,7 +74,7 @@ def composed(path, parts, tell):
     arrays = {
         "params": params, "s": rng.standard_normal(pairs.shape), "dscore": rng.standard_normal(pairs.shape),
         "unit": np.zeros(1), "score": pairs, "ds": pairs, "seen": np.zeros(pairs.shape, np.int32),
-        "key_end": np.zeros(SQ, np.int32), "query_begin": np.zeros(SK, np.int32),
+        "keys": np.zeros((SQ, 2, 2), np.int32), "queries": np.zeros((SK, 2, 2), np.int32),
         "covers": np.zeros((*pairs.shape, 4), np.int32),
     }  # fmt: skip
     outputs = list(arrays)[3:]
@@ -78,15 +84,19 @@ def composed(path, parts, tell):
 def held_to(found, seen):
     """Masks say of ranges what they say of single keys, `seen`."""
     np.testing.assert_array_equal(found["seen"], seen)
-    ends = np.where(seen, np.arange(1, SK + 1), 0).max(axis=1)
-    begins = np.where(seen, np.arange(SQ)[:, None], SQ).min(axis=0)
-    np.testing.assert_array_equal(found["key_end"], ends)
-    np.testing.assert_array_equal(found["query_begin"], begins)
+    for intervals, shown in ((found["keys"], seen), (found["queries"], seen.T)):
+        positions = np.arange(shown.shape[1])
+        for first, (alone, together) in enumerate(intervals):
+            np.testing.assert_array_equal((alone[0] <= positions) & (positions < alone[1]), shown[first])
+            of_any = positions[shown[first : first + REACH + 1].any(axis=0)]
+            assert 0 <= together[0] <= together[1] <= len(positions)
+            assert of_any.size == 0 or (together[0] == of_any[0] and together[1] == of_any[-1] + 1)
     for n in range(4):
         whole = [
-            [key + 2**n <= SK and seen[query:, key : key + 2**n].all() for key in range(SK)] for query in range(SQ)
+            [key + 2**n <= SK and seen[query : query + n + 1, key : key + 2**n].all() for key in range(SK)]
+            for query in range(SQ)
         ]
-        np.testing.assert_array_equal(found["covers"][..., n], whole)
+        np.testing.assert_array_equal(found["covers"][: SQ - n, :, n], whole[: SQ - n])
 
 
 def all_examples():
@@ -120,8 +130,13 @@ def test_a_component_does_on_a_gpu_what_its_python_says(options, path):
     assert found["unit"] > 0
     np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), score, rtol=1e-14, atol=1e-30)
     np.testing.assert_allclose(found["ds"], slope, rtol=1e-14, atol=1e-14)
-    held_to(found, np.arange(SK) < problem.key_end(np.arange(SQ))[:, None])
-    np.testing.assert_array_equal(found["query_begin"], problem.query_begin(np.arange(SK)))
+    begin, end = (x[:, None] for x in problem.keys(np.arange(SQ)))
+    held_to(found, (begin <= np.arange(SK)) & (np.arange(SK) < end))
+    for n, reach in enumerate((0, REACH)):
+        for name, size, ranges in (("keys", SQ, problem.keys), ("queries", SK, problem.queries)):
+            first = np.arange(size)
+            expected = np.stack(ranges(first, np.minimum(first + reach, size - 1)), axis=-1)
+            np.testing.assert_array_equal(found[name][:, n], expected)
 
 
 # Steps and masks of other kinds than the first: with a row of its own, with another unit, with stairs for an edge.
@@ -174,12 +189,15 @@ struct Square {  // score^2
 struct StairsParams {
   int width;
 };
-struct Stairs {  // key < query / 4 * 4 + width
+struct Stairs {  // query / 4 * 4 - width <= key < query / 4 * 4 + width
+  static constexpr bool kCutsBelow = true, kCutsAbove = true;
   int width;
 
   __device__ Stairs(const StairsParams& params, const Place& place) : width(params.width) {}
   __device__ int key_end(int query) const { return query / 4 * 4 + width; }
+  __device__ int key_begin(int query) const { return query / 4 * 4 - width; }
   __device__ int query_begin(int key) const { return max(0, key - width + 4) / 4 * 4; }
+  __device__ int query_end(int key) const { return (key + width) / 4 * 4 + 4; }
 };
 
 struct Components : ScaleParams, SlopeParams, SquareParams, CausalParams, StairsParams {};
@@ -205,4 +223,4 @@ def test_steps_follow_one_another_and_masks_hide_together(path):
     before = 0.3 * found["s"] - 0.01 * (BATCH * 100 + HEAD + MEMBER + 1) * (query - key)
     np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), before**2, rtol=1e-12)
     np.testing.assert_allclose(found["ds"], 0.3 * 2 * before * found["dscore"], rtol=1e-12)
-    held_to(found, (key <= query + 2) & (key < query // 4 * 4 + 6))
+    held_to(found, (key <= query + 2) & (key < query // 4 * 4 + 6) & (key >= query // 4 * 4 - 6))

@@ -1,6 +1,6 @@
 """Score steps and masks of the CPU backend's compiled tier, by components that only these tests have.
 
-One step depends on positions and keeps nothing, two are not linear; a mask gives chunks of queries their keys.
+One step depends on positions and keeps nothing, two are not linear; a mask gives chunks of queries keys of their own.
 """
 
 import functools
@@ -12,7 +12,7 @@ import pytest
 from cupy_flash._src import source
 from cupy_flash._src.backends import native
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Mask, Score
+from cupy_flash._src.components.component import Interval, Mask, Score
 from cupy_flash._src.operands import Cotangents, Operands
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
@@ -95,18 +95,22 @@ CHUNKS = """
 #include "cpu/mask.h"
 
 struct ChunksParams {
-  int64_t size;
+  int64_t size, width, apart;
 };
 
 class Chunks {
  public:
   template <class Shape>
-  Chunks(const ChunksParams& params, const Shape&) : size_(params.size) {}
-  int64_t key_end(int64_t query) const { return size_ ? (query / size_ + 1) * size_ : INT64_MAX; }
-  int64_t query_begin(int64_t key) const { return size_ ? key / size_ * size_ : 0; }
+  Chunks(const ChunksParams& params, const Shape&) : x_(params) {}
+  int64_t key_begin(int64_t query) const { return x_.size ? query / x_.size * x_.apart : 0; }
+  int64_t key_end(int64_t query) const { return x_.size ? key_begin(query) + x_.width : INT64_MAX; }
+  int64_t query_begin(int64_t key) const {
+    return x_.size ? (key - x_.width + x_.apart) / x_.apart * x_.size : 0;
+  }
+  int64_t query_end(int64_t key) const { return x_.size ? (key / x_.apart + 1) * x_.size : INT64_MAX; }
 
  private:
-  int64_t size_;
+  ChunksParams x_;
 };
 """
 
@@ -155,15 +159,18 @@ class Curve(Score):
 
 @dataclass(frozen=True)
 class Chunks(Mask):
-    """A query sees no key behind its own chunk of positions."""
+    """Each `size` queries see `width` keys, which lie `apart` keys behind those of the queries before."""
 
     size: int
+    width: int
+    apart: int
 
-    def key_end(self, query, q_offset):
-        return (query // self.size + 1) * self.size
+    def keys(self, query, q_offset):
+        begin = query // self.size * self.apart
+        return Interval(begin, begin + self.width)
 
-    def query_begin(self, key, q_offset):
-        return key // self.size * self.size
+    def queries(self, key, q_offset):
+        return Interval((key - self.width + self.apart) // self.apart * self.size, (key // self.apart + 1) * self.size)
 
 
 @pytest.fixture
@@ -183,7 +190,8 @@ def compiled_in(monkeypatch):
 
 
 def attend(problem, q, k, v, dout):
-    out, lse = np.empty(problem.out_shape, problem.storage), np.empty(problem.lse_shape, problem.accumulator)
+    out = np.full(problem.out_shape, np.nan, problem.storage)
+    lse = np.full(problem.lse_shape, np.nan, problem.accumulator)
     operands = Operands(q, k, v, out, lse)
     native.forward(problem, operands)
     return out, lse, *native.backward(problem, operands, Cotangents(dout))
@@ -197,13 +205,14 @@ def exact(problem, q, k, v, dout):
     scores = [q @ k.swapaxes(-1, -2)]
     for step in problem.scores:
         scores.append(step.forward(np, scores[-1]))
-    s, query = scores.pop(), np.arange(problem.seqlen_q)[:, None]
-    for mask in problem.masks:
-        s = np.where(np.arange(problem.seqlen_k) < mask.key_end(query, problem.q_offset), s, -np.inf)
+    s = np.where(visible(problem), scores.pop(), -np.inf)
     top = s.max(axis=-1, keepdims=True)
+    top[top == -np.inf] = 0  # of a row that sees no key
     p = np.exp(s - top)
     total = p.sum(axis=-1, keepdims=True)
-    p /= total
+    with np.errstate(divide="ignore"):
+        lse = (top + np.log(total))[..., 0]
+    p /= np.where(total == 0, 1, total)
     out = p @ v
     g = p * (dout @ v.swapaxes(-1, -2) - (dout * out).sum(axis=-1, keepdims=True))
     for step, x in zip(reversed(problem.scores), reversed(scores), strict=True):
@@ -213,7 +222,13 @@ def exact(problem, q, k, v, dout):
         return x.reshape(*x.shape[:-3], -1, group, *x.shape[-2:]).sum(axis=-3)
 
     transposed = g.swapaxes(-1, -2), p.swapaxes(-1, -2)
-    return out, (top + np.log(total))[..., 0], g @ k, of_group(transposed[0] @ q), of_group(transposed[1] @ dout)
+    return out, lse, g @ k, of_group(transposed[0] @ q), of_group(transposed[1] @ dout)
+
+
+def visible(problem):
+    """Which keys a query sees."""
+    begin, end = problem.keys(np.arange(problem.seqlen_q)[:, None])
+    return (begin <= np.arange(problem.seqlen_k)) & (np.arange(problem.seqlen_k) < end)
 
 
 def draw(problem):
@@ -233,7 +248,7 @@ CHAINS = {
     "one that keeps": [Square(0.3)],
     "the last": [Curve(-2.0)],
     "all": [Slope(-0.01), Square(0.3), Curve(4.0)],
-    "all and a mask": [Slope(-0.01), Square(0.3), Curve(4.0), Chunks(37)],
+    "all and a mask": [Slope(-0.01), Square(0.3), Curve(4.0), Chunks(37, 90, 30)],
 }
 SHAPES = {
     "panels": (4, 2, 90, 301, 40, 24),
@@ -251,7 +266,7 @@ COMBINED = [(name, "float32") for name in CHAINS] + [("all and a mask", name) fo
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_steps_follow_one_another_and_gradients_pass_back(sizes, chain, dtype, compiled_in):
     tolerance = 40 * float(np.finfo(DTYPES[dtype]).eps) if dtype in ("float32", "float64") else 0.02
-    for options in ({}, {"causal": True, "q_offset": 5}, {"scale": -0.4}):
+    for options in ({"window": (70, 40), "q_offset": 5}, {"causal": True, "q_offset": 5}, {"scale": -0.4}):
         problem = problem_of(dtype, *sizes, components=CHAINS[chain], **options)
         inputs = draw(problem)
         for result, expected in zip(attend(problem, *inputs), exact(problem, *inputs), strict=True):
@@ -263,26 +278,55 @@ def test_steps_follow_one_another_and_gradients_pass_back(sizes, chain, dtype, c
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_every_mask_hides_numbers_that_are_not_finite(sizes, steps, compiled_in):
     """Whichever of two masks hides them: what sees none of them is as it was."""
-    size = 60
-    problem = problem_of("float32", *sizes, components=(*steps, Chunks(size)), causal=True, q_offset=20)
+    chunks, options = Chunks(50, 70, 45), {"window": (55, 10), "q_offset": 20}
+    problem = problem_of("float32", *sizes, components=(*steps, chunks), **options)
     q, k, v, dout = draw(problem)
     expected = attend(problem, q, k, v, dout)
     for result, x in zip(expected, exact(problem, q, k, v, dout), strict=True):
         np.testing.assert_allclose(result, x, rtol=1e-5, atol=1e-5 * np.abs(x).max())
-    query = np.arange(problem.seqlen_q)
-    end = np.minimum((query // size + 1) * size, query + 21)
-    for first in sorted({int(end[0]), int(end[-1]) - 1, int(end[-1])}):
-        hidden = end <= first  # from these queries
+    seen, (begin, end) = visible(problem), problem.keys(np.arange(problem.seqlen_q))
+    behind = [slice(int(first), None) for first in (end[0], end[-1] - 1, end[-1])]
+    before = [slice(0, int(last)) for last in (begin[0] + 1, begin[-1], begin[-1] + 1)]
+    for where in (*behind, *before):
+        hidden = ~seen[:, where].any(axis=1)  # from these queries
         for value in (np.nan, np.inf):
             for x in (k, v):
-                x[..., first:, :] = value
+                x[..., where, :] = value
             *of_queries, dk, dv = attend(problem, q, k, v, dout)
             for result, x in zip(of_queries, expected[:3], strict=True):
                 np.testing.assert_allclose(result[:, hidden], x[:, hidden], rtol=1e-5, atol=1e-5)
                 assert not np.isfinite(result[:, ~hidden]).any()
-            unseen = max(first, int(end[-1]))
-            assert not dk[:, unseen:].any() and not dv[:, unseen:].any()
+            unseen = ~seen.any(axis=0)
+            assert not dk[:, unseen].any() and not dv[:, unseen].any()
         q, k, v, dout = draw(problem)
+
+
+@pytest.mark.parametrize("window", [(20, 7), (20, None), (None, 7), (0, 0)], ids=str)
+def test_a_window_may_cut_blocks_anywhere(window):
+    """With rows that see no key at either end, or nothing but such."""
+    for q_offset in (-97, -70, -5, *range(17), 59, 120, 149, 150):
+        problem = problem_of("float32", 1, 1, 70, 130, 8, 8, window=window, q_offset=q_offset)
+        inputs = draw(problem)
+        for result, expected in zip(attend(problem, *inputs), exact(problem, *inputs), strict=True):
+            np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_block_of_queries_may_begin_at_any_block_of_keys(dtype, monkeypatch):
+    """Its gradient has parts from there on, and none from a block that no query sees."""
+    monkeypatch.setattr(native, "_borrow", lambda size: np.full(size, 0xFF, np.uint8))
+    problem = problem_of(dtype, 2, 2, 500, 1700, 24, 16, window=(30, 40), q_offset=600)
+    inputs = draw(problem)
+    for result, expected in zip(attend(problem, *inputs), exact(problem, *inputs), strict=True):
+        np.testing.assert_allclose(result.astype(np.float64), expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+
+
+def test_keys_between_those_of_chunks_are_seen_by_none(compiled_in):
+    """A block of queries then has parts of its gradient from blocks of keys that it sees nothing of."""
+    problem = problem_of("bfloat16", *SHAPES["blocks of keys"], components=(Chunks(100, 30, 450),))
+    inputs = draw(problem)
+    for result, expected in zip(attend(problem, *inputs), exact(problem, *inputs), strict=True):
+        np.testing.assert_allclose(result.astype(np.float64), expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
 
 def test_components_that_are_not_in_effect_change_no_bit(compiled_in, request):

@@ -160,6 +160,27 @@ def test_explain_holds_the_formula_to_what_is_counted(options, extra, monkeypatc
         assert line.endswith(f"{format_bytes(size + off):>10}  {f'formula {size}' if off else 'as the formula'}")
 
 
+@pytest.mark.parametrize(("window", "told", "seen"), [
+    ("7,0", "(7, 0)", 64 * 8 - 28), ("7,", "(7, None)", 64 * 65 // 2 + 7 * 64 - 28), ("0,0", "(0, 0)", 64),
+    (",1", "(None, 1)", 64 * 65 // 2 + 63),
+])  # fmt: skip
+def test_explain_counts_what_a_window_shows(window, told, seen, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(explain, "_print_counts", lambda *_: None)
+    monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
+    assert main(["explain", "--shape", "2,3,64,64,32", "--window", window, "--arch", "sm_80"]) == 0
+    printed = capsys.readouterr().out
+    assert f" 64 keys, window {told}\n" in printed
+    assert f"  pairs that are seen     {seen / 64**2:.1%} of all\n" in printed
+    assert f"  arithmetic              {6 * seen * 4 * 32 / 1e12:.3g} TFLOP\n" in printed
+
+
+@pytest.mark.parametrize("window", ["7", "7,1,2", "a,1", "1.5,2", "7,-1", "None,0", "¹,0"])
+def test_explain_refuses_what_is_no_window(window, capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "--shape", "1,1,8,8,8", "--window", window])
+    assert f"{window!r} is not LEFT,RIGHT, two numbers of keys or nothing for all" in capsys.readouterr().err
+
+
 def test_explain_invents_nothing_without_nvrtc(monkeypatch, capsys):
     def missing(kernel, arch):
         raise RuntimeError("NVRTC is missing: install it\nand more")

@@ -28,7 +28,7 @@ COMPONENT_MODULES = {x.__module__.removeprefix("cupy_flash._src.") for x in COMP
 MAY_IMPORT = {
     "options": set(),
     "names": set(),
-    "components": {"components", "components.component", "options"} | COMPONENT_MODULES,
+    "components": {"components", "components.component", "components.positions", "options"} | COMPONENT_MODULES,
     "problem": {"components", "components.component"},
     "operands": set(),
     "device": set(),
@@ -201,9 +201,11 @@ def test_every_module_has_its_place():
 
 
 def test_a_component_knows_options_and_no_other():
-    beside = {"components.component", "options"}
-    assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | {"components.component"}
+    shared = {"components.component", "components.positions"}
+    beside = shared | {"options"}
+    assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | shared
     assert not imported_modules(MODULES["components.component"])
+    assert imported_modules(MODULES["components.positions"]) == {"components.component"}
     for name in COMPONENT_MODULES:
         assert imported_modules(MODULES[name]) <= beside, name
 
@@ -306,7 +308,7 @@ def test_a_component_has_headers_with_its_type_and_its_struct(component):
     for value in component.examples:
         (part,) = (x for x in parts_with(component, value) if x.component is component)
         text = (CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8")
-        assert re.search(rf"^struct {part.type}\b", code_of(text), flags=re.MULTILINE)
+        assert re.search(rf"^(struct|using) {part.type}\b", code_of(text), flags=re.MULTILINE)
         assert component.struct == f"{component.__name__}Params" and component.struct in structs_of(text)
     assert component.examples and component.default not in component.examples
     assert (CUDA / "cpu" / f"{component.header}.h").is_file()

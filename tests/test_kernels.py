@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import Case, cases, check
+from cases import Case, cases, check, every_component
 from conftest import On
 from emulator.both_paths import run_path
 from hypothesis import HealthCheck, given, settings
@@ -15,11 +15,10 @@ from oracle import attention
 
 from cupy_flash import attention_reference, emulator, flash_attention, flash_attention_vjp, merge_attention
 from cupy_flash._src import compile, source
-from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.device import NAMED, named
 from cupy_flash._src.params import layout
 from cupy_flash._src.plan import plan_forward
-from cupy_flash._src.specialization import Specialization, Variant
+from cupy_flash._src.specialization import Specialization, parts_of
 from cupy_flash._src.structs import structs_of
 from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 from cupy_flash._src.tuning import tiles
@@ -202,8 +201,7 @@ def test_params_have_the_layout_of_the_kernels(path):
     """Of every struct that is read, and of what kernels of all components together are passed."""
     if path == "ptx":
         pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
-    parts = Variant.of("float16", 64, **{x.keyword: x.examples[0] for x in COMPONENTS}).parts
-    assert len(parts) == len(COMPONENTS)
+    parts = parts_of(every_component())
     prelude = Specialization("", "", (("Element", "float"),), (), parts).prelude().removeprefix("#pragma once\n")
     text = '#include "params.cuh"\n' + prelude
     structs = structs_of(source.flatten("parts", virtual={"parts": text}))
@@ -229,7 +227,7 @@ def test_params_have_the_layout_of_the_kernels(path):
 
 def test_a_kernel_reads_as_much_of_its_params_as_it_knows():
     """What is passed for kernels of several parts begins with what those of fewer are passed."""
-    parts = Variant.of("float16", 64, **{x.keyword: x.examples[0] for x in COMPONENTS}).parts
+    parts = parts_of(every_component())
     for name in PASSED:
         for count in range(len(parts)):
             fewer, all_of_them = layout(name, parts[:count]), layout(name, parts)

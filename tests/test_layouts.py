@@ -15,7 +15,7 @@ from cupy_flash import flash_attention, flash_attention_backward, flash_attentio
 from cupy_flash._src.problem import DTYPES
 
 # Kernels that are compiled for other tests too.
-COMPILED = {"dtypes": st.sampled_from(["float16", "float64"]), "d": 64, "dv": None, "causal": True}
+COMPILED = {"dtypes": st.sampled_from(["float16", "float64"]), "d": 64, "dv": None, "causal": True, "window": None}
 few = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 
 

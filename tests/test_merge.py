@@ -1,6 +1,7 @@
 """merge_attention: chunks of keys, forward and backward, on every backend."""
 
 import itertools
+from dataclasses import replace
 from functools import reduce
 
 import ml_dtypes
@@ -24,12 +25,11 @@ HALF = np.zeros((2, 4, 8), np.float16)
 
 
 def chunks_of(case, bounds):
-    """(k, v, options) of each chunk of keys; causal chunks keep their place by q_offset."""
+    """(k, v, options) of each chunk of keys, which keeps its place under a mask by q_offset."""
     _, k, v, *_ = case.arrays()
     offset = case.sk - case.sq if case.q_offset is None else case.q_offset
     for begin, end in itertools.pairwise((0, *bounds, case.sk)):
-        place = {"q_offset": offset - begin} if case.causal else {}
-        yield k[..., begin:end, :], v[..., begin:end, :], case.options | place
+        yield k[..., begin:end, :], v[..., begin:end, :], replace(case, q_offset=offset - begin).options
 
 
 def over_chunks(case, bounds, on, order=None, **backward_options):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -193,14 +194,15 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (320, 20)}], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_bits_do_not_depend_on_the_number_of_threads(shapes, dtype, with_threads):
+def test_bits_do_not_depend_on_the_number_of_threads(shapes, dtype, options, with_threads):
     inputs = draw(*shapes, dtype=dtype)
     results = []
     for n in (1, 2, 5):
         with_threads(n)
-        results.append([x.tobytes() for x in run(*inputs, causal=True)])
+        results.append([x.tobytes() for x in run(*inputs, **options)])
     assert results[0] == results[1] == results[2]
 
 
@@ -225,9 +227,9 @@ def test_threads_share_what_takes_longer_than_to_wake_them(sq, monkeypatch):
     native.library(native.isa("float32"), "float32")  # knows the type
     call = native._call_type()
     monkeypatch.setattr(native, "_call_type", lambda: lambda *args: asked.append(call(*args)) or asked[-1])
-    for sk in (300, 4096):
-        flash_attention(*draw((sq, 64), (sk, 64), (sk, 64)))
-    assert [x.threads for x in asked] == [1, 3]
+    for sk, window in ((300, None), (4096, None), (4096, (300 - sq, None))):
+        flash_attention(*draw((sq, 64), (sk, 64), (sk, 64)), window=window)
+    assert [x.threads for x in asked] == [1, 3, 1]
 
 
 def test_calls_at_the_same_time_keep_apart(with_threads):
@@ -263,6 +265,8 @@ CASES = [
     Case(heads_k=2, group=2, sq=200, sk=150, d=40, dv=24, causal=True, q_offset=5),
     Case(heads_k=1, group=3, sq=2, sk=700, d=20, causal=True, q_offset=600),
     Case(heads_k=1, group=4, sq=7, sk=300, d=40, causal=True, q_offset=290),
+    Case(heads_k=2, group=2, sq=400, sk=350, d=40, dv=24, window=(70, 30), q_offset=-45),
+    Case(heads_k=1, group=3, sq=2, sk=700, d=20, window=(300, 5), q_offset=600),
     Case(dtype="float64", heads_k=1, sq=70, sk=130, d=33, dv=65),
     Case(dtype="float64", heads_k=1, sq=2, sk=130, d=33, dv=34),
     Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),
@@ -440,6 +444,11 @@ HIDDEN = {
 PAIRS = {"pairs": "SSE, pairs", "wide pairs": "AVX-512 BF16"}  # and their builds
 
 
+def in_window(case):
+    """The same with keys that no query sees at both ends: 37 in front."""
+    return replace(case, causal=False, window=(case.q_offset - 37, 0))
+
+
 @pytest.mark.parametrize("name", slow_among(HIDDEN, {"wide pairs"}))
 def test_every_path_stays_in_the_error_budget(name, with_build, poisoned_memory, monkeypatch):
     """One thread has all of the memory, two take turns as they come."""
@@ -448,6 +457,7 @@ def test_every_path_stays_in_the_error_budget(name, with_build, poisoned_memory,
     for number in ("1", "2"):
         monkeypatch.setenv("CUPY_FLASH_NUM_THREADS", number)
         check(HIDDEN[name], on_cpu)
+        check(in_window(HIDDEN[name]), on_cpu)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -463,12 +473,67 @@ def test_hidden_numbers_do_not_matter(name, value, with_build, poisoned_memory):
         x[..., hidden - 1 :, :] = value
     out, dq, dk, dv = run(q, k, v, dout, **case.options)
     assert np.isnan(out[..., -1, :].astype(np.float32)).any()
-    eps = float(ml_dtypes.finfo(case.dtype).eps)
-    for x, y in ((out, expected[0]), (dq, expected[1])):
-        x, y = (a[..., :-1, :].astype(np.float64) for a in (x, y))
-        np.testing.assert_allclose(x, y, rtol=8 * eps, atol=8 * eps)
+    assert_close(case, (out, dq), expected, slice(-1))
     for x in (dk, dv):
         assert not x[..., hidden:, :].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", slow_among(HIDDEN, {"wide pairs"}))
+def test_hidden_numbers_before_a_window_do_not_matter(name, value, with_build, poisoned_memory):
+    case = in_window(HIDDEN[name])
+    if name in PAIRS:
+        with_build(PAIRS[name])
+    q, k, v, dout, _ = case.arrays()
+    expected = run(q, k, v, dout, **case.options)
+    for x in (k, v):
+        x[..., :38, :] = value  # the last of them is seen by the first query
+    out, dq, dk, dv = run(q, k, v, dout, **case.options)
+    assert np.isnan(out[..., 0, :].astype(np.float32)).any()
+    assert_close(case, (out, dq), expected, slice(1, None))
+    for x in (dk, dv):
+        assert not x[..., :37, :].any()
+
+
+def assert_close(case, results, expected, rows):
+    """In these rows."""
+    eps = float(ml_dtypes.finfo(case.dtype).eps)
+    for x, y in zip(results, expected, strict=False):
+        x, y = (a[..., rows, :].astype(np.float64) for a in (x, y))
+        np.testing.assert_allclose(x, y, rtol=8 * eps, atol=8 * eps)
+
+
+GUARDED = """
+import ctypes, mmap
+import numpy as np
+from cupy_flash import flash_attention, flash_attention_backward
+
+def guarded(dtype, begin, end):
+    rows, pitch = 4096, 64 * np.dtype(dtype).itemsize
+    x = np.frombuffer(mmap.mmap(-1, rows * pitch), dtype).reshape(rows, -1)
+    x[begin:end] = np.random.default_rng(0).standard_normal((end - begin, 64))
+    for first, last in ((0, begin), (end, rows)):
+        address, size, no_access = x.ctypes.data + first * pitch, (last - first) * pitch, 0
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), no_access) == 0
+    return x
+
+options = {"window": (300, 40), "q_offset": 2000}
+for dtype, sq in ((np.float32, 2), (np.float32, 9), (np.float32, 900), (np.float16, 900)):
+    q = np.random.default_rng(1).standard_normal((sq, 64)).astype(dtype)
+    begin, end = 1700, 2040 + sq
+    k, v = (guarded(dtype, begin // 64 * 64 - 512, end // 64 * 64 + 576) for _ in "kv")
+    out, lse = flash_attention(q, k, v, return_lse=True, **options)
+    _, dk, dv = flash_attention_backward(out, q, k, v, out, lse, **options)
+    for x in (dk, dv):
+        assert x[begin:end].any(axis=1).all() and not x[:begin].any() and not x[end:].any()
+print("clean")
+"""
+
+
+def test_keys_that_no_query_sees_are_not_read():
+    """What lies blocks of keys away from a window may not be touched: a process that does is ended."""
+    out, _ = python(GUARDED, CUPY_FLASH_CPU_TIER="native")
+    assert out.strip() == "clean"
 
 
 def test_descriptions_of_calls_are_kept_but_for_very_many_heads():
@@ -582,6 +647,8 @@ for isa in dict.fromkeys((native.isa("float32"), "portable")):
     if isa == "portable":
         native._FLAGS += ("-DBFLOAT16_PAIRS",)
     for dtype in ("float16", "bfloat16", "float32", "float64"):
+        check(Case(dtype=dtype, heads_k=2, group=2, sq=500, sk=700, d=33, dv=20, window=(90, 31), q_offset=-40), on)
+        check(Case(dtype=dtype, heads_k=2, group=2, sq=3, sk=700, d=33, dv=20, window=(300, 7), q_offset=590), on)
         case = Case(dtype=dtype, heads_k=2, group=2, sq=70, sk=200, d=33, dv=20, causal=True)
         for layout in LAYOUTS:
             check(case.all_in(layout), on)
@@ -624,6 +691,7 @@ def on(function, *arrays, **options):
 
 cases = [
     Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=33, causal=True),
+    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=33, window=(300, 20)),
     Case(heads_k=1, group=2, sq=3, sk=5300, d=64),
     Case(heads_k=1, sq=500, sk=1000, d=32),
 ]
@@ -633,7 +701,7 @@ with ThreadPoolExecutor(3) as pool:
     list(pool.map(lambda case: check(case, on), cases * 2))
 print("clean")
 """
-TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != block) sched_yield();"
+TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != part) sched_yield();"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """causal, scale, q_offset and the other options: what is taken for one, and that it is read at every call."""
 
 import gc
+import itertools
 import weakref
 from decimal import Decimal
 from fractions import Fraction
@@ -8,6 +9,8 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import made
+from oracle import visible
 
 from cupy_flash import (
     attention_reference,
@@ -17,7 +20,7 @@ from cupy_flash import (
     flash_attention_vjp,
 )
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Mask, Sizes
+from cupy_flash._src.components.component import Mask
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.specialization import Variant
 
@@ -215,21 +218,56 @@ def test_components_of_equal_values_are_one(component):
     """A call is found again by what is left of its options: plain values, alike however often they are checked."""
     for value in component.examples:
         checked = component.check(value)
-        assert component.check(checked) == checked and type(checked) in (bool, int, float, str)
-        one, other = (component.of(component.check(value), Sizes("float32", 64)) for _ in range(2))
+        assert component.check(checked) == checked and hash(checked) == hash(component.check(value))
+        assert {type(x) for x in np.ravel(np.array(checked, object))} <= {bool, int, float, str, type(None)}
+        one, other = (made(component, value) for _ in range(2))
         assert one is not None and one == other and hash(one) == hash(other)
 
 
-@pytest.mark.parametrize("options", [
-    {x.keyword: value} for x in COMPONENTS if issubclass(x, Mask) for value in x.examples
-])  # fmt: skip
+MASKS = [{x.keyword: value} for x in COMPONENTS if issubclass(x, Mask) for value in x.examples]
+
+
+def inside(interval, positions):
+    """Which positions (of the last axis) lie in an interval whose ends may be columns, or None."""
+    inside = np.ones(np.broadcast_shapes(positions.shape, *(np.shape(x) for x in interval if x is not None)), bool)
+    for end, holds in zip(interval, (np.less_equal, np.greater), strict=True):
+        inside &= True if end is None else holds(end, positions)
+    return inside
+
+
+@pytest.mark.parametrize("options", MASKS)
 @pytest.mark.parametrize("offset", [-40, -3, 0, 5, 40])
 def test_ends_of_a_mask_never_fall_and_belong_together(options, offset):
-    """A query sees the keys before its key_end, each of which has its query_begin at the query or before it."""
+    """Both intervals say which query sees which key, for numbers as for arrays of them."""
+    queries, keys = np.arange(30), np.arange(20)
     for mask in problem(**options).masks:
-        queries, keys = np.arange(30), np.arange(20)
-        end, begin = mask.key_end(queries, offset), mask.query_begin(keys, offset)
-        assert (np.diff(end) >= 0).all() and (np.diff(begin) >= 0).all()
-        np.testing.assert_array_equal(keys < end[:, None], begin <= queries[:, None])
-        assert [mask.key_end(i, offset) for i in range(30)] == end.tolist()
-        assert [mask.query_begin(j, offset) for j in range(20)] == begin.tolist()
+        of_queries, of_keys = mask.keys(queries[:, None], offset), mask.queries(keys[:, None], offset)
+        np.testing.assert_array_equal(inside(of_queries, keys), inside(of_keys, queries).T)
+        for of_all, of_one, positions in ((of_queries, mask.keys, queries), (of_keys, mask.queries, keys)):
+            for field, ends in zip(of_all._fields, of_all, strict=True):
+                alone = [getattr(of_one(position, offset), field) for position in positions.tolist()]
+                assert alone == ([None] * len(positions) if ends is None else ends.ravel().tolist())
+                assert ends is None or (np.diff(ends.ravel()) >= 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, *MASKS, {"causal": True, "window": (4, 9)}])
+@pytest.mark.parametrize(("sq", "sk"), [(9, 7), (3, 12), (12, 3), (1, 1), (0, 4), (4, 0)])
+def test_intervals_of_a_problem_hold_what_is_seen(options, sq, sk):
+    """Of rows and columns of the mask and of blocks of them; empty ones begin where they end, within the sizes."""
+    for q_offset in range(-25, 26) if options else [None]:
+        options = options | {"q_offset": q_offset}
+        found = AttentionProblem.from_arrays(*(np.zeros((2, n, 4)) for n in (sq, sk, sk)), **options)
+        seen = visible(sq, sk, **options)
+        for flags, intervals in ((seen, found.keys), (seen.T, found.queries)):
+            size, other = flags.shape
+            for first, last in itertools.combinations_with_replacement(range(size), 2):
+                begin, end = intervals(first, last)
+                assert 0 <= begin <= end <= other
+                np.testing.assert_array_equal(
+                    np.flatnonzero(flags[first : last + 1].any(axis=0)), np.arange(begin, end)
+                )
+            if size:
+                together = intervals(np.arange(size), np.full(size, size - 1))
+                assert [tuple(x) for x in np.transpose(together)] == [intervals(i, size - 1) for i in range(size)]
+        begin, end = found.seeing
+        np.testing.assert_array_equal(np.flatnonzero(seen.any(axis=1)), np.arange(begin, end))

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from cases import every_component
 from emulator.both_paths import run_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_flash._src import packing
-from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.components.component import fill
 from cupy_flash._src.params import layout
 from cupy_flash._src.problem import AttentionProblem
@@ -86,14 +86,12 @@ def test_a_scale_beyond_float32_raises_nothing_whatever_the_error_state(dtype, s
 
 @pytest.mark.parametrize("concepts", [["Score", "Mask"], ["Score"]])
 def test_kernels_are_told_of_the_components_that_they_are_made_of(concepts):
-    q = np.zeros((1, 2, 8), np.float32)
-    problem = AttentionProblem.from_arrays(q, q, q, **{c.keyword: c.examples[-1] for c in COMPONENTS if c.examples})
-    assert len(problem.components) == len(COMPONENTS)
-    parts = tuple(part for part in parts_of(problem.components) if part.component.concept in concepts)
+    components = every_component(-1)
+    parts = tuple(part for part in parts_of(components) if part.component.concept in concepts)
     params = np.zeros((), layout("ForwardParams", parts))
     told = params["components"]
-    fill(told, problem.components)
-    values = {x.struct: x.params() for x in problem.components if x.concept in concepts}
+    fill(told, components)
+    values = {x.struct: x.params() for x in components if x.concept in concepts}
     assert "ScaleParams" in told.dtype.names and set(told.dtype.names) <= values.keys()
     for struct in told.dtype.names:
         for name in told[struct].dtype.names:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from cases import made
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_flash._src import source
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Sizes
 from cupy_flash._src.params import BATCH_DIMS, layout
 from cupy_flash._src.structs import structs_of
 
@@ -104,6 +104,5 @@ def test_the_kernels_structs_are_found():
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
 def test_a_component_fills_in_the_struct_of_its_header(component):
     for value in component.examples:
-        checked = component.of(component.check(value), Sizes("float16", 64))
         struct = structs_of(source.flatten(f"attention/{component.header}.cuh"))[component.struct]
-        assert set(struct.names) <= set(checked.params())
+        assert set(struct.names) <= set(made(component, value).params())

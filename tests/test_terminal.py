@@ -1,5 +1,6 @@
 """What the commands do where they meet a terminal, a pipe, a full disk, and arguments that make no sense."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -113,7 +114,10 @@ def test_what_is_no_number_shows_the_usage(arguments, capsys):
 @pytest.mark.parametrize("heads", [2**10, 400_000, 2**31 - 1])
 def test_many_heads_of_a_key_head_leave_a_problem_to_count(heads):
     q, k = (np.broadcast_to(np.float16(0), (1, h, 8, 64)) for h in (heads, 1))
-    small = explain_command._reduced(AttentionProblem.from_arrays(q, k, k))
+    parser = argparse.ArgumentParser()
+    explain_command.add_arguments(parser)
+    args = parser.parse_args(["--shape", f"1,{heads},8,8,64", "--heads-k", "1"])
+    small = explain_command._reduced(AttentionProblem.from_arrays(q, k, k), args)
     pairs = small.num_heads_q * small.seqlen_q * small.seqlen_k
     assert (small.num_heads_q, small.seqlen_q, small.seqlen_k) == (256, 8, 8)
     assert pairs <= explain_command.EMULATED_PAIRS

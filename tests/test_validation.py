@@ -398,7 +398,8 @@ def test_alignment_on_a_gpu_is_of_the_address():
 
 # --- options ---
 
-TAKEN = {"causal": True, "scale": 0.5, "q_offset": 1}
+TAKEN = {"causal": True, "window": (1, 0), "scale": 0.5, "q_offset": 1}
+UNMASKED = {"causal": False, "window": None}
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if "q" in TABLE[call]], ids=lambda call: call.__name__)
@@ -415,8 +416,10 @@ def test_an_option_is_checked_each_time(call):
         ({"scale": np.nan}, "ValueError: scale is nan: expected a finite number"),
         ({"scale": -np.inf}, "ValueError: scale is -inf: expected a finite number"),
         ({"scale": -3e38}, "ValueError: scale is -3e+38: expected at most 2.36e+38 in size for float32"),
-        ({"causal": False}, "ValueError: q_offset is 1: without causal=True every query sees every key"),
-        ({"causal": False, "q_offset": 0}, "ValueError: q_offset is 0: without causal=True every query sees every key"),
+        ({"window": (True, 0)}, "TypeError: window is True: expected an int"),
+        ({"window": (1, 0.0)}, "TypeError: window is 0.0: expected an int"),
+        (UNMASKED, "ValueError: q_offset is 1: without causal=True or window=(3, 2) every query sees every key"),
+        ({**UNMASKED, "q_offset": 0}, "ValueError: q_offset is 0: without causal=True or window=(3, 2) every query"),
     ):
         with pytest.raises((TypeError, ValueError)) as error:
             call(**good, **{**TAKEN, **change})

@@ -22,12 +22,11 @@ struct BackwardPlan {
   int64_t keys, key_blocks, queries, query_blocks, heads;
 
   BackwardPlan(const Shape& s, int64_t panel) {
-    const int64_t rows = s.seqlen_q - s.first_query;
     heads = s.heads_k;
     const int64_t most = clamp(ceil_div(s.seqlen_k * heads, 8), kKeyBlock / 2, kKeyBlock);
     keys = even_part(s.seqlen_k, most, kTileRows<kBackwardVectors>);
     key_blocks = ceil_div(s.seqlen_k, keys);
-    queries = even_part(rows, kQueryBlock, panel), query_blocks = ceil_div(rows, queries);
+    queries = even_part(s.queries, kQueryBlock, panel), query_blocks = ceil_div(s.queries, queries);
   }
 
   int64_t items() const { return heads * key_blocks; }
@@ -55,13 +54,17 @@ class BackwardBlock {
     rows_ = scratch.take<Integer<T>>(columns_);
   }
 
-  void load_keys(int64_t head, int64_t j0, int64_t keys) {
+  // dK and dV are 0 as long as no query has been attended to.
+  void begin_keys(int64_t j0, int64_t keys) {
     j0_ = j0, keys_ = keys;
-    k_ = load_factor(shape_.dtype, k_block_, pitch_, at(call_.k, shape_.k, head, j0), shape_.k, keys, shape_.head_dim);
-    v_ = load_factor(shape_.dtype, v_block_, pitch_v_, at(call_.v, shape_.v, head, j0), shape_.v, keys,
-                     shape_.head_dim_v);
     __builtin_memset(dk_, 0, round_up(keys, kRowUnit) * pitch_ * sizeof(T));
     __builtin_memset(dv_, 0, round_up(keys, kRowUnit) * pitch_v_ * sizeof(T));
+  }
+
+  void load_keys(int64_t head) {
+    const char *k = at(call_.k, shape_.k, head, j0_), *v = at(call_.v, shape_.v, head, j0_);
+    k_ = load_factor(shape_.dtype, k_block_, pitch_, k, shape_.k, keys_, shape_.head_dim);
+    v_ = load_factor(shape_.dtype, v_block_, pitch_v_, v, shape_.v, keys_, shape_.head_dim_v);
   }
 
   void store_keys(int64_t head) const {
@@ -76,9 +79,10 @@ class BackwardBlock {
   void attend(int64_t head, int64_t i0, int64_t queries) {
     load_queries(head, i0, queries);
     __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
+    const int64_t begin = clamp(mask_.key_begin(i0) - j0_, 0, keys_) / kRowUnit * kRowUnit;
     const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
-    const int64_t size = even_part(end, kBackwardTile, kTileRows<kBackwardVectors>);
-    for (int64_t u = 0; u < end; u += size) tile(u, clamp(end - u, 0, size));
+    const int64_t size = even_part(end - begin, kBackwardTile, kTileRows<kBackwardVectors>);
+    for (int64_t u = begin; u < end; u += size) tile(u, clamp(end - u, 0, size));
     // Q has been used: its rows take dQ.
     for (int64_t i = 0; i < columns_; i += kPanel) {
       transpose(q_ + i * pitch_, pitch_, dq_panels_ + i * pitch_, kPanel, pitch_, kPanel);
@@ -126,40 +130,58 @@ class BackwardBlock {
     return value;
   }
 
+  // A panel of queries, from column i of the block on, against keys of a tile, from j0 on.
+  struct Part {
+    bool cut;
+    int64_t i, j0, keys;
+    int64_t at;  // its first score in p_, ds_ and kept_
+  };
+
   // Keys u to u + keys of the block against the queries.
   void tile(int64_t u, int64_t keys) {
     const int64_t j0 = j0_ + u, whole = round_up(keys, kRowUnit);
     const T *k = k_ + u * pitch_, *v = v_ + u * pitch_v_;
     const int64_t first = clamp(mask_.query_begin(j0) - i0_, 0, queries_) / kPanel * kPanel;
-    const bool cut = !mask_.covers(i0_ + first, j0, whole);
+    const int64_t end = clamp(mask_.query_end(j0 + keys - 1) - i0_, first, queries_);
+    const bool cut = !mask_.covers(i0_ + first, i0_ + end - 1, j0, whole);
     const bool finite_k = !cut || all_finite(k, keys * pitch_);
 
-    for (int64_t i = first; i < queries_; i += kPanel) {
-      const int64_t last = i0_ + clamp(i + kPanel, 0, queries_) - 1;
-      const int64_t seen = clamp(mask_.key_end(last) - j0, 0, keys);
-      const bool panel_cut = !mask_.covers(i0_ + i, j0, round_up(seen, kRowUnit));
+    for (int64_t i = first; i < end; i += kPanel) {
+      const int64_t low = i0_ + i, high = i0_ + clamp(i + kPanel, 0, queries_) - 1;
+      const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit;
+      const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
+      const bool panel_cut = !mask_.covers(low, high, j0 + begin, round_up(seen, kRowUnit));
+      const Part part{panel_cut, i, j0 + begin, seen, begin * columns_ + i};
+      const T* seen_k = k + begin * pitch_;
       if (score_.has_steps()) {
-        stepped_probabilities(panel_cut, i, j0, seen, k);
-        stepped_score_gradients(panel_cut, i, j0, seen, v);
+        stepped_probabilities(part, seen_k);
+        stepped_score_gradients(part, v + begin * pitch_v_);
       } else {
-        probabilities(panel_cut, i, j0, seen, k);
-        score_gradients(panel_cut, i, j0, seen, v);
+        probabilities(part, seen_k);
+        score_gradients(part, v + begin * pitch_v_);
       }
-      for (int64_t j = round_up(seen, kRowUnit); j < whole; ++j) {
-        __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
-        __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
-      }
+      clear(i, 0, begin);
+      clear(i, begin + round_up(seen, kRowUnit), whole);
       T* dq = dq_panels_ + i * pitch_;
       if (finite_k || !panel_cut) {
-        add_to_queries(seen, k, ds_ + i, dq);
+        add_to_queries(seen, seen_k, ds_ + part.at, dq);
       } else {
-        accumulate_seen<T>(mask_, rows_ + i, kPanel, j0, seen, ds_ + i, columns_, {k, 0, pitch_, 1},
+        accumulate_seen<T>(mask_, rows_ + i, kPanel, part.j0, seen, ds_ + part.at, columns_, {seen_k, 0, pitch_, 1},
                            {dq, 1, 0, kPanel}, shape_.head_dim);
       }
     }
 
-    add_to_keys(cut, first, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
-    add_to_keys(cut, first, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
+    const int64_t depth = end - first;
+    add_to_keys(cut, first, depth, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
+    add_to_keys(cut, first, depth, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
+  }
+
+  // P and dS of keys that no query of a panel sees.
+  void clear(int64_t i, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
+      __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
+    }
   }
 
   // dQ of a panel.
@@ -167,9 +189,9 @@ class BackwardBlock {
     accumulate<T, kBackwardVectors>(pitch_, keys, ByColumns<T>{k, pitch_}, ds, columns_, dq, kPanel);
   }
 
-  // y += weight x: the sum over the queries from column `first` on.
-  void add_to_keys(bool cut, int64_t first, int64_t j0, int64_t keys, const T* weight, Rows<const T> x, Rows<T> y) {
-    const int64_t depth = queries_ - first;
+  // y += weight x: the sum over so many queries from column `first` on.
+  void add_to_keys(bool cut, int64_t first, int64_t depth, int64_t j0, int64_t keys, const T* weight, Rows<const T> x,
+                   Rows<T> y) {
     x.data += first * x.query;
     if (!cut || all_finite(x.data, depth * x.query)) {
       accumulate_wide<T, kBackwardVectors>(keys, depth, {weight + first, columns_}, x.data, y.data, y.key, y.key);
@@ -178,20 +200,20 @@ class BackwardBlock {
     }
   }
 
-  // P of the panel of queries from column i on.
-  __attribute__((noinline)) void probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
-    const T* lse = lse_ + i;
+  // P of a part.
+  __attribute__((noinline)) void probabilities(const Part& part, const T* k) {
+    const T* lse = lse_ + part.i;
     const auto factor = score_.factor();
-    each_sum(cut, i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p_ + i,
+    each_sum(part, shape_.head_dim, {k, pitch_}, q_panels_ + part.i * pitch_, p_ + part.at,
              [=](Vector<T> s, int64_t n, int64_t) ALWAYS_INLINE { return power(factor.in_log2(s) - load(lse + n)); });
   }
 
-  // dS of the same panel.
-  __attribute__((noinline)) void score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
-    const T *delta = delta_ + i, *p = p_ + i;
+  // dS of it.
+  __attribute__((noinline)) void score_gradients(const Part& part, const T* v) {
+    const T *delta = delta_ + part.i, *p = p_ + part.at;
     const int64_t pitch = columns_;
     const auto factor = score_.factor();
-    each_sum(cut, i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds_ + i,
+    each_sum(part, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + part.i * pitch_v_, ds_ + part.at,
              [=](Vector<T> dp, int64_t n, int64_t j) ALWAYS_INLINE {
                return factor.backward(load(p + j * pitch + n) * (dp - load(delta + n)));
              });
@@ -199,12 +221,12 @@ class BackwardBlock {
 
   // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
   template <class Use>
-  inline ALWAYS_INLINE void each_sum(bool cut, int64_t i, int64_t j0, int64_t keys, int64_t depth, ByRows<T> a,
-                                     const T* b, T* y, Use use) {
-    const Integer<T>* rows = rows_ + i;
-    const int64_t pitch = columns_;
+  inline ALWAYS_INLINE void each_sum(const Part& part, int64_t depth, ByRows<T> a, const T* b, T* y, Use use) {
+    const Integer<T>* rows = rows_ + part.i;
+    const int64_t pitch = columns_, j0 = part.j0;
+    const bool cut = part.cut;
     const KeyMask mask = mask_;
-    multiply<T, kBackwardVectors>(keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+    multiply<T, kBackwardVectors>(part.keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
       x = use(x, n * kStep, r);
       if (cut) x = mask.lanes_see<T>(load_as<Mask<T>>(rows + n * kStep), j0 + r) ? x : Vector<T>{};
       store(y + r * pitch + n * kStep, x);
@@ -215,37 +237,37 @@ class BackwardBlock {
   static ALWAYS_INLINE Vector<T> power(Vector<T> x) { return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x); }
 
   // The same two by passes, of sums as they are.
-  __attribute__((noinline)) void stepped_probabilities(bool cut, int64_t i, int64_t j0, int64_t keys, const T* k) {
-    T *const p = p_ + i, *const lse = lse_ + i;
+  __attribute__((noinline)) void stepped_probabilities(const Part& part, const T* k) {
+    T *const p = p_ + part.at, *const lse = lse_ + part.i;
     const T unit = score_.unit();
-    const auto tile = sums(i, j0, keys, shape_.head_dim, {k, pitch_}, q_panels_ + i * pitch_, p);
-    score_.forward(tile, p, kept_ + i, kBackwardTile * columns_);
+    const auto tile = sums(part, shape_.head_dim, {k, pitch_}, q_panels_ + part.i * pitch_, p);
+    score_.forward(tile, p, kept_ + part.at, kBackwardTile * columns_);
     tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
       T* const x = p + j * tile.pitch + n * kStep;
       store(x, power(load(x) * unit - load(lse + n * kStep)));
     });
-    if (cut) hide(tile, p);
+    if (part.cut) hide(tile, p);
   }
 
-  __attribute__((noinline)) void stepped_score_gradients(bool cut, int64_t i, int64_t j0, int64_t keys, const T* v) {
-    T *const ds = ds_ + i, *const p = p_ + i, *const delta = delta_ + i;
-    const auto tile = sums(i, j0, keys, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + i * pitch_v_, ds);
+  __attribute__((noinline)) void stepped_score_gradients(const Part& part, const T* v) {
+    T *const ds = ds_ + part.at, *const p = p_ + part.at, *const delta = delta_ + part.i;
+    const auto tile = sums(part, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + part.i * pitch_v_, ds);
     tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
       const int64_t at = j * tile.pitch + n * kStep;
       store(ds + at, load(p + at) * (load(ds + at) - load(delta + n * kStep)));
     });
-    score_.backward(tile, ds, kept_ + i, kBackwardTile * columns_);
-    if (cut) hide(tile, ds);
+    score_.backward(tile, ds, kept_ + part.at, kBackwardTile * columns_);
+    if (part.cut) hide(tile, ds);
   }
 
   // A B to y.
-  __attribute__((noinline)) PanelTile<T, kBackwardVectors> sums(int64_t i, int64_t j0, int64_t keys, int64_t depth,
-                                                                ByRows<T> a, const T* b, T* y) {
+  __attribute__((noinline)) PanelTile<T, kBackwardVectors> sums(const Part& part, int64_t depth, ByRows<T> a,
+                                                                const T* b, T* y) {
     const int64_t pitch = columns_;
-    multiply<T, kBackwardVectors>(keys, depth, a, b, kPanel, [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
+    multiply<T, kBackwardVectors>(part.keys, depth, a, b, kPanel, [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
       store(y + r * pitch + n * kStep, x);
     });
-    return {round_up(keys, kRowUnit), pitch, rows_ + i, j0};
+    return {round_up(part.keys, kRowUnit), pitch, rows_ + part.i, part.j0};
   }
 
   void hide(const PanelTile<T, kBackwardVectors>& tile, T* x) const {
@@ -294,20 +316,28 @@ class BackwardJob {
   // wait for their turns. When causal, the most queries see the first blocks.
   void run(int64_t item, int64_t worker) const {
     const int64_t block = item / plan_.heads, head = item % plan_.heads, j0 = block * plan_.keys;
+    const int64_t count = clamp(shape_.seqlen_k - j0, 0, plan_.keys), total = shape_.queries;
+    // Among the queries that see a key: those that see one of these.
+    const KeyMask mask(shape_);
+    const int64_t first = mask.query_begin(j0) - shape_.first_query;
+    const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
+    const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
     Scratch scratch(workers_ + worker * worker_bytes_);
     Block keys(call_, plan_, scratch);
-    keys.load_keys(head, j0, clamp(shape_.seqlen_k - j0, 0, plan_.keys));
+    keys.begin_keys(j0, count);
+    if (block_begin < block_end) keys.load_keys(head);
     for (int64_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h) {
-      for (int64_t n = 0; n < plan_.query_blocks; ++n) {
-        const int64_t i0 = shape_.first_query + n * plan_.queries, rows = clamp(shape_.seqlen_q - i0, 0, plan_.queries);
-        const int64_t end = KeyMask(shape_).key_end(i0 + rows - 1);
-        if (end <= j0) continue;
+      // The last first: of a window, the next block of keys has in common with this one what it comes to in the end.
+      for (int64_t n = block_end - 1; n >= block_begin; --n) {
+        const int64_t i = n * plan_.queries, i0 = shape_.first_query + i, rows = clamp(total - i, 0, plan_.queries);
         keys.attend(h, i0, rows);
+        // These queries see keys of an unbroken row of blocks, of which the earlier ones add their parts before this
+        // one. They have begun, as items are taken in order: so the wait ends, and soon.
+        const int64_t part = block - mask.key_begin(i0) / plan_.keys;
         int32_t* turn = turns_ + h * plan_.query_blocks + n;
-        // The earlier blocks have begun: items are taken in order. So this ends, and soon.
-        while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != block) sched_yield();
-        add_dq(keys, h, i0, rows, block == 0, j0 + plan_.keys >= end);
-        __atomic_store_n(turn, int32_t(block + 1), __ATOMIC_RELEASE);
+        while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != part) sched_yield();
+        add_dq(keys, h, i0, rows, part == 0, j0 + plan_.keys >= mask.key_end(i0 + rows - 1));
+        __atomic_store_n(turn, int32_t(part + 1), __ATOMIC_RELEASE);
       }
     }
     keys.store_keys(head);

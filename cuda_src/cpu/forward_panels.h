@@ -18,7 +18,7 @@ class PanelBlock {
   static constexpr int kSteps = 24 / kAccumulators;
 
   PanelBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
+      : call_(call), shape_(*call.shape), plan_(plan), score_(shape_) {
     depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
     pitch_ = round_up(depth_, kPitchUnit<T>);
     pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
@@ -42,10 +42,9 @@ class PanelBlock {
     __builtin_memset(x.o, 0, used_ * pitch_v_ * sizeof(T));
     __builtin_memset(x.l, 0, used_ * sizeof(T));
     for (int64_t i = 0; i < used_; ++i) x.m[i] = -kInfinity<T>;
-    const int64_t end = clamp(mask_.key_end(last_row_), 0, j_end);
-    const int64_t size = even_part(end - j_begin, kKeyTile, kTileRows<N>);
-    for (int64_t j0 = j_begin; j0 < end; j0 += size) {
-      tile(plan_.key_head(unit), j0, clamp(end - j0, 0, size), clamp(end - j0 - size, 0, size), x);
+    const int64_t size = even_part(j_end - j_begin, kKeyTile, kTileRows<N>);
+    for (int64_t j0 = j_begin; j0 < j_end; j0 += size) {
+      tile(plan_.key_head(unit), j0, clamp(j_end - j0, 0, size), clamp(j_end - j0 - size, 0, size), x);
     }
   }
 
@@ -96,7 +95,7 @@ class PanelBlock {
   static Vector<T> finite_base(Vector<T> m) { return m == splat(-kInfinity<T>) ? Vector<T>{} : m; }
 
   void load_queries(int64_t unit, int64_t block) {
-    last_row_ = clamp(plan_.row(block, plan_.rows - 1), 0, shape_.seqlen_q - 1);
+    last_row_ = plan_.last_row(block);
     for (int64_t i = 0; i < used_; i += kPanel) {
       for (int64_t n = 0; n < kPanel; ++n) {
         // Columns that are left over repeat the last query.
@@ -127,7 +126,9 @@ class PanelBlock {
 
   void tile(int64_t head, int64_t j0, int64_t keys, int64_t keys_after, const ForwardState<T>& x) {
     load_keys(head, j0, keys);
-    const bool finite = mask_.covers(rows_[0], j0, round_up(keys, kRowUnit)) || values_finite(head, j0, keys);
+    const KeyMask& mask = plan_.mask;
+    const bool finite =
+        mask.covers(rows_[0], last_row_, j0, round_up(keys, kRowUnit)) || values_finite(head, j0, keys);
     for (int64_t i = 0; i < used_; i += kPanel) {
       fetch(head, j0 + keys, keys_after, i);
       Integer<T> low = rows_[i], high = rows_[i];
@@ -135,21 +136,24 @@ class PanelBlock {
         low = rows_[i + n] < low ? rows_[i + n] : low;
         high = rows_[i + n] > high ? rows_[i + n] : high;
       }
-      const int64_t seen = clamp(mask_.key_end(high) - j0, 0, keys);
+      // Whole units before what the panel sees are left out: units of rows, which are whole pairs too.
+      const int64_t begin = clamp(mask.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit, first = j0 + begin;
+      const int64_t seen = clamp(mask.key_end(high) - j0, begin, keys) - begin;
       if (seen == 0) continue;
-      const bool cut = !mask_.covers(low, j0, round_up(seen, kRowUnit));
+      const bool cut = !mask.covers(low, high, first, round_up(seen, kRowUnit));
+      const E* k = k_ + begin * pitch_;
       Vector<T> largest[N];
       T* o = x.o + i * pitch_v_;
-      if (score_.has_steps()) stepped_scores(cut, i, j0, seen, largest);
-      else scores(cut, i, j0, seen, largest);
+      if (score_.has_steps()) stepped_scores(cut, i, first, seen, k, largest);
+      else scores(cut, i, first, seen, k, largest);
       softmax(seen, largest, x.m + i, x.l + i, o);
       if (cut && !finite) {
-        accumulate_seen_values(head, j0, seen, i, o);
+        accumulate_seen_values(head, first, seen, i, o);
       } else if constexpr (kIsPair<E>) {
         round_to_pairs(pairs_, p_, kPanel, seen);
-        add_values(ceil_div(seen, 2), pairs_, o);
+        add_values(ceil_div(seen, 2), v_ + begin / 2 * pitch_v_, pairs_, o);
       } else {
-        add_values(seen, p_, o);
+        add_values(seen, v_ + begin * pitch_v_, p_, o);
       }
     }
   }
@@ -169,14 +173,15 @@ class PanelBlock {
   }
 
   // Scores of the panel of queries from column i on and of keys from j0 on, -inf where hidden, and their largest.
-  __attribute__((noinline)) void scores(bool cut, int64_t i, int64_t j0, int64_t keys, Vector<T> (&largest)[N]) {
+  __attribute__((noinline)) void scores(bool cut, int64_t i, int64_t j0, int64_t keys, const E* k,
+                                        Vector<T> (&largest)[N]) {
     Vector<T> top[N];
     for (auto& x : top) x = splat(-kInfinity<T>);
     const Integer<T>* rows = rows_ + i;
     T* const p = p_;
-    const KeyMask mask = mask_;
+    const KeyMask mask = plan_.mask;
     const auto factor = score_.factor();
-    multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k_, pitch_}, q_ + i * pitch_, kPanel,
+    multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k, pitch_}, q_ + i * pitch_, kPanel,
                            [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
                              const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
                              x = factor.forward(x);
@@ -189,10 +194,10 @@ class PanelBlock {
 
   // The same by passes. Sums leave the registers as they are: AVX2's hold a tile and little else, and to scale sums
   // there cost 8% of the time (g++ 12).
-  __attribute__((noinline)) void stepped_scores(bool cut, int64_t i, int64_t j0, int64_t keys,
+  __attribute__((noinline)) void stepped_scores(bool cut, int64_t i, int64_t j0, int64_t keys, const E* k,
                                                 Vector<T> (&largest)[N]) {
     T* const s = p_;
-    multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k_, pitch_}, q_ + i * pitch_, kPanel,
+    multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k, pitch_}, q_ + i * pitch_, kPanel,
                            [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE { store(s + r * kPanel + n * kStep, x); });
     const PanelTile<T, N> tile{keys, kPanel, rows_ + i, j0};
     score_.forward(tile, s);
@@ -201,7 +206,7 @@ class PanelBlock {
     tile.each_vector([&](int64_t j, int n) ALWAYS_INLINE {
       T* const at = s + j * kPanel + n * kStep;
       const Mask<T> row = load_as<Mask<T>>(rows_ + i + n * kStep);
-      if (cut) store(at, mask_.template lanes_see<T>(row, j0 + j) ? load(at) : splat(-kInfinity<T>));
+      if (cut) store(at, plan_.mask.template lanes_see<T>(row, j0 + j) ? load(at) : splat(-kInfinity<T>));
       top[n] = max_of(top[n], load(at));
     });
     for (int n = 0; n < N; ++n) largest[n] = top[n];
@@ -255,8 +260,8 @@ class PanelBlock {
   }
 
   // O^T += V^T P^T.
-  __attribute__((noinline)) void add_values(int64_t depth, const E* p, T* o) const {
-    accumulate<T, N, kSteps>(pitch_v_, depth, ByColumns<E>{v_, pitch_v_}, p, kPanel, o, kPanel);
+  __attribute__((noinline)) void add_values(int64_t depth, const E* v, const E* p, T* o) const {
+    accumulate<T, N, kSteps>(pitch_v_, depth, ByColumns<E>{v, pitch_v_}, p, kPanel, o, kPanel);
   }
 
   const T* value(int64_t head, int64_t j) const {
@@ -273,15 +278,14 @@ class PanelBlock {
   // O^T += V^T P^T where a hidden value is not finite.
   void accumulate_seen_values(int64_t head, int64_t j0, int64_t keys, int64_t i, T* o) const {
     for (int64_t j = 0; j < keys; ++j) {
-      accumulate_seen<T>(mask_, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel, {value(head, j0 + j), 0, 0, 1},
-                         {o, 1, 0, kPanel}, shape_.head_dim_v);
+      accumulate_seen<T>(plan_.mask, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel,
+                         {value(head, j0 + j), 0, 0, 1}, {o, 1, 0, kPanel}, shape_.head_dim_v);
     }
   }
 
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const KeyMask mask_;
   const Score<T> score_;
   int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0, last_row_ = 0;
   T *line_, *p_;

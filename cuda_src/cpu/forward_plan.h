@@ -17,19 +17,23 @@ struct ForwardPlan {
   int64_t chunk, chunks;  // keys of an item, and items that share a block
   int64_t first_query, queries;
   int64_t headroom = 0;   // p is 2^(s - m - headroom)
+  KeyMask mask;
 
-  ForwardPlan(const Shape& s, int64_t panel) {
-    first_query = s.first_query;
-    queries = s.seqlen_q - first_query;
+  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries), mask(s) {
     group = s.group();
     packed = group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
     units = s.heads_q / packed;
     blocks = ceil_div(queries, rows);
+    int64_t most = 0;  // keys of a block
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Keys seen = keys(block);
+      most = seen.end - seen.begin > most ? seen.end - seen.begin : most;
+    }
     // An item loads and merges its queries once more: it wants many times as many keys.
     const int64_t few = ceil_div(32, units * blocks), wanted = 4 * columns() > 240 ? 4 * columns() : 240;
-    chunk = even_part(s.seqlen_k, ceil_div(s.seqlen_k, clamp(ceil_div(s.seqlen_k, wanted), 1, few)), kAccumulators);
-    chunks = ceil_div(s.seqlen_k, chunk);
+    chunk = even_part(most, ceil_div(most, clamp(ceil_div(most, wanted), 1, few)), kAccumulators);
+    chunks = ceil_div(most, chunk);
     // No p exceeds 1 / seqlen_k, so no sum of p v exceeds the largest v, and none overflows that standard attention
     // keeps finite. Sums of float16, in float32, are far from that.
     if (s.dtype != kFloat16) for (headroom = kSlack; s.seqlen_k > int64_t(1) << (headroom - kSlack);) ++headroom;
@@ -45,6 +49,13 @@ struct ForwardPlan {
 
   // The last blocks come first: when causal they see the most keys. A row may lie beyond the last query.
   int64_t row(int64_t block, int64_t column) const { return first_query + (blocks - 1 - block) * rows + column % rows; }
+  int64_t last_row(int64_t block) const { return clamp(row(block, rows - 1), 0, first_query + queries - 1); }
+
+  // What queries of a block see lies from the one key on before the other.
+  struct Keys {
+    int64_t begin, end;
+  };
+  Keys keys(int64_t block) const { return {mask.key_begin(row(block, 0)), mask.key_end(last_row(block))}; }
 };
 
 // What the keys seen so far leave of a block of queries, in panels.

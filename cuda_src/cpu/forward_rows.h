@@ -13,7 +13,7 @@ class RowBlock {
   static constexpr int64_t kStep = kLanes<T>;
 
   RowBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), mask_(shape_), score_(shape_) {
+      : call_(call), shape_(*call.shape), plan_(plan), score_(shape_) {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     q_ = scratch.take<T>(pitch_);
     k_tile_ = scratch.take<T>(kKeyTile * pitch_);
@@ -27,23 +27,23 @@ class RowBlock {
     __builtin_memset(x.o, 0, plan_.columns() * pitch_v_ * sizeof(T));
     for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
     const int64_t key_head = plan_.key_head(unit);
-    const int64_t end = clamp(mask_.key_end(shape_.seqlen_q - 1), 0, j_end);
-    const int64_t size = even_part(end - j_begin, kKeyTile, kAccumulators);
-    for (int64_t j0 = j_begin; j0 < end; j0 += size) {
-      const int64_t keys = clamp(end - j0, 0, size);
+    const int64_t size = even_part(j_end - j_begin, kKeyTile, kAccumulators);
+    for (int64_t j0 = j_begin; j0 < j_end; j0 += size) {
+      const int64_t keys = clamp(j_end - j0, 0, size);
       const T* k = load_factor(shape_.dtype, k_tile_, pitch_, at(call_.k, shape_.k, key_head, j0), shape_.k, keys,
                                shape_.head_dim);
       const T* v = load_factor(shape_.dtype, v_tile_, pitch_v_, at(call_.v, shape_.v, key_head, j0), shape_.v, keys,
                                shape_.head_dim_v);
       for (int64_t i = 0; i < plan_.columns(); ++i) {
-        const int64_t seen = clamp(mask_.key_end(row(i)) - j0, 0, keys);
+        const int64_t begin = clamp(plan_.mask.key_begin(row(i)) - j0, 0, keys);
+        const int64_t seen = clamp(plan_.mask.key_end(row(i)) - j0, begin, keys) - begin;
         if (seen == 0) continue;
         const char* q = at(call_.q, shape_.q, plan_.head(unit, i), row(i));
         load_row(shape_.dtype, q_, pitch_, q, shape_.q.col, shape_.head_dim);
         T* o = x.o + i * pitch_v_;
-        const T rescale = probabilities(row(i), j0, seen, k, x.m[i], x.l[i]);
+        const T rescale = probabilities(row(i), j0 + begin, seen, k + begin * pitch_, x.m[i], x.l[i]);
         for (int64_t c = 0; rescale != 1 && c < pitch_v_; c += kStep) store(o + c, load(o + c) * rescale);
-        add_values(seen, v, o);
+        add_values(seen, v + begin * pitch_v_, o);
       }
     }
   }
@@ -146,7 +146,6 @@ class RowBlock {
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const KeyMask mask_;
   const Score<T> score_;
   int64_t pitch_, pitch_v_;
   T *q_, *k_tile_, *v_tile_, *p_;

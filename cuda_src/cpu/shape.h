@@ -14,8 +14,8 @@ struct Layout {
 struct Shape {
   int64_t dtype, out_dtype;  // the second is that of out and dq in the backward
   int64_t heads_q, heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v;
-  int64_t q_offset;     // position of query 0 among the keys
-  int64_t first_query;  // those before it see no key, and are the caller's
+  int64_t q_offset;              // position of query 0 among the keys
+  int64_t first_query, queries;  // that see a key: so many from the first on; the others are the caller's
   Components components;
   Layout q, k, v, out, lse, dout, dlse, dq, dk, dv;
 

@@ -56,19 +56,19 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// The query blocks that see the block's keys, in one head after another. Queries before `query_begin` see none of them.
+// The query blocks that see the block's keys, in one head after another. Queries outside [begin, end) see none of them.
 struct QueryWalk {
-  int query_begin, seqlen_q;
+  int query_begin, query_end;
   int m0;
   int member = 0;  // how many heads after the first it is
 
-  __device__ __forceinline__ QueryWalk(int query_begin, int seqlen_q)
-      : query_begin(query_begin), seqlen_q(seqlen_q), m0(begin()) {}
+  __device__ __forceinline__ explicit QueryWalk(Interval queries)
+      : query_begin(queries.begin), query_end(queries.end), m0(begin()) {}
 
   __device__ int begin() const { return query_begin / kBlockM * kBlockM; }
-  __device__ int blocks() const { return query_begin < seqlen_q ? ceil_div(seqlen_q - begin(), kBlockM) : 0; }
+  __device__ int blocks() const { return query_begin < query_end ? ceil_div(query_end - begin(), kBlockM) : 0; }
 
-  __device__ bool ends_head() const { return m0 + kBlockM >= seqlen_q; }
+  __device__ bool ends_head() const { return m0 + kBlockM >= query_end; }
   __device__ void next() {
     member += ends_head();
     m0 = ends_head() ? begin() : m0 + kBlockM;
@@ -98,7 +98,7 @@ struct QueryStream {
 
   // Start copying the block where `walk` is, the next one.
   __device__ __forceinline__ void start(QueryStage& stage, const QueryWalk& walk) {
-    const int begin = walk.query_begin - walk.m0, end = walk.seqlen_q - walk.m0;
+    const int begin = walk.query_begin - walk.m0, end = walk.query_end - walk.m0;
     q.start(stage.query, begin, end, walk.distance(params.q));
     dout.start(stage.dout, begin, end, walk.distance(params.dout));
     statistics.start(stage.statistics, begin, end, walk.distance(params.lse), walk.distance(params.delta));
@@ -225,14 +225,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
   const Place place(shape, batch, head_begin);
   const Mask mask(params.components, place);
-  const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
-  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
-  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
+  const Interval seen = mask.keys(0, shape.seqlen_q - 1);
+  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, seen.end, shape.head_dim, seen.begin);
+  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, seen.end, shape.head_dim_v, seen.begin);
   load_tile(shared.key, gK, n0);  // in the group of the first queries
   load_tile(shared.value, gV, n0);
 
   // The query blocks of each head that see its keys.
-  QueryWalk walk(query_begin, shape.seqlen_q);
+  QueryWalk walk(mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1));
   QueryStream stream(params, query_head(params, batch, head_begin), walk);
   // Start copying the block that is so many after the one of `walk`.
   const auto start = [&](int slot, int ahead) {

@@ -59,19 +59,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const Place place(shape, batch, head);
   const Mask mask(params.components, place);
-  const int key_end = ptx::opaque(mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1));
+  const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
+  const int key_end = ptx::opaque(keys.end), first = keys.begin / kBlockN * kBlockN;
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
   const QueryHead gHead = query_head(params, batch, head);
   load_tile(shared.query, gHead.q, m0);  // in the group of the first keys
   load_tile(shared.dout, gHead.dout, m0);
 
-  TileStream<KeyTile> key(params.k, gK, 0);
-  TileStream<ValueTile> value(params.v, gV, 0);
-  int next = 0;  // key to copy
+  TileStream<KeyTile> key(params.k, gK, first);
+  TileStream<ValueTile> value(params.v, gV, first);
+  int next = first;  // key to copy
   const auto start = [&](int slot) {
-    key.start(shared.ring[slot].key, 0, key_end - next, kBlockN * params.k.row_stride);
-    value.start(shared.ring[slot].value, 0, key_end - next, kBlockN * params.v.row_stride);
+    const int begin = Mask::kCutsBelow ? keys.begin - next : 0;
+    key.start(shared.ring[slot].key, begin, key_end - next, kBlockN * params.k.row_stride);
+    value.start(shared.ring[slot].value, begin, key_end - next, kBlockN * params.v.row_stride);
     next += kBlockN;
   };
   const auto finish = [&](int slot) {
@@ -79,14 +81,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     value.finish(shared.ring[slot].value);
   };
   Ring ring;
-  ring.fill(ceil_div(key_end, kBlockN), start, finish);
+  ring.fill(ceil_div(key_end - first, kBlockN), start, finish);
 
   const Score<float> score(params.components, place);
   const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
   float acc_dq[kScoreRows][kQueryCols];
   set_zero(acc_dq);
 
-  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
+  for (int n0 = first; n0 < key_end; n0 += kBlockN) {
     ring.arrive(ceil_div(key_end - n0, kBlockN), start, finish);
     auto& stage = shared.ring[ring.slot];
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];

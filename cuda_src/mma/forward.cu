@@ -6,7 +6,7 @@
 // one split of them (Flash-Decoding). A warp owns kBlockM / kNWarps whole rows, so that a row's statistics need only
 // shuffles within a quad and P goes from S's registers to the next product without leaving them. K and V stream
 // through a ring of kStages tiles, K and V of a block in turn, the last block first: only the first ones can be cut
-// by the mask.
+// by the end of the keys.
 #include "attention/online_softmax.cuh"
 #include "attention/schedule.cuh"
 #include "mma/fragment.cuh"
@@ -56,7 +56,7 @@ struct Stream {
   Ring ring;
   TileStream<KeyTile> key;
   TileStream<ValueTile> value;
-  int begin, key_end;
+  int begin, key_begin, key_end;
 
   __device__ __forceinline__ Stream(SharedStorage& shared, const ForwardParams& params, const Matrix<Element>& gK,
                                     const Matrix<Element>& gV, int begin, int end)
@@ -65,24 +65,26 @@ struct Stream {
         key(params.k, gK, (end - 1) * kBlockN),
         value(params.v, gV, (end - 1) * kBlockN),
         begin(begin),
+        key_begin(gK.row_begin),
         key_end(gK.rows) {
     ring.fill(
         2 * (end - begin),
         [&](int step) {
           const int block = end - 1 - step / 2;
-          const int rows = key_end - block * kBlockN;
-          step % 2 == 0 ? start<true>(step, rows) : start<false>(step, rows);
+          const int n0 = block * kBlockN, rows = key_end - n0;
+          step % 2 == 0 ? start<true>(step, n0, rows) : start<false>(step, n0, rows);
         },
         [&](int step) { step % 2 == 0 ? finish<true>(step) : finish<false>(step); });
   }
 
-  // Start copying K or V of the next block, of which so many rows exist.
+  // Start copying K or V of the next block, from key n0 on, of which so many rows exist.
   template <bool kIsKey>
-  __device__ __forceinline__ void start(int slot, int rows) {
+  __device__ __forceinline__ void start(int slot, int n0, int rows) {
+    const int first = Mask::kCutsBelow ? key_begin - n0 : 0;
     if constexpr (kIsKey) {
-      key.start(shared.ring[slot].key, 0, rows, -kBlockN * params.k.row_stride);
+      key.start(shared.ring[slot].key, first, rows, -kBlockN * params.k.row_stride);
     } else {
-      value.start(shared.ring[slot].value, 0, rows, -kBlockN * params.v.row_stride);
+      value.start(shared.ring[slot].value, first, rows, -kBlockN * params.v.row_stride);
     }
   }
 
@@ -101,10 +103,10 @@ struct Stream {
     // The next tile to copy is kStages - 1 further on: of a block before this one, K or V as that is even or odd.
     constexpr int kStep = (kIsKey ? 0 : 1) + kStages - 1;
     // Only the last block may be cut; with three stages its tiles are on their way before the first arrives.
-    const int rows = kStages > 2 ? kBlockN : key_end - (block - kStep / 2) * kBlockN;
+    const int n0 = (block - kStep / 2) * kBlockN, rows = kStages > 2 ? kBlockN : key_end - n0;
     ring.arrive(
         2 * (block - begin) + (kIsKey ? 2 : 1),
-        [&](int slot) { start<kStep % 2 == 0>(slot, rows); },
+        [&](int slot) { start<kStep % 2 == 0>(slot, n0, rows); },
         [&](int slot) { finish<kStep % 2 == 1>(slot); });
     return shared.ring[ring.slot];
   }
@@ -120,7 +122,7 @@ __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const S
 #pragma unroll
     for (int j = 0; j < kCols; ++j) acc_s[i][j] = scored.forward(acc_s[i][j], j);
   }
-  if (mask.covers(packing.query(first_row), n0, kBlockN)) return;
+  if (mask.covers(packing.query(first_row), packing.query(first_row + kWarpRows - 1), n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
   const int own_row = ptx::opaque(first_row);
   const KeyColumns<1> columns{static_cast<int>(ptx::opaque(n0))};
@@ -187,19 +189,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Place place(shape, work.batch, work.head);
   const Mask mask(params.components, place);
-  const int key_end = ptx::opaque(mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1)));
+  const Interval keys = mask.keys(packing.query(m0), packing.query(min(m0 + kBlockM, total_rows) - 1));
+  const int key_end = ptx::opaque(keys.end), first_block = keys.begin / kBlockN;
   const auto gQ = packed_matrix<Element>(params.q, shape, work, packing, shape.head_dim);
-  const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim);
-  const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v);
+  const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim, keys.begin);
+  const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v, keys.begin);
 
   // This split's share of the key blocks.
-  const int n_blocks = ceil_div(key_end, kBlockN), per_split = ceil_div(n_blocks, schedule.num_splits);
-  const int n_begin = ptx::opaque(min(work.split * per_split, n_blocks)), n_end = min(n_begin + per_split, n_blocks);
+  const int last_block = ceil_div(key_end, kBlockN);
+  const int per_split = ceil_div(last_block - first_block, schedule.num_splits);
+  const int n_begin = ptx::opaque(min(first_block + work.split * per_split, last_block));
+  const int n_end = min(n_begin + per_split, last_block);
 
   // What this warp's rows see of them. A warp beyond the last row, or past its keys, only helps to copy.
   const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = ptx::opaque(m0 + warp_row);
   const int last_row = min(first_row + kWarpRows, total_rows) - 1;
-  const int warp_key_end = first_row < total_rows ? mask.key_end(packing.query(last_row)) : 0;
+  const int warp_key_end = first_row < total_rows ? mask.keys(0, packing.query(last_row)).end : 0;
 
   const Score<float> score(params.components, place);
   Softmax softmax;

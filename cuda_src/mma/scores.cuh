@@ -62,7 +62,7 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
       ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);
     }
   }
-  if (mask.covers(m0 + row0, n0, kBlockN)) return;
+  if (mask.covers(m0 + row0, m0 + row0 + kBlockM / kWarpsM - 1, n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
   const int first_row = ptx::opaque(m0 + row0);
   const KeyColumns<kAcross> columns{static_cast<int>(ptx::opaque(n0)), across};

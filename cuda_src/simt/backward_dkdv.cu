@@ -52,12 +52,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     set_zero(acc_dv[slice]);
   }
 
-  const int query_begin = mask.query_begin(n0), key_end = mask.key_end(shape.seqlen_q - 1);
-  const int query_end = query_begin < shape.seqlen_q ? shape.seqlen_q : 0;  // none where nobody sees these keys
+  const Interval queries = mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1);
+  const Interval seen = mask.keys(0, shape.seqlen_q - 1);
   bool key_held = false;
   for (int member = 0; member < shape.group_size; ++member) {
-    const Head head = query_head(params, batch, place.head + member, query_begin, key_end);
-    for (int m0 = query_begin / kBlockM * kBlockM; m0 < query_end; m0 += kBlockM) {
+    const Head head = query_head(params, batch, place.head + member, queries, seen);
+    for (int m0 = queries.begin / kBlockM * kBlockM; m0 < queries.end; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
       recompute(p, ds, shared, head, mask, score, member, m0, false, n0, key_held);
       key_held = kResident;

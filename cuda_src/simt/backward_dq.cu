@@ -20,8 +20,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const auto [m0, head_q, batch] = query_block(shape, params.schedule, blockIdx.x);
   const Place place(shape, batch, head_q);
   const Mask mask(params.components, place);
-  const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
-  const Head head = query_head(params, batch, head_q, 0, key_end);
+  const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
+  const Head head = query_head(params, batch, head_q, {0, shape.seqlen_q}, keys);
+  const int first = keys.begin / kBlockN * kBlockN;
 
   const Score<Accumulator> score(params.components, place);
   Accumulator acc_dq[kSlices][kRows][kSliceCols], total_dq[kSlices][kRows][kSliceCols];
@@ -31,10 +32,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     set_zero(total_dq[slice]);
   }
 
-  for (int n0 = 0; n0 < key_end; n0 += kBlockN) {
-    if (kFewDigits && n0 % (kStretch * kBlockN) == 0 && n0 > 0) end_stretch(total_dq, acc_dq);
+  for (int n0 = first; n0 < keys.end; n0 += kBlockN) {
+    if (kFewDigits && n0 % (kStretch * kBlockN) == 0 && n0 > first) end_stretch(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
-    recompute(p, ds, shared, head, mask, score, 0, m0, kResident && n0 > 0, n0, false);
+    recompute(p, ds, shared, head, mask, score, 0, m0, kResident && n0 > first, n0, false);
 
     publish(shared, ds);  // dQ += dS K  [kBlockM, head_dim]
 #pragma unroll

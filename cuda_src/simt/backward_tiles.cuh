@@ -22,21 +22,21 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// The matrices of one query head, narrowed to queries from query_begin on and keys before key_end: the others do not
-// see, or are not seen by, the block's, and what they hold must not spread.
+// The matrices of one query head, narrowed to these queries and keys: the others do not see, or are not seen by, the
+// block's, and what they hold must not spread.
 struct Head {
   Matrix<Element> q, k, v, dout, dq;
   Matrix<Accumulator> lse, delta, dq_acc;
 };
 
-__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head, int query_begin,
-                                           int key_end) {
+__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head, Interval queries,
+                                           Interval keys) {
   const Shape& shape = params.shape;
   const int head_k = head / shape.group_size, rows = shape.seqlen_q;
-  return {head_matrix<Element>(params.q, shape, batch, head, rows, shape.head_dim, query_begin),
-          head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim),
-          head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v),
-          head_matrix<Element>(params.dout, shape, batch, head, rows, shape.head_dim_v, query_begin),
+  return {head_matrix<Element>(params.q, shape, batch, head, queries.end, shape.head_dim, queries.begin),
+          head_matrix<Element>(params.k, shape, batch, head_k, keys.end, shape.head_dim, keys.begin),
+          head_matrix<Element>(params.v, shape, batch, head_k, keys.end, shape.head_dim_v, keys.begin),
+          head_matrix<Element>(params.dout, shape, batch, head, queries.end, shape.head_dim_v, queries.begin),
           head_matrix<Element>(params.dq, shape, batch, head, rows, shape.head_dim),
           head_matrix<Accumulator>(params.lse, shape, batch, head, rows, 1),
           head_matrix<Accumulator>(params.delta, shape, batch, head, rows, 1),
@@ -67,7 +67,7 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
                                           int n0, bool key_held) {
   block_product(p, shared.q(), head.q, m0, query_held, shared.k(), head.k, n0, key_held);
   block_product(ds, shared.dout(), head.dout, m0, query_held, shared.v(), head.v, n0, key_held);
-  const bool whole = mask.covers(m0, n0, kBlockN);
+  const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);

@@ -114,12 +114,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
   const Place place(shape, batch, head);
   const Mask mask(params.components, place);
-  const int key_end = mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1);
+  const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Span span(params.schedule, shape.seqlen_k);
-  if (!span.is_first && !span.is_last && span.begin >= key_end) return;  // nothing to add
+  const int n_begin = max(span.begin, keys.begin / kBlockN * kBlockN), n_end = min(span.end, keys.end);
+  if (!span.is_first && !span.is_last && n_begin >= n_end) return;  // nothing to add
   const auto gQ = head_matrix<Element>(params.q, shape, batch, head, shape.seqlen_q, shape.head_dim);
-  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, key_end, shape.head_dim);
-  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, key_end, shape.head_dim_v);
+  const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, keys.end, shape.head_dim, keys.begin);
+  const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, keys.end, shape.head_dim_v, keys.begin);
 
   const Score<Accumulator> score(params.components, place);
   Softmax softmax;
@@ -132,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kQueryTiles; ++slice) load_tile(shared.query[slice], gQ, m0, slice * kSliceD);
   }
 
-  for (int n0 = span.begin; n0 < min(span.end, key_end); n0 += kBlockN) {
+  for (int n0 = n_begin; n0 < n_end; n0 += kBlockN) {
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
     set_zero(acc_s);
@@ -145,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
                    min(kSliceD, shape.head_dim - slice * kSliceD));
     }
 
-    const bool whole = mask.covers(m0, n0, kBlockN);
+    const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = m0 + row_of<kRows>(i);

@@ -24,6 +24,7 @@ def flash_attention(
     v: Array,
     *,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     q_offset: int | None = None,
@@ -46,17 +47,23 @@ def flash_attention(
         any strides are taken as they are, without copies.
     causal : bool
         If true, query i sees key j only when ``j <= i + q_offset``.
+    window : pair of int or None, optional
+        ``(left, right)``, numbers of keys, None for all: with ``p = i + q_offset``, query i sees key j only when
+        ``p - left <= j <= p + right``. With `causal` both rules hold, so that right counts as 0. By default there is no
+        window. A query whose window lies before all keys or behind them sees none: its rows of `out` and of its
+        gradient are 0, that of `lse` is -inf, and it adds nothing to the gradients of keys and values.
     scale : float, optional
         Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
         times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
     softcap : float, optional
         A bound above 0 that scores approach: ``softcap * tanh(s / softcap)`` takes the place of each scaled score s, as
-        in Gemma 2, before `causal` hides any; gradients pass with the factor ``1 - tanh(s / softcap) ** 2``. By default
-        there is none. For half types on a GPU tanh is an instruction with a relative error of 2^-11, as in
-        FlashAttention. Beyond 2^-100 and 2^100 (2^-900 and 2^900 for float64) it counts as these.
+        in Gemma 2, before `causal` or `window` hides any; gradients pass with the factor
+        ``1 - tanh(s / softcap) ** 2``. By default there is none. For half types on a GPU tanh is an instruction with a
+        relative error of 2^-11, as in FlashAttention. Beyond 2^-100 and 2^100 (2^-900 and 2^900 for float64) it counts
+        as these.
     q_offset : int, optional
-        Position of the first query among the keys, only with `causal`. By default ``Sk - Sq``: the last query
-        sees the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
+        Position of the first query among the keys, only with `causal` or `window`. By default ``Sk - Sq``: the last
+        query stands at the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
     return_lse : bool
         Also return the log-sum-exp of each row's scores, after all options that change them.
     out : array, shape (..., Hq, Sq, Dv), optional
@@ -79,8 +86,8 @@ def flash_attention(
     TypeError
         If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
     ValueError
-        If shapes do not fit, an option is out of range, `q_offset` is given without `causal`, or `out` overlaps an
-        input.
+        If shapes do not fit, an option is out of range, `q_offset` is given without `causal` or `window`, or `out`
+        overlaps an input.
     RuntimeError
         If the backend asked for is not available on this machine; the message says what to install.
 
@@ -131,6 +138,7 @@ def flash_attention_backward(
     *,
     dlse: Array | None = None,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     q_offset: int | None = None,
@@ -150,7 +158,7 @@ def flash_attention_backward(
         keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
-    causal, scale, softcap, q_offset, backend
+    causal, window, scale, softcap, q_offset, backend
         As in the forward pass.
     deterministic : bool
         If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
@@ -212,6 +220,7 @@ def flash_attention_vjp(
     v: Array,
     *,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     q_offset: int | None = None,
@@ -223,7 +232,7 @@ def flash_attention_vjp(
 
     Parameters
     ----------
-    q, k, v, causal, scale, softcap, q_offset, return_lse, backend
+    q, k, v, causal, window, scale, softcap, q_offset, return_lse, backend
         As in `flash_attention`.
     deterministic : bool
         As in `flash_attention_backward`.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
+from typing import Any, TypeVar
+
+import numpy as np
 
 from cupy_flash._src import kernels
 from cupy_flash._src.device import Device
@@ -17,6 +20,8 @@ from cupy_flash._src.tiles import PLANNED, Tiles
 MAX_GRID = 2**31 - 1
 MAX_SPLITS = 128
 SPAN_KEYS = 2**15
+COMMON: Sequence[Mapping[str, Any]] = ({}, {"causal": True})  # options of calls that kernels are compiled ahead for
+_Number = TypeVar("_Number", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def plan_forward(
     blocks = ceil_div(problem.seqlen_q * packed_heads, block_m) * (group // packed_heads) * key_heads
     if num_splits is None:
         slots = device.num_sms * kernel.constant("kMinBlocks")
-        num_splits = _num_splits(blocks, slots, ceil_div(problem.seqlen_k, block_n))
+        num_splits = _num_splits(blocks, slots, _most_key_blocks(problem, packed_heads, block_m, block_n))
     key_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.storage.itemsize
     return ForwardPlan(
         _launch(kernel, blocks * num_splits),
@@ -169,15 +174,19 @@ def plan_backward(problem: AttentionProblem, device: Device, tiles: Tiles = PLAN
     variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
     deterministic = problem.deterministic
     dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)
-    key_blocks = ceil_div(problem.seqlen_k, dkdv.constant("kBlockN")) * problem.num_heads_k * batches
+    block_n, key_heads = dkdv.constant("kBlockN"), problem.num_heads_k * batches
+    key_blocks = ceil_div(problem.seqlen_k, block_n) * key_heads
+    seen_blocks = _blocks_within(*problem.keys(0, problem.seqlen_q - 1), block_n) * key_heads
     slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
     if not deterministic and dkdv.family == "mma":
-        splits = _num_splits(key_blocks, slots, group)
+        splits = _num_splits(seen_blocks, slots, group)
     dq = None
     if deterministic or dkdv.family == "mma":
         kernel = kernels.dq(variant, device, tile=tiles.dq)
-        query_blocks = ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q * batches
-        filled, filled_dq = min(1, key_blocks * splits / slots), min(1, query_blocks / device.num_sms)
+        block_m, query_heads = kernel.constant("kBlockM"), problem.num_heads_q * batches
+        query_blocks = ceil_div(problem.seqlen_q, block_m) * query_heads
+        seeing_blocks = _blocks_within(*problem.seeing, block_m) * query_heads
+        filled, filled_dq = min(1, seen_blocks * splits / slots), min(1, seeing_blocks / device.num_sms)
         if deterministic or filled_dq > 3 * filled:
             dq = _launch(kernel, query_blocks)
             dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)
@@ -209,9 +218,8 @@ def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
     return _launch(kernel, sum(_row_blocks(kernel, problem, keys=keys) for keys in (False, True)))
 
 
-def all_specializations(device: Device) -> Iterator[Specialization]:
-    """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls without
-    options or causal ones."""
+def all_specializations(device: Device, options: Sequence[Mapping[str, Any]] = COMMON) -> Iterator[Specialization]:
+    """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls with these options."""
     for dtype in DTYPES:
         half = dtype in ("float16", "bfloat16")
         for out in (dtype, "float32") if half else (dtype,):
@@ -224,9 +232,9 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)
         sizes = kernels.head_dim_buckets(dtype, device)
         if any(family == "mma" for family, _ in sizes):
-            yield kernels.combine(Variant.of(dtype, 1))
-        for causal, (family, head_dim) in product((False, True), sizes):
-            variant = Variant.of(dtype, head_dim, causal=causal)
+            yield from dict.fromkeys(kernels.combine(Variant.of(dtype, 1, **call)) for call in options)
+        for call, (family, head_dim) in product(options, sizes):
+            variant = Variant.of(dtype, head_dim, **call)
             yield kernels.forward(variant, device)
             if family == "mma":
                 yield kernels.forward(variant, device, packed=True)
@@ -235,13 +243,13 @@ def all_specializations(device: Device) -> Iterator[Specialization]:
             yield kernels.dq(variant, device)
 
 
-def core_specializations(device: Device) -> Iterator[Specialization]:
+def core_specializations(device: Device, options: Sequence[Mapping[str, Any]] = COMMON) -> Iterator[Specialization]:
     """The kernels compiled when the package is imported: half types, head dimensions 64 and 128, default mode."""
     for dtype in ("float16", "bfloat16"):
         yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
-        for causal, head_dim in product((False, True), (64, 128)):
-            variant = Variant.of(dtype, head_dim, causal=causal)
+        for call, head_dim in product(options, (64, 128)):
+            variant = Variant.of(dtype, head_dim, **call)
             yield kernels.forward(variant, device)
             yield kernels.dkdv(variant, device, atomic_dq=True)
 
@@ -253,6 +261,21 @@ def _variant(problem: AttentionProblem) -> Variant:
 def _fill(rows: int, block: int) -> float:
     """Share of the rows of whole blocks that are used."""
     return rows / max(1, ceil_div(rows, block) * block)
+
+
+def _blocks_within(begin: int, end: int, block: int) -> int:
+    """Over how many blocks these positions are spread."""
+    return int(ceil_div(end, block) - begin // block)
+
+
+def _most_key_blocks(problem: AttentionProblem, packed_heads: int, block_m: int, block_n: int) -> int:
+    """The blocks of keys that a tile of queries sees, at most."""
+    if not problem.masks or problem.seqlen_q == 0:
+        return ceil_div(problem.seqlen_k, block_n)
+    rows = np.arange(0, problem.seqlen_q * packed_heads, block_m)
+    last = np.minimum(rows + block_m, problem.seqlen_q * packed_heads) - 1
+    begin, end = problem.keys(rows // packed_heads, last // packed_heads)
+    return int((ceil_div(end, block_n) - begin // block_n).max())
 
 
 def _num_splits(blocks: int, slots: int, parts: int) -> int:
@@ -291,5 +314,5 @@ def _row_blocks(kernel: Specialization, problem: AttentionProblem, *, keys: bool
     return prod(problem.batch) * heads * ceil_div(rows, kernel.constant("kBlockRows"))
 
 
-def ceil_div(a: int, b: int) -> int:
+def ceil_div(a: _Number, b: int) -> _Number:
     return -(-a // b)

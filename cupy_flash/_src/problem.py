@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from cupy_flash._src.components import COMPONENTS, Options
-from cupy_flash._src.components.component import Component, Mask, Rows, Score, Sizes
+from cupy_flash._src.components.component import Component, Interval, Mask, Rows, Score, Sizes
 
 DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
@@ -47,7 +48,7 @@ class AttentionProblem:
     head_dim, head_dim_v : int
         Size of the last axis of q and k, and of v; 1 to 512.
     q_offset : int
-        Position of query 0 among the keys, clipped to ``[-seqlen_q, seqlen_k]`` (which changes no mask).
+        Position of query 0 among the keys, in ``[-seqlen_q, seqlen_k]``: `Window` of the same components fits it.
     components : tuple of Component
         What is in effect between ``q @ k.T`` and the softmax, in its order: the scale first.
     deterministic : bool
@@ -130,24 +131,29 @@ class AttentionProblem:
         """Of the first of `scores`, which every backend takes into its matrix products."""
         return self.scores[0].scale  # type: ignore[attr-defined]
 
-    def key_end(self, query: Rows) -> Rows:
-        """The query, or each of an array of them, sees only keys before this one."""
-        end = query * 0 + self.seqlen_k
-        for mask in self.masks:
-            end = np.minimum(end, mask.key_end(query, self.q_offset))
-        return np.maximum(end, 0)
+    def keys(self, first: Rows, last: Rows | None = None) -> Interval:
+        """Where the keys lie that queries from `first` to `last` see; by default those of `first` alone.
 
-    def query_begin(self, key: Rows) -> Rows:
-        """The key, or each of an array of them, is seen only by queries from this one on."""
-        begin = key * 0
-        for mask in self.masks:
-            begin = np.maximum(begin, mask.query_begin(key, self.q_offset))
-        return np.minimum(begin, self.seqlen_q)
+        Numbers or arrays of them. No key outside is seen by any, and of one query each key inside is seen.
+        """
+        found = (
+            (mask.keys(first, self.q_offset).begin, mask.keys(first if last is None else last, self.q_offset).end)
+            for mask in self.masks
+        )
+        return _common(found, first * 0, self.seqlen_k)
+
+    def queries(self, first: Rows, last: Rows | None = None) -> Interval:
+        """The same of the queries that see keys from `first` to `last`."""
+        found = (
+            (mask.queries(first, self.q_offset).begin, mask.queries(first if last is None else last, self.q_offset).end)
+            for mask in self.masks
+        )
+        return _common(found, first * 0, self.seqlen_q)
 
     @functools.cached_property
-    def first_query(self) -> int:
-        """The first query that sees a key."""
-        return int(self.query_begin(0)) if self.seqlen_k else self.seqlen_q
+    def seeing(self) -> Interval:
+        """Where the queries lie that see a key."""
+        return self.queries(0, self.seqlen_k - 1) if self.seqlen_k else Interval(self.seqlen_q, self.seqlen_q)
 
     @functools.cached_property
     def group_size(self) -> int:
@@ -208,6 +214,16 @@ class AttentionProblem:
 _Fields = tuple[np.dtype, tuple[int, ...], tuple[int, ...], bool]  # of a _Described; a plain tuple is made sooner
 
 
+def _common(intervals: Iterable[tuple[Rows | None, Rows | None]], zero: Rows, size: int) -> Interval:
+    """What these have in common with ``[0, size)``; begin and end of nothing are equal."""
+    begin, end = zero, zero + size
+    for low, high in intervals:
+        begin = begin if low is None else np.maximum(begin, low)
+        end = end if high is None else np.minimum(end, high)
+    begin = np.minimum(begin, size)
+    return Interval(begin, np.maximum(begin, end))
+
+
 class _Described(NamedTuple):
     """What the checks have to know of an array: all but its elements and where exactly they lie."""
 
@@ -249,18 +265,19 @@ def _problem(q: _Fields, k: _Fields, v: _Fields, options: Options) -> AttentionP
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
-    components, q_offset = options.components(Sizes(dtype, d)), options.q_offset
+    sizes = Sizes(dtype, d, sq, sk, sk - sq if options.q_offset is None else options.q_offset)
+    components = options.components(sizes)
     uses_offset = any(component.uses_offset for component in components)
-    if q_offset is not None and not uses_offset:
+    if options.q_offset is not None and not uses_offset:
         wanted = " or ".join(f"{x.keyword}={x.examples[0]}" for x in COMPONENTS if x.uses_offset)
-        raise ValueError(f"q_offset is {q_offset}: without {wanted} every query sees every key, wherever it stands")
+        raise ValueError(
+            f"q_offset is {options.q_offset}: without {wanted} every query sees every key, wherever it stands"
+        )
     for name, x in arrays.items():
         _check_aligned(name, x)
-    q_offset = sk - sq if q_offset is None else q_offset
     return AttentionProblem(
-        dtype, batch, hq, hk, sq, sk, d, dv,
-        min(max(q_offset, -sq), sk) if uses_offset else 0,
-        components, options.deterministic,
+        dtype, batch, hq, hk, sq, sk, d, dv, options.offset(sizes) if uses_offset else 0, components,
+        options.deterministic,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ def attention_reference(
     v: Array,
     *,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     q_offset: int | None = None,
@@ -39,7 +40,7 @@ def attention_reference(
         Keys, of the same kind.
     v : array, shape (..., Hk, Sk, Dv)
         Values, of the same kind.
-    causal, scale, softcap, q_offset, return_lse
+    causal, window, scale, softcap, q_offset, return_lse
         As in `flash_attention`.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
@@ -95,6 +96,7 @@ def attention_reference_backward(
     *,
     dlse: Array | None = None,
     causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     q_offset: int | None = None,
@@ -110,7 +112,7 @@ def attention_reference_backward(
         The inputs of the forward pass; what else is needed is computed again.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
-    causal, scale, softcap, q_offset, compute_dtype
+    causal, window, scale, softcap, q_offset, compute_dtype
         As in `attention_reference`.
 
     Returns
@@ -229,8 +231,9 @@ def _forward(
             inputs.append(s)
         s = math.round(step.forward(xp, s))
     if problem.masks:
-        seen = xp.arange(problem.seqlen_k) < problem.key_end(xp.arange(problem.seqlen_q))[:, None]
-        s = xp.where(seen, s, -xp.inf)
+        begin, end = problem.keys(xp.arange(problem.seqlen_q)[:, None])
+        keys = xp.arange(problem.seqlen_k)
+        s = xp.where((begin <= keys) & (keys < end), s, -xp.inf)
     m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.zeros((*s.shape[:-1], 1), s.dtype)
     m = xp.where(m == -xp.inf, 0, m)  # a row that sees no key: exp(-inf - 0) = 0
     p = math.round(xp.exp(math.round(s - m)))

@@ -40,8 +40,15 @@ BUGS = [
     Bug(
         BUDGET,
         "a query does not see the last of its keys",
-        "np.arange(sk) < problem.key_end(",
-        "np.arange(sk) + 1 < problem.key_end(",
+        "(np.arange(sk) < end)",
+        "(np.arange(sk) + 1 < end)",
+        (BY_LOOPS,),
+    ),
+    Bug(
+        BUDGET,
+        "a query sees the key before its window",
+        "(begin <= np.arange(sk))",
+        "(begin <= np.arange(sk) + 1)",
         (BY_LOOPS,),
     ),
     Bug(
@@ -200,19 +207,33 @@ BUGS = [
         'Rates("RTX 4090", 330.3,',
         (f"{ANALYSIS}::test_a_datasheets_rates_are_clocks_times_units",),
     ),
+    Bug(
+        ROOFLINE,
+        "keys before all windows are read",
+        "int(end_keys - begin_keys)",
+        "int(end_keys)",
+        (BY_ARRAYS,),
+    ),
+    Bug(
+        ROOFLINE,
+        "queries whose windows lie behind all keys are read",
+        "int(end - first)",
+        "int(problem.seqlen_q - first)",
+        (BY_ARRAYS,),
+    ),
     # --- traffic.py ---
     Bug(
         TRAFFIC,
-        "keys of the backward end with the block's first query",
-        "problem.seqlen_q, block) + block, problem.seqlen_q) - 1",
-        "problem.seqlen_q, block) + 1, problem.seqlen_q) - 1",
+        "blocks end with their first row",
+        "np.minimum(first + block, size) - 1",
+        "first",
         (WALK,),
     ),
     Bug(
         TRAFFIC,
         "a block of packed heads ends with its last row, not with that row's query",
-        "rows) - 1) // packed",
-        "rows) - 1)",
+        "(row // packed for row in _blocks(rows, block))",
+        "_blocks(rows, block)",
         (WALK,),
     ),
     Bug(
@@ -225,8 +246,29 @@ BUGS = [
     Bug(
         TRAFFIC,
         "atomic additions begin at the first query that sees a key",
-        "added = int((sq - begin // block_m * block_m)[begin < sq].sum())",
-        "added = int((sq - begin)[begin < sq].sum())",
+        "Interval(begin // block_m * block_m,",
+        "Interval(begin,",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "atomic additions end with the last query that sees a key",
+        "np.minimum(-(-end // block_m) * block_m, sq)",
+        "end",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "keys that nobody sees have a tile of queries too",
+        "(x[seeing.begin < seeing.end] for x in seeing)",
+        "seeing",
+        (WALK,),
+    ),
+    Bug(
+        TRAFFIC,
+        "keys before all windows are read",
+        "seen = _size(problem.keys(0, sq - 1))",
+        "seen = int(problem.keys(0, sq - 1).end)",
         (WALK,),
     ),
 ]

@@ -16,6 +16,7 @@ VALIDATION, MERGE, VJP, BACKENDS, BY_DLPACK, BY_NAME, BY_REFERENCE, OF_OPTIONS, 
     )
 )  # fmt: skip
 IN_TWO_DIMENSIONS = f"{VALIDATION}::test_leading_dimensions_broadcast_whichever_array_has_them"
+INTERVALS = f"{OF_OPTIONS}::test_intervals_of_a_problem_hold_what_is_seen"
 DTYPES_FIT = f"{VALIDATION}::test_dtypes_that_fit_together"
 IN_PLACE = f"{BACKENDS}::test_every_array_of_a_call_is_in_its_place"
 LAUNCHED = f"{BACKENDS}::test_a_kernel_is_loaded_once_on_each_gpu_and_launched_as_planned"
@@ -96,30 +97,44 @@ BUGS = [
     Bug(
         PROBLEM,
         "deterministic is forgotten",
-        "components, options.deterministic,",
-        "components,",
+        "        options.deterministic,\n",
+        "        False,\n",
         (f"{BACKENDS}::test_options_reach_the_backend",),
     ),
     Bug(
         PROBLEM,
-        "keys end before the first for queries before all keys",
-        "return np.maximum(end, 0)",
-        "return end",
+        "keys end before they begin for queries before all keys",
+        "Interval(begin, np.maximum(begin, end))",
+        "Interval(begin, end)",
         ("tests/test_analysis.py::test_a_problems_work_and_bytes_are_those_of_its_arrays",),
     ),
     Bug(
         PROBLEM,
         "queries begin behind the last for keys behind all queries",
-        "return np.minimum(begin, self.seqlen_q)",
-        "return begin",
-        ("tests/test_analysis.py::test_traffic_is_what_a_walk_over_the_blocks_counts",),
+        "    begin = np.minimum(begin, size)\n",
+        "",
+        (INTERVALS,),
     ),
     Bug(
         PROBLEM,
         "the first of the queries that see a key is skipped",
-        "return int(self.query_begin(0)) if",
-        "return int(self.query_begin(1)) if",
-        ("tests/test_cpu_backend.py::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
+        "self.queries(0, self.seqlen_k - 1)",
+        "self.queries(1, self.seqlen_k - 1)",
+        (INTERVALS,),
+    ),
+    Bug(
+        PROBLEM,
+        "a block of queries sees what its first one sees",
+        "mask.keys(first if last is None else last, self.q_offset).end",
+        "mask.keys(first, self.q_offset).end",
+        (INTERVALS,),
+    ),
+    Bug(
+        PROBLEM,
+        "a block of keys is seen by whom its last one is seen by",
+        "(mask.queries(first, self.q_offset).begin,",
+        "(mask.queries(first if last is None else last, self.q_offset).begin,",
+        (INTERVALS,),
     ),
     Bug(
         PROBLEM,
@@ -127,13 +142,6 @@ BUGS = [
         "if size > MAX_SEQLEN:",
         "if size >= MAX_SEQLEN:",
         (f"{VALIDATION}::test_sequences_up_to_2_to_29",),
-    ),
-    Bug(
-        PROBLEM,
-        "an offset is clipped at the number of keys on both sides",
-        "min(max(q_offset, -sq), sk) if uses_offset",
-        "min(max(q_offset, -sk), sk) if uses_offset",
-        (f"{VALIDATION}::test_an_offset_is_clipped_where_that_changes_no_mask",),
     ),
     Bug(
         PROBLEM,
@@ -216,6 +224,13 @@ BUGS = [
     ),
     Bug(NAMES, "ALiBi is called a window", '"alibi_slopes": "ALiBi"', '"alibi_slopes": "sliding windows"', (BY_NAME,)),
     # --- reference.py ---
+    Bug(
+        REFERENCE,
+        "queries see all keys before their windows",
+        "s = xp.where((begin <= keys) & (keys < end), s, -xp.inf)",
+        "s = xp.where(keys < end, s, -xp.inf)",
+        ("tests/test_window.py::test_the_reference_agrees_with_the_definition",),
+    ),
     Bug(
         REFERENCE,
         "the gradient of lse has the wrong sign",

@@ -12,6 +12,7 @@ OFFSET = "tests/test_values.py::test_every_offset_around_the_edge_of_a_block[emu
 PADDING = "tests/test_values.py::test_padding_never_wins_the_maximum[emulator-False-{}]"
 LAYOUT = "tests/test_kernels.py::test_params_have_the_layout_of_the_kernels[host]"
 COMPOSED = "tests/test_composition.py::test_steps_follow_one_another_and_masks_hide_together[host]"
+WINDOW = "tests/test_composition.py::test_a_component_does_on_a_gpu_what_its_python_says[{{'window': {}-host]"
 PLATFORM = "tests/test_kernels.py::test_the_platform_has_what_its_names_say[ptx]"
 LAGGING = "tests/test_online_softmax.py::test_a_reference_that_follows_the_maximum_late[{}]"
 EDGE = "tests/test_online_softmax.py::test_rows_that_become_far_or_near_again[bfloat16-38]"
@@ -70,7 +71,7 @@ BUGS = [
     # mask.cuh
     Bug(
         "cuda_src/attention/mask.cuh", "a block is whole that hides its last key from its first query",
-        "(col0 + cols <= Parts::key_end(row0))", "(col0 + cols <= Parts::key_end(row0) + 1)",
+        "all = col0 + cols <= Part::key_end(first);", "all = col0 + cols <= Part::key_end(first) + 1;",
         (OFFSET.format(62), OFFSET.format(126)),
     ),
     Bug(
@@ -84,15 +85,41 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "keys end before the last that the last query sees",
-        "min(Parts::key_end(last_row), end)", "min(Parts::key_end(last_row) - 1, end)", (OFFSET.format(0),),
+        "min(Part::key_end(last), seen.end)", "min(Part::key_end(last) - 1, seen.end)", (OFFSET.format(0),),
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "keys meet queries that do not see them",
-        "max(begin, min(Parts::query_begin(first_col), seqlen_q))", "0", (UNSEEN,),
+        "max(seeing.begin, min(Part::query_begin(first), seqlen_q))", "0", (UNSEEN,),
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "what one part shows another does not hide",
-        "&& (key < mask.Parts::key_end(query)));", "& (key < mask.Parts::key_end(query)) | (query == 7));", (COMPOSED,),
+        "&& mask.template shows<Parts>(query, key));", "& mask.template shows<Parts>(query, key) | (query == 7));",
+        (COMPOSED,),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "a block is whole that hides its first key from its last query",
+        "all = all && col0 >= Part::key_begin(last);", "all = all && col0 >= Part::key_begin(first);", (COMPOSED,),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "keys meet queries beyond all that see them",
+        "seeing.end = min(Part::query_end(last), seeing.end);", "", (COMPOSED,),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "keys begin where the last query's do",
+        "min(Part::key_begin(first), seqlen_k)", "min(Part::key_begin(last), seqlen_k)", (COMPOSED,),
+    ),
+    # mask/window.cuh
+    Bug(
+        "cuda_src/attention/mask/window.cuh", "a window stands where its query would without an offset",
+        "left(params.left - place.q_offset)", "left(params.left)", (WINDOW.format("(3, 2), 'q_offset': -5}"),),
+    ),
+    Bug(
+        "cuda_src/attention/mask/window.cuh", "a query does not see the last key on its right",
+        "return query + right + 1;", "return query + right;", (WINDOW.format("(None, 4)}"),),
+    ),
+    Bug(
+        "cuda_src/attention/mask/window.cuh", "queries of a key end one too soon",
+        "return key + left + 1;", "return key + left;", (WINDOW.format("(5, None)}"),),
     ),
     # matrix.cuh
     Bug(

@@ -185,8 +185,8 @@ BUGS = [
     bug(
         "explain.py",
         "the shorter sequence is halved",
-        "if small.seqlen_k >= small.seqlen_q:",
-        "if small.seqlen_k <= small.seqlen_q:",
+        "(sq, sk // 2) if sk >= sq else",
+        "(sq, sk // 2) if sk <= sq else",
         EXPLAIN + "test_explain_holds_the_formula_to_what_is_counted",
     ),
     bug(
@@ -347,15 +347,15 @@ BUGS = [
     bug(
         "compile.py",
         "kernels of two purposes are compiled twice",
-        "list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target)))",
-        "[kernel for name in purposes for kernel in KERNELS[name][1](target)]",
+        "list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target, calls)))",
+        "[kernel for name in purposes for kernel in KERNELS[name][1](target, calls)]",
         CLI + "test_compile_takes_purposes_and_names_what_spills",
     ),
     bug(
         "compile.py",
         "the last architecture alone",
-        "for arch in dict.fromkeys(arches or ())]",
-        "for arch in dict.fromkeys((arches or ())[-1:])]",
+        "for arch in dict.fromkeys(args.arch or ())]",
+        "for arch in dict.fromkeys((args.arch or ())[-1:])]",
         CLI + "test_compile_reports_registers_and_spills",
     ),
     bug(

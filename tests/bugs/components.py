@@ -21,8 +21,8 @@ BUGS = [
     Bug(
         f"{_COMPONENTS}/__init__.py",
         "masks stand before scores",
-        "    Causal,\n)",
-        "    Causal,\n    Scale,\n)",
+        "    Window,\n)",
+        "    Window,\n    Scale,\n)",
         (f"{_HOUSE}::test_scores_stand_before_masks_in_the_registry",),
     ),
     Bug(
@@ -56,15 +56,15 @@ BUGS = [
     Bug(
         f"{_COMPONENTS}/causal.py",
         "a query does not see the key on its diagonal",
-        "return query + q_offset + 1",
-        "return query + q_offset",
+        "Interval(None, query + q_offset + 1)",
+        "Interval(None, query + q_offset)",
         (_ARRAYS, "tests/test_cpu_backend.py::test_the_causal_mask_may_cut_blocks_anywhere[numpy]"),
     ),
     Bug(
         f"{_COMPONENTS}/causal.py",
         "queries begin after the first that sees the key",
-        "return key - q_offset",
-        "return key - q_offset + 1",
+        "Interval(key - q_offset, None)",
+        "Interval(key - q_offset + 1, None)",
         (_ARRAYS, _COMPOSED),
     ),
     Bug(

@@ -43,8 +43,8 @@ BUGS = [
     Bug(
         f"{CPU}/backward.h",
         "dq of half types is not stored where its last block of keys ends with what it sees",
-        "j0 + plan_.keys >= end);",
-        "j0 + plan_.keys > end);",
+        "j0 + plan_.keys >= mask.key_end(i0 + rows - 1));",
+        "j0 + plan_.keys > mask.key_end(i0 + rows - 1));",
         (f"{TESTS}::test_heads_of_many_blocks_share_their_keys[native-bfloat16, 270 x 720]",),
     ),
     Bug(
@@ -56,10 +56,45 @@ BUGS = [
     ),
     Bug(
         f"{CPU}/backward.h",
-        "P and dS of keys that a panel does not see are what they were before",
-        "for (int64_t j = round_up(seen, kRowUnit); j < whole; ++j) {",
-        "for (int64_t j = round_up(seen, kRowUnit); j < seen; ++j) {",
+        "P and dS of keys behind those that a panel sees are what they were before",
+        "clear(i, begin + round_up(seen, kRowUnit), whole);",
+        "",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "P and dS of keys before those that a panel sees are what they were before",
+        "clear(i, 0, begin);",
+        "",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "the last queries of a panel are not asked whether they see its keys",
+        "high = i0_ + clamp(i + kPanel, 0, queries_) - 1;",
+        "high = i0_ + clamp(i + kPanel, 0, end) - 1;",
+        (f"{STEPS}::test_steps_follow_one_another_and_gradients_pass_back[blocks of keys-all and a mask-float32]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "the first part of dq is that of the first block of keys, though it is not seen",
+        "add_dq(keys, h, i0, rows, part == 0,",
+        "add_dq(keys, h, i0, rows, block == 0,",
+        (f"{STEPS}::test_a_block_of_queries_may_begin_at_any_block_of_keys[bfloat16]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "dq of half types has a part of keys behind all that are seen",
+        "first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;",
+        "mask.query_end(j0 + count - 1) - shape_.first_query;",
+        (f"{STEPS}::test_a_block_of_queries_may_begin_at_any_block_of_keys[bfloat16]",),
+    ),
+    Bug(
+        f"{CPU}/backward.h",
+        "blocks of keys are read that no query sees",
+        "if (block_begin < block_end) keys.load_keys(head);",
+        "keys.load_keys(head);",
+        (f"{NATIVE}::test_keys_that_no_query_sees_are_not_read",),
     ),
     Bug(
         f"{CPU}/backward.h",
@@ -92,7 +127,7 @@ BUGS = [
     Bug(
         f"{CPU}/backward.h",
         "passes leave P of keys behind the mask",
-        "if (cut) hide(tile, p);",
+        "if (part.cut) hide(tile, p);",
         "",
         (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-stepped]",),
     ),
@@ -187,8 +222,8 @@ BUGS = [
     Bug(
         f"{CPU}/forward_panels.h",
         "whether keys end in padding is not asked",
-        "const bool cut = !mask_.covers(low, j0, round_up(seen, kRowUnit));",
-        "const bool cut = !mask_.covers(low, j0, seen);",
+        "const bool cut = !mask.covers(low, high, first, round_up(seen, kRowUnit));",
+        "const bool cut = !mask.covers(low, high, first, seen);",
         (f"{TESTS}::test_scores_far_below_0_of_any_number_of_keys[native-float32-0.004]",),
     ),
     Bug(
@@ -201,9 +236,23 @@ BUGS = [
     Bug(
         f"{CPU}/forward_panels.h",
         "passes leave scores of keys behind the mask",
-        "if (cut) store(at, mask_",
-        "if (false) store(at, mask_",
+        "if (cut) store(at, plan_.mask",
+        "if (false) store(at, plan_.mask",
         (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-stepped]",),
+    ),
+    Bug(
+        f"{CPU}/forward_panels.h",
+        "values of a panel whose keys begin inside a tile are the tile's first",
+        "add_values(seen, v_ + begin * pitch_v_, p_, o);",
+        "add_values(seen, v_, p_, o);",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/forward_panels.h",
+        "pairs of values of a panel are counted as values",
+        "v_ + begin / 2 * pitch_v_",
+        "v_ + begin * pitch_v_",
+        (f"{NATIVE}::test_every_path_stays_in_the_error_budget[pairs]",),
     ),
     # --- forward_plan.h ---
     Bug(
@@ -227,7 +276,21 @@ BUGS = [
         "return (blocks - 1 - block) * rows + column % rows; }",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
     ),
+    Bug(
+        f"{CPU}/forward_plan.h",
+        "keys before all windows are read",
+        "return {mask.key_begin(row(block, 0)), mask.key_end(last_row(block))}; }",
+        "return {0, mask.key_end(last_row(block))}; }",
+        (f"{NATIVE}::test_keys_that_no_query_sees_are_not_read",),
+    ),
     # --- forward_rows.h ---
+    Bug(
+        f"{CPU}/forward_rows.h",
+        "a row sees keys before its window that another row sees",
+        "clamp(plan_.mask.key_begin(row(i)) - j0, 0, keys);",
+        "clamp(plan_.mask.key_begin(row(0)) - j0, 0, keys);",
+        (f"{NATIVE}::test_every_path_stays_in_the_error_budget[rows]",),
+    ),
     Bug(
         f"{CPU}/forward_rows.h",
         "the sum of p does not follow m",
@@ -260,9 +323,44 @@ BUGS = [
     Bug(
         f"{CPU}/mask.h",
         "a tile whose last key is hidden from its first query counts as seen",
-        "return first + keys <= key_end(query);",
-        "return first + keys - 1 <= key_end(query);",
+        "first + keys <= key_end(low);",
+        "first + keys - 1 <= key_end(low);",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
+    ),
+    Bug(
+        f"{CPU}/mask.h",
+        "a tile whose first key is hidden from its last query counts as seen",
+        "return key_begin(high) <= first &&",
+        "return key_begin(low) <= first &&",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/mask.h",
+        "queries see the keys before their windows where a tile is cut",
+        " & (queries < Integer<T>(query_end(key)));",
+        ";",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/mask.h",
+        "nan before a window is seen",
+        "return key_begin(query) <= key && key < key_end(query);",
+        "return key < key_end(query);",
+        (f"{NATIVE}::test_hidden_numbers_before_a_window_do_not_matter[panels-nan]",),
+    ),
+    Bug(
+        f"{CPU}/mask.h",
+        "of several masks the last one alone hides the first keys",
+        "clamp(Parts::key_begin(query), begin, seqlen_k_)",
+        "clamp(Parts::key_begin(query), 0, seqlen_k_)",
+        (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-plain]",),
+    ),
+    Bug(
+        f"{CPU}/mask.h",
+        "of several masks the last one alone hides keys from the last queries",
+        "clamp(Parts::query_end(key), 0, end)",
+        "clamp(Parts::query_end(key), 0, seqlen_q_)",
+        (f"{STEPS}::test_every_mask_hides_numbers_that_are_not_finite[panels-plain]",),
     ),
     Bug(
         f"{CPU}/mask.h",
@@ -284,6 +382,34 @@ BUGS = [
         "params.used ? shape.q_offset : shape.seqlen_k",
         "shape.q_offset",
         (f"{TESTS}::test_hard_scores_stay_in_the_error_budget[native-growing-False]",),
+    ),
+    Bug(
+        f"{CPU}/mask/window.h",
+        "the last query that sees a key does not count",
+        "return key - low_ + 1; }",
+        "return key - low_; }",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/mask/window.h",
+        "an open side on the left ends at the query's own position",
+        "params.cuts_left ? shape.q_offset - params.left : -shape.seqlen_q",
+        "shape.q_offset - params.left",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{CPU}/mask/window.h",
+        "the right side is a key wider",
+        "shape.q_offset + params.right :",
+        "shape.q_offset + params.right + 1 :",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        "cupy_flash/_src/components/window.py",
+        "the compiled tier is told of an open side on the left that it is cut",
+        '"cuts_left": self.left is not None',
+        '"cuts_left": True',
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
     ),
     # --- pair.h ---
     Bug(

@@ -6,7 +6,9 @@ SRC = "cupy_flash/_src"
 BACKENDS = f"{SRC}/backends"
 TESTS = "tests/test_cpu_backend.py"
 NATIVE = "tests/test_native.py"
+STEPS = "tests/test_cpu_components.py"
 THREADS = "tests/test_threads.py"
+WINDOWS = ("tests/test_window.py::test_a_window_may_cut_blocks_anywhere[numpy]",)
 
 BUGS = [
     # --- native.py ---
@@ -27,9 +29,23 @@ BUGS = [
     Bug(
         f"{BACKENDS}/native.py",
         "rows of dq that see no key hold what was in memory",
-        "        dq[..., : problem.first_query, :] = 0\n",
+        "        dq[..., rows, :] = 0\n",
         "        pass\n",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[native]",),
+    ),
+    Bug(
+        f"{BACKENDS}/native.py",
+        "rows that see no key are looked for in front only",
+        "for rows in ((0, begin), (end, problem.seqlen_q)) if",
+        "for rows in ((0, begin),) if",
+        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
+    ),
+    Bug(
+        f"{BACKENDS}/native.py",
+        "hidden keys count as work",
+        "float((seen.end - seen.begin).mean())",
+        "problem.seqlen_k",
+        (f"{NATIVE}::test_threads_share_what_takes_longer_than_to_wake_them",),
     ),
     Bug(
         f"{BACKENDS}/native.py",
@@ -77,23 +93,51 @@ BUGS = [
     Bug(
         f"{BACKENDS}/numpy_.py",
         "what is computed again for a nan is of the hidden keys",
-        "            seen = self._seen(a.shape)\n",
-        "            seen = ~self._seen(a.shape)\n",
+        "seen = (begin <= keys) & (keys < end)",
+        "seen = (begin > keys) | (keys >= end)",
         (f"{TESTS}::test_a_nan_makes_nan_of_exactly_what_follows_from_it[numpy-200-301-float32]",),
     ),
     Bug(
         f"{BACKENDS}/numpy_.py",
         "the key on the diagonal is hidden",
-        "return keys < self.problem.key_end(queries)[:, None]",
-        "return keys + 1 < self.problem.key_end(queries)[:, None]",
+        "where=keys[cut] >= end)",
+        "where=keys[cut] + 1 >= end)",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[numpy]",),
     ),
     Bug(
         f"{BACKENDS}/numpy_.py",
         "a tile whose last key is hidden from its first query only is not masked",
-        "return bool(self.j0 + width > self.problem.key_end(self.i0))",
-        "return bool(self.j0 + width > self.problem.key_end(self.i0) + 1)",
+        "first.end < self.j0 + shape[1])",
+        "first.end + 1 < self.j0 + shape[1])",
         (f"{TESTS}::test_the_causal_mask_may_cut_blocks_anywhere[numpy]",),
+    ),
+    Bug(
+        f"{BACKENDS}/numpy_.py",
+        "the first key of a window is hidden",
+        "where=keys[cut] < begin)",
+        "where=keys[cut] <= begin)",
+        WINDOWS,
+    ),
+    Bug(
+        f"{BACKENDS}/numpy_.py",
+        "a tile whose first key is hidden from its last query only is not masked",
+        "last.begin > self.j0 or",
+        "last.begin > self.j0 + 1 or",
+        WINDOWS,
+    ),
+    Bug(
+        f"{BACKENDS}/numpy_.py",
+        "gradients of a block's keys begin with its first, not with the first that is seen",
+        "slice(low - j0, high - j0)",
+        "slice(high - low)",
+        WINDOWS,
+    ),
+    Bug(
+        f"{BACKENDS}/numpy_.py",
+        "rows whose windows lie behind all keys hold what was in memory",
+        "(slice(begin), slice(end, None))",
+        "(slice(begin),)",
+        WINDOWS,
     ),
     Bug(
         f"{BACKENDS}/numpy_.py",

@@ -246,8 +246,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/scores.cuh",
         "a tile whose last key is hidden counts as seen",
-        "mask.covers(m0 + row0, n0, kBlockN)",
-        "mask.covers(m0 + row0, n0, kBlockN - 1)",
+        "kBlockM / kWarpsM - 1, n0, kBlockN)) return;",
+        "kBlockM / kWarpsM - 1, n0, kBlockN - 1)) return;",
         EDGES,
     ),
     Bug(
@@ -267,15 +267,15 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "the mask takes a packed row for a query",
-        "if (mask.covers(packing.query(first_row), n0, kBlockN)) return;",
-        "if (mask.covers(first_row, n0, kBlockN)) return;",
+        "if (mask.covers(packing.query(first_row), packing",
+        "if (mask.covers(first_row, packing",
         PACKED,
     ),
     Bug(
         "cuda_src/mma/forward.cu",
         "keys that no packed query sees are loaded",
-        "mask.key_end(packing.query(min(m0 + kBlockM, total_rows) - 1))",
-        "mask.key_end(min(m0 + kBlockM, total_rows) - 1)",
+        "mask.keys(packing.query(m0), packing.query(min(m0 + kBlockM, total_rows) - 1))",
+        "mask.keys(packing.query(m0), min(m0 + kBlockM, total_rows) - 1)",
         PACKED,
     ),
     Bug(
@@ -302,8 +302,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "with two stages the next tile has as many rows as this one",
-        "key_end - (block - kStep / 2) * kBlockN",
-        "key_end - block * kBlockN",
+        "const int n0 = (block - kStep / 2) * kBlockN",
+        "const int n0 = block * kBlockN",
         TWO_STAGES,
     ),
     Bug(
@@ -351,8 +351,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "a head ends a query too late",
-        "return m0 + kBlockM >= seqlen_q;",
-        "return m0 + kBlockM > seqlen_q;",
+        "return m0 + kBlockM >= query_end;",
+        "return m0 + kBlockM > query_end;",
         WALKS,
     ),
     Bug(
@@ -407,8 +407,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "keys that no query sees are read",
-        "key_end = mask.key_end(shape.seqlen_q - 1);",
-        "key_end = shape.seqlen_k;",
+        "const Interval seen = mask.keys(0, shape.seqlen_q - 1);",
+        "const Interval seen{0, shape.seqlen_k};",
         (f"{HIDDEN}[sm_80-False]",),
     ),
     Bug(
@@ -421,8 +421,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dq.cu",
         "keys that the last queries do not see are read",
-        "mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1)",
-        "mask.key_end(m0 + kBlockM - 1)",
+        "mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1)",
+        "mask.keys(m0, m0 + kBlockM - 1)",
         (f"{HIDDEN}[sm_80-True]",),
     ),
     Bug(

@@ -64,8 +64,8 @@ BUGS = [
     Bug(
         f"{_SRC}/plan.py",
         "a pass is taken to fill more than the device",
-        "min(1, query_blocks / device.num_sms)",
-        "query_blocks / device.num_sms",
+        "min(1, seeing_blocks / device.num_sms)",
+        "seeing_blocks / device.num_sms",
         (f"{_PLAN}::test_the_backward_takes_two_passes_where_few_keys_meet_many_queries",),
     ),
     Bug(

@@ -14,7 +14,7 @@ BUGS = [
     # forward.cu
     Bug(
         "cuda_src/simt/forward.cu", "the last span writes nothing where it has no keys",
-        "if (!span.is_first && !span.is_last && span.begin", "if (!span.is_first && span.begin", (SPANS_NONE,),
+        "if (!span.is_first && !span.is_last && n_begin", "if (!span.is_first && n_begin", (SPANS_NONE,),
     ),
     Bug(
         "cuda_src/simt/forward.cu", "spans begin within blocks",
@@ -28,7 +28,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/forward.cu", "keys that none of the block's queries sees are read",
-        "mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1)", "mask.key_end(m0 + kBlockM - 1)", (UNSEEN,),
+        "mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1)", "mask.keys(m0, m0 + kBlockM - 1)", (UNSEEN,),
     ),
     Bug(
         "cuda_src/simt/forward.cu", "values have as many slices as keys",
@@ -43,7 +43,7 @@ BUGS = [
     # backward_dkdv.cu
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "query heads of a group lie a group apart",
-        "batch, place.head + member, query_begin", "batch, member * shape.num_heads_k + head_k, query_begin",
+        "batch, place.head + member, queries", "batch, member * shape.num_heads_k + head_k, queries",
         (REACH.format(25),),
     ),
     Bug(
@@ -57,7 +57,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "keys that nobody sees are read",
-        "key_end = mask.key_end(shape.seqlen_q - 1);", "key_end = shape.seqlen_k;", (UNSEEN,),
+        "const Interval seen = mask.keys(0, shape.seqlen_q - 1);", "const Interval seen{0, shape.seqlen_k};", (UNSEEN,),
     ),
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "the blocks of queries are summed up as one",
@@ -72,7 +72,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "K is held where it shares a tile with V",
-        "kResident && n0 > 0, n0", "n0 > 0, n0", (WIDE.format(True),),
+        "kResident && n0 > first, n0", "n0 > first, n0", (WIDE.format(True),),
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "dQ is rounded where it is wanted as summed",
@@ -80,13 +80,13 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "keys that none of the block's queries sees are read",
-        "mask.key_end(min(m0 + kBlockM, shape.seqlen_q) - 1)", "mask.key_end(m0 + kBlockM - 1)", (UNSEEN,),
+        "mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1)", "mask.keys(m0, m0 + kBlockM - 1)", (UNSEEN,),
     ),
     # backward_tiles.cuh
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "V is taken of the query's head",
-        "head_matrix<Element>(params.v, shape, batch, head_k, key_end",
-        "head_matrix<Element>(params.v, shape, batch, head, key_end",
+        "head_matrix<Element>(params.v, shape, batch, head_k, keys",
+        "head_matrix<Element>(params.v, shape, batch, head, keys",
         (REACH.format(25),),
     ),
     Bug(
@@ -96,7 +96,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "queries before the first that sees the keys are read",
-        "shape.head_dim_v, query_begin),", "shape.head_dim_v),", (UNSEEN,),
+        "shape.head_dim_v, queries.begin),", "shape.head_dim_v),", (UNSEEN,),
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "slices are as deep as the head, not as what is left",

@@ -6,7 +6,7 @@ struct CausalParams {
   int64_t used;
 };
 
-class Causal {
+class Causal : public Unbounded {
  public:
   // Not in effect it leaves every query so far on that it sees all keys.
   template <class Shape>

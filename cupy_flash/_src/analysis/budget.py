@@ -105,7 +105,8 @@ def magnitudes(
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
     sq, sk = q.shape[-2], k.shape[-2]
-    seen = np.arange(sk) < problem.key_end(np.arange(sq))[:, None]
+    begin, end = problem.keys(np.arange(sq)[:, None])
+    seen = (begin <= np.arange(sk)) & (np.arange(sk) < end)
     s, slope = q @ k.swapaxes(-1, -2), np.float64(1)  # of a score by q . k
     largest_product = _largest(np.abs(problem.scale * s))
     for step in problem.scores:

@@ -70,7 +70,8 @@ def visible_pairs(problem: AttentionProblem) -> int:
     """
     sq, step = problem.seqlen_q, 2**20  # all queries at once may be too many to hold
     rows = (np.arange(i, min(i + step, sq), dtype=np.int64) for i in range(0, sq, step))
-    seen = sum(int(problem.key_end(x).sum()) for x in rows) if problem.masks else sq * problem.seqlen_k
+    keys = map(problem.keys, rows)
+    seen = sum(int((x.end - x.begin).sum()) for x in keys) if problem.masks else sq * problem.seqlen_k
     return problem.num_heads_q * prod(problem.batch) * seen
 
 
@@ -97,9 +98,10 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     True
     """
     d, dv, itemsize, out = problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.out_storage.itemsize
-    # Keys behind all that the last query sees, and queries before the first that sees one, are not read.
-    seeing = problem.seqlen_q - problem.first_query
-    seen = int(problem.key_end(problem.seqlen_q - 1)) if seeing else 0
+    # Queries that see no key, and keys that none sees, are not read.
+    first, end = problem.seeing
+    begin_keys, end_keys = problem.keys(first, end - 1) if first < end else (0, 0)
+    seeing, seen = int(end - first), int(end_keys - begin_keys)
     heads_q, heads_k = (prod(problem.batch) * heads for heads in (problem.num_heads_q, problem.num_heads_k))
     all_rows, all_keys = heads_q * problem.seqlen_q, heads_k * problem.seqlen_k
     read = (heads_q * seeing * d + heads_k * seen * (d + dv)) * itemsize

@@ -11,6 +11,7 @@ from math import ceil, prod
 
 import numpy as np
 
+from cupy_flash._src.components.component import Interval
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch
 from cupy_flash._src.problem import AttentionProblem
 
@@ -26,16 +27,23 @@ def launch_bytes(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, la
     return None if count is None else prod(problem.batch) * count(problem, plan, launch)
 
 
-def _blocks(size: int, block: int) -> np.ndarray:
-    return np.arange(0, size, block)
+def _blocks(size: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last row of each block."""
+    first = np.arange(0, size, block)
+    return first, np.minimum(first + block, size) - 1
+
+
+def _size(interval: Interval) -> int:
+    """Of an interval, or of all in an array of them together."""
+    return int(np.sum(interval.end - interval.begin))
 
 
 def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
     """Q once a split, K and V once a block of queries that sees them, the results once a split."""
     block, packed, itemsize = launch.kernel.constant("kBlockM"), plan.packed_heads, problem.storage.itemsize
     rows = problem.seqlen_q * packed
-    last = (np.minimum(_blocks(rows, block) + block, rows) - 1) // packed
-    keys = int(problem.key_end(last).sum()) * (problem.num_heads_q // packed)
+    first, last = (row // packed for row in _blocks(rows, block))
+    keys = _size(problem.keys(first, last)) * (problem.num_heads_q // packed)
     query_rows = problem.num_heads_q * problem.seqlen_q
     out_size = itemsize if plan.num_splits == 1 else _FLOAT
     row_size = _FLOAT if plan.num_splits == 1 else 2 * _FLOAT  # lse, or maximum and sum
@@ -63,21 +71,21 @@ def _dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
     d, dv, itemsize, sq, sk = (
         problem.head_dim, problem.head_dim_v, problem.storage.itemsize, problem.seqlen_q, problem.seqlen_k
     )  # fmt: skip
-    n0 = _blocks(sk, block_n)
-    begin = problem.query_begin(n0)
-    queries = int((sq - begin).sum()) * problem.num_heads_q
-    added = int((sq - begin // block_m * block_m)[begin < sq].sum()) * problem.num_heads_q if plan.atomic_dq else 0
-    seen = int(problem.key_end(sq - 1))
+    seeing = problem.queries(*_blocks(sk, block_n))
+    begin, end = (x[seeing.begin < seeing.end] for x in seeing)
+    whole = Interval(begin // block_m * block_m, np.minimum(-(-end // block_m) * block_m, sq))
+    queries, added = (_size(x) * problem.num_heads_q for x in (seeing, whole))
+    atomics = added * d * _FLOAT if plan.atomic_dq else 0
+    seen = _size(problem.keys(0, sq - 1))
     gradient = itemsize if plan.num_splits == 1 else _FLOAT
     keys = plan.num_splits * problem.num_heads_k * (d + dv) * (seen * itemsize + sk * gradient)
-    return queries * ((d + dv) * itemsize + 2 * _FLOAT) + added * d * _FLOAT + keys
+    return queries * ((d + dv) * itemsize + 2 * _FLOAT) + atomics + keys
 
 
 def _dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
     """Q, dO and dQ once, row statistics by each lane of a quad, K and V once a block of queries that sees them."""
     block, itemsize = launch.kernel.constant("kBlockM"), problem.storage.itemsize
-    last = np.minimum(_blocks(problem.seqlen_q, block) + block, problem.seqlen_q) - 1
-    keys = int(problem.key_end(last).sum()) * (problem.head_dim + problem.head_dim_v)
+    keys = _size(problem.keys(*_blocks(problem.seqlen_q, block))) * (problem.head_dim + problem.head_dim_v)
     dq = problem.head_dim * problem.out_storage.itemsize
     row = (problem.head_dim + problem.head_dim_v) * itemsize + dq + _QUAD * 2 * _FLOAT
     return problem.num_heads_q * (keys * itemsize + problem.seqlen_q * row)

@@ -130,11 +130,10 @@ def _call_type() -> type[ctypes.Structure]:
 
 def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
-    first = problem.first_query
-    if first:
-        operands.out[..., :first, :] = 0
-        operands.lse[..., :first] = -np.inf
-    if operands.lse[..., first:].size:
+    for rows in _blind(problem):
+        operands.out[..., rows, :] = 0
+        operands.lse[..., rows] = -np.inf
+    if operands.lse[..., slice(*problem.seeing)].size:
         _run("forward", problem, operands)
 
 
@@ -143,11 +142,17 @@ def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangen
     dq = np.empty(problem.q_shape, problem.out_storage)
     dk, dv = (np.empty(shape, problem.storage) for shape in (problem.k_shape, problem.v_shape))
     gradients = Gradients(dq, dk, dv)
-    if problem.first_query:
-        dq[..., : problem.first_query, :] = 0
+    for rows in _blind(problem):
+        dq[..., rows, :] = 0
     if dk.size:  # without queries too: the gradients are then 0
         _run("backward", problem, (*operands, *cotangents, *gradients))
     return gradients
+
+
+def _blind(problem: AttentionProblem) -> list[slice]:
+    """Where the rows lie that see no key."""
+    begin, end = problem.seeing
+    return [slice(*rows) for rows in ((0, begin), (end, problem.seqlen_q)) if rows[0] < rows[1]]
 
 
 def digest(problem: AttentionProblem, operands: Operands) -> Array:
@@ -198,7 +203,7 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
     """
     heads_q, heads_k = ((*problem.batch, heads) for heads in (problem.num_heads_q, problem.num_heads_k))
     record = np.zeros((), _structs()["Shape"])
-    kept = [record]
+    kept, (begin, end) = [record], problem.seeing
     _fill(
         record,
         dtype=_DTYPES.index(problem.dtype),
@@ -210,7 +215,8 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
         head_dim=problem.head_dim,
         head_dim_v=problem.head_dim_v,
         q_offset=problem.q_offset,
-        first_query=problem.first_query,
+        first_query=begin,
+        queries=end - begin,
     )
     fill(record["components"], problem.components)
     for name, of in zip(BACKWARD, strides, strict=False):
@@ -223,9 +229,18 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
         kept.append(begins)
         row, col = (*of[len(heads) :], 0)[:2]
         _fill(record[name], heads=_address(begins), row=row, col=col)
-    queries = max(problem.group_size * problem.seqlen_q, FEW_QUERIES)  # that share a key
-    work = math.prod(heads_k) * queries * problem.seqlen_k * (problem.head_dim + problem.head_dim_v)
-    return record.ctypes.data, work, kept
+    queries = max(problem.group_size * (end - begin), FEW_QUERIES)  # that share a key
+    work = math.prod(heads_k) * queries * _keys_of_a_query(problem) * (problem.head_dim + problem.head_dim_v)
+    return record.ctypes.data, int(work), kept
+
+
+def _keys_of_a_query(problem: AttentionProblem) -> float:
+    """How many a query sees on average, by a few of those that see any."""
+    begin, end = problem.seeing
+    if not problem.masks or begin == end:
+        return problem.seqlen_k
+    seen = problem.keys(np.arange(begin, end, -(-(end - begin) // 16)))
+    return float((seen.end - seen.begin).mean())
 
 
 def _fill(record: Array, **values: Any) -> None:

@@ -54,9 +54,10 @@ def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
     q, k, v, out, lse = operands
-    first = problem.first_query
-    out[..., :first, :] = 0
-    lse[..., :first] = -np.inf
+    begin, end = problem.seeing
+    for unseeing in (slice(begin), slice(end, None)):
+        out[..., unseeing, :] = 0
+        lse[..., unseeing] = -np.inf
 
     def query_block(item: Item) -> None:
         head, i0, i1 = item
@@ -65,7 +66,7 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
         _forward_block(problem, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
 
     # The last queries first: when causal they see the most keys.
-    query_blocks = blocks(first, problem.seqlen_q, QUERY_BLOCK)[::-1]
+    query_blocks = blocks(begin, end, QUERY_BLOCK)[::-1]
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
 
 
@@ -81,7 +82,7 @@ def _forward_block(
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
-    for j0, j1 in blocks(0, int(problem.key_end(i0 + n - 1)), KEY_BLOCK):
+    for j0, j1 in blocks(*problem.keys(i0, i0 + n - 1), KEY_BLOCK):
         tile = _Tile(problem, i0, j0, on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p, _ = tile.scores(q_scaled, k_tile)
@@ -153,7 +154,8 @@ class _Backward:
         self.dq = np.zeros(problem.q_shape, problem.accumulator)
         self.dk = np.zeros(problem.k_shape, problem.storage)
         self.dv = np.zeros(problem.v_shape, problem.storage)
-        self.query_blocks = blocks(problem.first_query, problem.seqlen_q, QUERY_BLOCK)
+        self.query_blocks = blocks(*problem.seeing, QUERY_BLOCK)
+        self.keys = [problem.keys(i0, i1 - 1) for i0, i1 in self.query_blocks]
         self.turns = threads.Turns()
 
     def delta_block(self, item: Item) -> None:
@@ -183,11 +185,11 @@ class _Backward:
         group = problem.group_size
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
             head = (*key_head[:-1], h)
-            for i0, i1 in self.query_blocks:
-                w = min(j1, int(problem.key_end(i1 - 1))) - j0
-                if w <= 0:
+            for (i0, i1), (begin, end) in zip(self.query_blocks, self.keys, strict=True):
+                low, high = max(j0, begin), min(j1, end)
+                if low >= high:
                     continue
-                tile = _Tile(problem, i0, j0, on_scores)
+                tile, seen = _Tile(problem, i0, low, on_scores), slice(low - j0, high - j0)
                 qa = _augmented("qa", self.q[head][i0:i1], dtype)
                 qa *= on_q
                 minus_lse = np.multiply(self.lse[head][i0:i1], -1)  # NumPy 2.4's negative errs with some strides
@@ -196,20 +198,20 @@ class _Backward:
                 doa = _augmented("doa", self.dout[head][i0:i1], dtype)
                 np.multiply(self.delta[head][i0:i1], -1, out=doa[:, -1])
 
-                p, inputs = tile.scores(qa, ka[:w])
+                p, inputs = tile.scores(qa, ka[seen])
                 if not linear:
                     p += minus_lse[:, None]
                 np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
                 np.exp(p, out=p)
-                dv[:w] += tile.matmul(p, doa[:, :-1], out=dv_tile[:w], transpose=True)
-                ds = np.matmul(doa, va[:w].T, out=_scratch("ds", p.shape, dtype))
+                dv[seen] += tile.matmul(p, doa[:, :-1], out=dv_tile[seen], transpose=True)
+                ds = np.matmul(doa, va[seen].T, out=_scratch("ds", p.shape, dtype))
                 ds *= p
                 for step, s in zip(problem.scores[:0:-1], inputs[::-1], strict=True):
                     ds = step.backward(np, ds, s)
-                dk[:w] += tile.matmul(ds, qa[:, :-1], out=dk_tile[:w], transpose=True)
+                dk[seen] += tile.matmul(ds, qa[:, :-1], out=dk_tile[seen], transpose=True)
                 dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
-                tile.matmul(ds, ka[:w, :-1], out=dq_tile)
-                self.turns.wait((head, i0), j0 // KEY_BLOCK)
+                tile.matmul(ds, ka[seen, :-1], out=dq_tile)
+                self.turns.wait((head, i0), j0 // KEY_BLOCK - begin // KEY_BLOCK)  # from its first key block on
                 self.dq[head][i0:i1] += dq_tile
                 self.turns.done((head, i0))
         if on_scores != 1:
@@ -238,15 +240,18 @@ class _Tile(NamedTuple):
         for step in self.problem.scores[1:]:
             inputs.append(s)
             s = step.forward(np, s)
-        if self._is_cut(len(k)):
-            first = max(int(self.problem.key_end(self.i0)) - self.j0, 0)
-            np.copyto(s[:, first:], -np.inf, where=~self._seen(s.shape, first))
+        if self._is_cut(s.shape):
+            begin, end, keys = self._ends(s.shape)
+            cut = slice(max(begin[-1, 0] - self.j0, 0))  # no begin is greater than the last query's
+            np.copyto(s[:, cut], -np.inf, where=keys[cut] < begin)
+            cut = slice(max(end[0, 0] - self.j0, 0), None)
+            np.copyto(s[:, cut], -np.inf, where=keys[cut] >= end)
         return s, inputs
 
-    def _seen(self, shape: tuple[int, ...], first: int = 0) -> Array:
-        """Which of the keys from column `first` on each query sees."""
-        queries, keys = self.i0 + np.arange(shape[0]), self.j0 + np.arange(first, shape[1])
-        return keys < self.problem.key_end(queries)[:, None]
+    def _ends(self, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """Where the keys of each query begin and end, as columns; and the tile's keys."""
+        begin, end = self.problem.keys(self.i0 + np.arange(shape[0])[:, None])
+        return begin, end, self.j0 + np.arange(shape[1])
 
     def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
         """``a @ b`` or ``a.T @ b``, in which an inf or nan of `b` reaches only rows that see it.
@@ -255,8 +260,9 @@ class _Tile(NamedTuple):
         is right if it is finite.
         """
         np.matmul(a.T if transpose else a, b, out=out)
-        if self._is_cut(a.shape[1]) and not np.isfinite(out.sum()):
-            seen = self._seen(a.shape)
+        if self._is_cut(a.shape) and not np.isfinite(out.sum()):
+            begin, end, keys = self._ends(a.shape)
+            seen = (begin <= keys) & (keys < end)
             a = np.where(seen, a, 0)
             if transpose:
                 a, seen = a.T, seen.T
@@ -266,9 +272,10 @@ class _Tile(NamedTuple):
             out[untouched] = a[untouched][:, finite] @ b[finite]
         return out
 
-    def _is_cut(self, width: int) -> bool:
-        """Whether the mask hides some of the first `width` keys."""
-        return bool(self.j0 + width > self.problem.key_end(self.i0))
+    def _is_cut(self, shape: tuple[int, ...]) -> bool:
+        """Whether a key is hidden from a query."""
+        first, last = self.problem.keys(self.i0), self.problem.keys(self.i0 + shape[0] - 1)
+        return bool(last.begin > self.j0 or first.end < self.j0 + shape[1])
 
 
 def merge(problem: AttentionProblem, parts: Merge) -> None:

@@ -46,6 +46,30 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def window(text: str) -> tuple[int | None, ...]:
+    """A type of argparse: how many keys a query sees on either side."""
+    sides = text.split(",")
+    if len(sides) != 2 or not all(side.isdecimal() or not side for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT,RIGHT, two numbers of keys or nothing for all")
+    return tuple(int(side) if side else None for side in sides)
+
+
+def add_options(parser: argparse._ActionsContainer) -> None:
+    """What kernels are composed by: options of a call."""
+    parser.add_argument("--causal", action="store_true")
+    parser.add_argument(
+        "--window", type=window, metavar="LEFT,RIGHT",
+        help="how many keys before and behind its own position a query sees, such as 512,0; 512, leaves the right open",
+    )  # fmt: skip
+    parser.add_argument("--softcap", type=float, metavar="CAP", help="a bound that scores approach")
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, by their keywords."""
+    given = {"causal": args.causal or None, "window": args.window, "softcap": args.softcap}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def architecture(text: str) -> str:
     """A type of argparse: the name of an architecture, in full."""
     try:

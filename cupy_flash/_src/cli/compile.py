@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from cupy_flash._src import cache, device, plan
 from cupy_flash._src.backends import native
 from cupy_flash._src.backends.cupy_ import CupyBackend
 from cupy_flash._src.cli import UserError, bench, check, tune
-from cupy_flash._src.cli.arguments import architecture
+from cupy_flash._src.cli.arguments import add_options, architecture, options
 from cupy_flash._src.cli.progress import progress
 from cupy_flash._src.cli.units import format_seconds
 from cupy_flash._src.compile import CompiledKernel, compile_all, nvrtc_version
@@ -21,12 +22,13 @@ from cupy_flash._src.specialization import Specialization
 from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
 
 CPU = "cpu"
-KERNELS: dict[str, tuple[str, Callable[[device.Device], Iterable[Specialization]]]] = {
-    "core": ("what importing compiles", lambda target: plan.core_specializations(target)),
-    "check": ("the checks' kernels", check.kernels),
-    "bench": ("the benchmark's", bench.kernels),
-    "tune": ("every tile that is tried", tune.kernels),
-    "all": ("every kernel that the planner can choose", lambda target: plan.all_specializations(target)),
+Calls = Sequence[Mapping[str, Any]]  # options of calls
+KERNELS: dict[str, tuple[str, Callable[[device.Device, Calls], Iterable[Specialization]]]] = {
+    "core": ("what importing compiles", lambda target, calls: plan.core_specializations(target, calls)),
+    "check": ("the checks' kernels", lambda target, calls: check.kernels(target)),
+    "bench": ("the benchmark's", lambda target, calls: bench.kernels(target)),
+    "tune": ("every tile that is tried", lambda target, calls: tune.kernels(target)),
+    "all": ("every kernel that the planner can choose", lambda target, calls: plan.all_specializations(target, calls)),
 }
 PURPOSES = {name: what for name, (what, _) in KERNELS.items()} | {CPU: "the CPU backend, for every CPU of this kind"}
 
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--for", nargs="+", choices=tuple(PURPOSES), metavar="PURPOSE", dest="purposes",
         help="; ".join(f"{name}: {what}" for name, what in PURPOSES.items()) + " (default: core cpu)",
     )  # fmt: skip
+    composed = parser.add_argument_group("core and all: for calls with these options, by default without and causal")
+    add_options(composed)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         if CPU in purposes:
             _compile_cpu()
         if kernels:
-            _compile_kernels(args.arch, kernels, asked=bool(args.arch or args.purposes))
+            _compile_kernels(args, kernels)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 
@@ -83,23 +87,23 @@ def _compile_cpu() -> None:
     print(f"CPU backend: {', '.join(made)}, {seconds}, in {cache.folder('cpu')}", flush=True)
 
 
-def _compile_kernels(arches: list[str] | None, purposes: list[str], *, asked: bool) -> None:
-    targets = [device.named(arch) for arch in dict.fromkeys(arches or ())]
+def _compile_kernels(args: argparse.Namespace, purposes: list[str]) -> None:
+    targets = [device.named(arch) for arch in dict.fromkeys(args.arch or ())]
     if not targets:
         try:
             targets = [CupyBackend().device]
         except RuntimeError as error:
-            if asked:
+            if args.purposes:
                 raise
             print(f"CUDA kernels: none without --arch, for {error}")
             return
     print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
     for target in targets:
-        _compile(target, purposes)
+        _compile(target, purposes, [options(args)] if options(args) else plan.COMMON)
 
 
-def _compile(target: device.Device, purposes: list[str]) -> None:
-    kernels = list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target)))
+def _compile(target: device.Device, purposes: list[str], calls: Calls) -> None:
+    kernels = list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target, calls)))
     compiled: dict[Specialization, CompiledKernel] = {}
     start = time.perf_counter()
     with progress(target.arch, len(kernels)) as bar:

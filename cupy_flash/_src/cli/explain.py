@@ -6,7 +6,6 @@ Needs no GPU. Registers come from NVRTC, counts from the emulator on a problem s
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -14,11 +13,11 @@ import numpy as np
 
 from cupy_flash._src import device, emulator
 from cupy_flash._src.analysis.occupancy import occupancy
-from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes
+from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
 from cupy_flash._src.analysis.traffic import launch_bytes
 from cupy_flash._src.api import flash_attention, flash_attention_backward
 from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
-from cupy_flash._src.cli.arguments import architecture, positive_int, writing
+from cupy_flash._src.cli.arguments import add_options, architecture, options, positive_int, writing
 from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompileError, to_cubin
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head-dim-v", type=positive_int, metavar="N", help="head dimension of v, by default D")
     parser.add_argument("--dtype", default="float16", choices=tuple(DTYPES))
-    parser.add_argument("--causal", action="store_true")
+    add_options(parser)
     parser.add_argument("--arch", default="sm_80", type=architecture, metavar="ARCH", help=", ".join(device.NAMED))
     parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
     parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
     plan = _plan(problem, target, args)
-    print(f"{_direction(args)} on {args.arch}, {_described(problem)}")
+    print(f"{_direction(args)} on {args.arch}, {_described(problem, args)}")
     if isinstance(plan, ForwardPlan):
         spans = f", taken in {plan.num_spans} launches" if plan.num_spans > 1 else ""
         print(
@@ -103,13 +102,16 @@ def _problem(args: argparse.Namespace) -> AttentionProblem:
     if min(b, h, sq, sk, d) < 1:
         raise ValueError(f"--shape is {args.shape!r}: expected positive sizes")
     heads_k, dv = args.heads_k or h, args.head_dim_v or d
+    return _of_shapes(args, (b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv))
+
+
+def _of_shapes(args: argparse.Namespace, *shapes: tuple[int, ...]) -> AttentionProblem:
     zero = np.zeros((), DTYPES[args.dtype])
-    shapes = (b, h, sq, d), (b, heads_k, sk, d), (b, heads_k, sk, dv)
     try:
         q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
     except ValueError:
         raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
-    return AttentionProblem.from_arrays(q, k, v, causal=args.causal, deterministic=args.deterministic)
+    return AttentionProblem.from_arrays(q, k, v, **options(args), deterministic=args.deterministic)
 
 
 def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
@@ -123,15 +125,15 @@ def _direction(args: argparse.Namespace) -> str:
     return "Backward" if args.backward else "Forward"
 
 
-def _described(problem: AttentionProblem) -> str:
+def _described(problem: AttentionProblem, args: argparse.Namespace) -> str:
     heads = f"{problem.num_heads_q} heads"
     if problem.group_size > 1:
         heads += f" ({problem.num_heads_k} of keys)"
     dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
-    masks = "".join(f", {mask.keyword}" for mask in problem.masks)
+    given = "".join(f", {name}" + f" {value}" * (value is not True) for name, value in options(args).items())
     return (
         f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
-        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{masks}"
+        f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{given}"
     )
 
 
@@ -171,6 +173,9 @@ def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardP
     accesses = "no formula for these kernels" if total is None else f"{format_bytes(total)} by the formula"
     print("\nat full size:")
     print(f"  arithmetic              {work / 1e12:.3g} TFLOP")
+    if problem.masks:
+        pairs = prod(problem.lse_shape) * problem.seqlen_k
+        print(f"  pairs that are seen     {visible_pairs(problem) / pairs:.1%} of all")
     print(f"  memory, each array once {format_bytes(once)}")
     print(f"  L2 cache, every access  {accesses}; the standard attention {format_bytes(standard)}")
     if args.arch in DATASHEET:
@@ -197,7 +202,7 @@ def _print_roofline(
         f"(arithmetic {format_seconds(least.arithmetic)}, memory {format_seconds(least.memory)})"
     )
     if args.plot:
-        title = f"{_direction(args)}, {_described(problem)}"
+        title = f"{_direction(args)}, {_described(problem, args)}"
         with writing(args.plot):
             roofline_plot.plot(args.plot, title, rates, problem.dtype, tensor_cores, work, points)
         print(f"Plot: {args.plot}")
@@ -205,28 +210,26 @@ def _print_roofline(
 
 def _print_counts(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
     """What the emulator counts on a problem of its size, against the formula."""
-    small = _reduced(problem)
+    small = _reduced(problem, args)
     plan = _plan(small, target, args)
     try:
         counted = _count(small, target, args)
     except ToolchainError as error:
         raise Unavailable(f"counting needs a C++ compiler: {error}") from None
-    print(f"\nglobal traffic, counted by the emulator with {_described(small)}:")
+    print(f"\nglobal traffic, counted by the emulator with {_described(small, args)}:")
     for launch, count in zip(plan.launches, counted, strict=True):
         formula = launch_bytes(small, plan, launch)
         agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
         print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
 
 
-def _reduced(problem: AttentionProblem) -> AttentionProblem:
+def _reduced(problem: AttentionProblem, args: argparse.Namespace) -> AttentionProblem:
     """One key head and as much of its group and of both sequences as can be emulated in seconds."""
-    small = replace(problem, batch=(1,), num_heads_q=min(problem.group_size, EMULATED_HEADS), num_heads_k=1)
-    while small.num_heads_q * small.seqlen_q * small.seqlen_k > EMULATED_PAIRS:
-        if small.seqlen_k >= small.seqlen_q:
-            small = replace(small, seqlen_k=small.seqlen_k // 2)
-        else:
-            small = replace(small, seqlen_q=small.seqlen_q // 2)
-    return replace(small, q_offset=small.seqlen_k - small.seqlen_q if problem.uses_offset else 0)
+    heads, sq, sk = min(problem.group_size, EMULATED_HEADS), problem.seqlen_q, problem.seqlen_k
+    while heads * sq * sk > EMULATED_PAIRS:
+        sq, sk = (sq, sk // 2) if sk >= sq else (sq // 2, sk)
+    d, dv = problem.head_dim, problem.head_dim_v
+    return _of_shapes(args, (1, heads, sq, d), (1, 1, sk, d), (1, 1, sk, dv))
 
 
 def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[int]:
@@ -236,9 +239,9 @@ def _count(problem: AttentionProblem, target: device.Device, args: argparse.Name
     q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
     backend = f"emulator:{target.arch}"
     with emulator.settings(mode="counted"):
-        out, lse = flash_attention(q, k, v, causal=args.causal, return_lse=True, backend=backend)
+        out, lse = flash_attention(q, k, v, **options(args), return_lse=True, backend=backend)
         if args.backward:
             flash_attention_backward(
-                dout, q, k, v, out, lse, causal=args.causal, deterministic=args.deterministic, backend=backend
+                dout, q, k, v, out, lse, **options(args), deterministic=args.deterministic, backend=backend
             )
     return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]

@@ -123,6 +123,10 @@ def problems() -> Iterator[Problem]:
         yield Problem(dtype, batch=(1,), heads_k=1, sq=5, sk=2**15 + 100, d=d, options=CAUSAL)
     for offset in (0, 7, -64, 10**12, -(10**12)):
         yield Problem(d=128, options=CAUSAL | {"q_offset": offset})
+    for dtype in ("float16", "float32"):  # windows of many tiles, and of few of the keys that are split
+        for sq, sk in ((577, 1023), (1, 2003)):
+            yield Problem(dtype, batch=(1,), heads_k=1, group=4, sq=sq, sk=sk, options={"window": (200, 50)})
+        yield Problem(dtype, sq=577, sk=577, options=CAUSAL | {"window": (100, None)}, deterministic=True)
     for component in COMPONENTS:
         for value, dtype in product(component.examples, ("float16", "float32")):
             yield Problem(dtype, options={component.keyword: value})

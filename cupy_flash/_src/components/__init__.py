@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 
 from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.component import Component, Sizes
+from cupy_flash._src.components.positions import fitted
 from cupy_flash._src.components.scale import Scale
 from cupy_flash._src.components.softcap import Softcap
+from cupy_flash._src.components.window import Window
 from cupy_flash._src.options import boolean, integer
 
 COMPONENTS: tuple[type[Component], ...] = (  # scores, then masks
     Scale,
     Softcap,
     Causal,
+    Window,
 )
 KEYWORDS = (*(component.keyword for component in COMPONENTS), "q_offset", "deterministic")
 _CHECKS = [(component.keyword, component.default, component.check) for component in COMPONENTS]
@@ -55,5 +58,13 @@ class Options(NamedTuple):
 
     def components(self, sizes: Sizes) -> tuple[Component, ...]:
         """What they put into effect in a problem."""
-        found = [component.of(value, sizes) for component, value in zip(COMPONENTS, self.values, strict=True)]
+        options = self._by_keyword()
+        found = [component.of(options, sizes) for component in COMPONENTS]
         return tuple(component for component in found if component is not None)
+
+    def offset(self, sizes: Sizes) -> int:
+        """`Sizes.q_offset` as it goes with these components."""
+        return fitted(self._by_keyword(), sizes)[1]
+
+    def _by_keyword(self) -> dict[str, Any]:
+        return {component.keyword: value for component, value in zip(COMPONENTS, self.values, strict=True)}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cupy_flash._src.components.component import Mask, Rows, Sizes
+from cupy_flash._src.components.component import Interval, Mask, Rows, Sizes
+from cupy_flash._src.components.positions import bounds
 from cupy_flash._src.options import boolean
 
 
 @dataclass(frozen=True)
 class Causal(Mask):
-    """No query sees a key behind it."""
+    """No query sees a key behind it. With a window on the left it is the right side of that."""
 
     keyword, default = "causal", False
     examples = (True,)
@@ -22,14 +24,14 @@ class Causal(Mask):
         return boolean("causal", value)
 
     @classmethod
-    def of(cls, value: bool, sizes: Sizes) -> Causal | None:
-        return cls() if value else None
+    def of(cls, options: Mapping[str, Any], sizes: Sizes) -> Causal | None:
+        return cls() if bounds(options) == (None, 0) else None
 
     def params(self) -> dict[str, Any]:
         return {"used": True}
 
-    def key_end(self, query: Rows, q_offset: int) -> Rows:
-        return query + q_offset + 1
+    def keys(self, query: Rows, q_offset: int) -> Interval:
+        return Interval(None, query + q_offset + 1)
 
-    def query_begin(self, key: Rows, q_offset: int) -> Rows:
-        return key - q_offset
+    def queries(self, key: Rows, q_offset: int) -> Interval:
+        return Interval(key - q_offset, None)

@@ -8,14 +8,21 @@ problem, is part of the keys of all caches, and has the same name in three langu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-Rows = TypeVar("Rows", int, Any)  # one position, or an array of them
+Rows = Any  # one position, or an array of them
+
+
+class Interval(NamedTuple):
+    """Positions from `begin` on that lie before `end`; None where there is no bound."""
+
+    begin: Rows = None
+    end: Rows = None
 
 
 class Sizes(NamedTuple):
@@ -27,10 +34,17 @@ class Sizes(NamedTuple):
         Of the inputs.
     head_dim : int
         Of q and k.
+    seqlen_q, seqlen_k : int
+        Sequence lengths.
+    q_offset : int
+        Position of the first query among the keys.
     """
 
     dtype: str
     head_dim: int
+    seqlen_q: int = 0
+    seqlen_k: int = 0
+    q_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,8 @@ class Component:
         raise NotImplementedError
 
     @classmethod
-    def of(cls, value: Any, sizes: Sizes) -> Component | None:
-        """What a checked value means for a problem: nothing, or this component."""
+    def of(cls, options: Mapping[str, Any], sizes: Sizes) -> Component | None:
+        """What checked values, by their keywords, mean for a problem: nothing, or this component."""
         raise NotImplementedError
 
     @property
@@ -117,18 +131,18 @@ class Score(Component):
 class Mask(Component):
     """A rule that hides keys from queries. A query sees the keys that no mask in effect hides.
 
-    Positions are numbers or arrays of them. Neither function may fall as its argument rises, and they say the same:
-    ``query >= query_begin(key)`` exactly where ``key < key_end(query)``.
+    Positions are numbers or arrays of them. Each query sees an interval of keys, and each key is seen by an interval of
+    queries. No end of either falls as the argument rises, and both say the same.
     """
 
     concept = "Mask"
 
-    def key_end(self, query: Rows, q_offset: int) -> Rows:
-        """The query sees no key from this one on; its own position among the keys is ``query + q_offset``."""
+    def keys(self, query: Rows, q_offset: int) -> Interval:
+        """Those that the query sees; its own position among them is ``query + q_offset``."""
         raise NotImplementedError
 
-    def query_begin(self, key: Rows, q_offset: int) -> Rows:
-        """No query before this one sees the key."""
+    def queries(self, key: Rows, q_offset: int) -> Interval:
+        """Those that see the key."""
         raise NotImplementedError
 
 

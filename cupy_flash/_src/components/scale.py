@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ class Scale(Score):
         return real("scale", value)
 
     @classmethod
-    def of(cls, value: float | None, sizes: Sizes) -> Scale:
+    def of(cls, options: Mapping[str, Any], sizes: Sizes) -> Scale:
+        value = options["scale"]
         if value is None:
             return cls(1.0 / math.sqrt(sizes.head_dim))
         # Kernels take exponentials to base 2: of scores times scale * log2(e), in the accumulator's type.

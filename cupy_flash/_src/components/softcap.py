@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,8 @@ class Softcap(Score):
         return cap
 
     @classmethod
-    def of(cls, value: float | None, sizes: Sizes) -> Softcap | None:
+    def of(cls, options: Mapping[str, Any], sizes: Sizes) -> Softcap | None:
+        value = options["softcap"]
         largest = 2.0 ** (900 if sizes.dtype == "float64" else 100)
         return None if value is None else cls(min(max(value, 1 / largest), largest))
 
