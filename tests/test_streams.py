@@ -94,9 +94,9 @@ def test_tiles_of_fewer_rows_than_threads_copy(warps):
     assert abs(found.astype(float) - expected.astype(float)).max() < 1e-3
 
 
-def in_splits(splits, *args):
-    """The plan of the backward with so many shares of the query heads of a group."""
-    plan = plan_backward(*args)
+def in_splits(splits, problem, *args):
+    """The plan of the backward with so many shares of the query heads of a group, be the keys seen or not."""
+    plan = plan_backward(dataclasses.replace(problem, q_offset=problem.seqlen_k), *args)
     dkdv = dataclasses.replace(plan.dkdv, grid=plan.dkdv.grid // plan.num_splits * splits)
     assert splits == 1 or plan.convert_dkdv
     convert = plan.convert_dkdv if splits > 1 else None
