@@ -12,8 +12,12 @@
 #pragma once
 #include "attention/place.cuh"
 
+// Of nothing, begin and end are equal.
 struct Interval {
   int begin, end;
+
+  __device__ void raise_begin(int position) { begin = max(begin, min(position, end)); }
+  __device__ void lower_end(int position) { end = max(begin, min(position, end)); }
 };
 
 template <class... Parts>
@@ -40,14 +44,14 @@ struct MaskOf : Parts... {
   __device__ Interval keys(int first, int last) const {
     Interval seen{0, seqlen_k};
     (narrow_keys<Parts>(seen, first, last), ...);
-    return ordered(seen);
+    return seen;
   }
 
   // Where the queries lie that see keys from `first` to `last`.
   __device__ Interval queries(int first, int last) const {
     Interval seeing{0, seqlen_q};
     (narrow_queries<Parts>(seeing, first, last), ...);
-    return ordered(seeing);
+    return seeing;
   }
 
   // Whether all queries from `first` to `last` see all keys in [col0, col0 + cols).
@@ -71,16 +75,13 @@ struct MaskOf : Parts... {
 
   template <class Part>
   __device__ void narrow_keys(Interval& seen, int first, int last) const {
-    if constexpr (Part::kCutsBelow) seen.begin = max(seen.begin, min(Part::key_begin(first), seqlen_k));
-    if constexpr (Part::kCutsAbove) seen.end = min(Part::key_end(last), seen.end);
+    if constexpr (Part::kCutsBelow) seen.raise_begin(Part::key_begin(first));
+    if constexpr (Part::kCutsAbove) seen.lower_end(Part::key_end(last));
   }
 
   template <class Part>
   __device__ void narrow_queries(Interval& seeing, int first, int last) const {
-    if constexpr (Part::kCutsAbove) seeing.begin = max(seeing.begin, min(Part::query_begin(first), seqlen_q));
-    if constexpr (Part::kCutsBelow) seeing.end = min(Part::query_end(last), seeing.end);
+    if constexpr (Part::kCutsAbove) seeing.raise_begin(Part::query_begin(first));
+    if constexpr (Part::kCutsBelow) seeing.lower_end(Part::query_end(last));
   }
-
-  // Begin and end of nothing are equal.
-  __device__ static Interval ordered(Interval found) { return {found.begin, max(found.begin, found.end)}; }
 };

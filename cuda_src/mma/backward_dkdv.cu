@@ -225,6 +225,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
   const Place place(shape, batch, head_begin);
   const Mask mask(params.components, place);
+  const Interval queries = mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1);
   const Interval seen = mask.keys(0, shape.seqlen_q - 1);
   const auto gK = head_matrix<Element>(params.k, shape, batch, head_k, seen.end, shape.head_dim, seen.begin);
   const auto gV = head_matrix<Element>(params.v, shape, batch, head_k, seen.end, shape.head_dim_v, seen.begin);
@@ -232,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   load_tile(shared.value, gV, n0);
 
   // The query blocks of each head that see its keys.
-  QueryWalk walk(mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1));
+  QueryWalk walk(queries);
   QueryStream stream(params, query_head(params, batch, head_begin), walk);
   // Start copying the block that is so many after the one of `walk`.
   const auto start = [&](int slot, int ahead) {
