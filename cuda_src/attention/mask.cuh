@@ -34,7 +34,12 @@ struct MaskOf : Parts... {
     int query;
 
     __device__ bool sees(int key) const {
-      return ((key < mask.seqlen_k) && ... && mask.template shows<Parts>(query, key));
+      if constexpr (kCutsBelow) {  // in one comparison: two for each key took registers, which spilt
+        const Interval seen = mask.keys(query, query);
+        return static_cast<unsigned>(key - seen.begin) < static_cast<unsigned>(seen.end - seen.begin);
+      } else {
+        return ((key < mask.seqlen_k) && ... && (key < mask.Parts::key_end(query)));
+      }
     }
   };
 
@@ -60,11 +65,6 @@ struct MaskOf : Parts... {
   }
 
  private:
-  template <class Part>
-  __device__ bool shows(int query, int key) const {
-    return within<Part>(query, query, key, 1);
-  }
-
   template <class Part>
   __device__ bool within(int first, int last, int col0, int cols) const {
     bool all = true;
