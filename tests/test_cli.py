@@ -351,7 +351,9 @@ def test_info_without_cupy_or_compiler_says_what_to_install(tmp_path):
 def test_compile_reports_registers_and_spills(monkeypatch, tmp_path, capsys):
     pytest.importorskip("cupy", reason="NVRTC comes with the extra cuda13")
     monkeypatch.setenv("CUPY_FLASH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("cupy_flash._src.plan.core_specializations", lambda *args: list(core_specializations(*args))[:1])
+    monkeypatch.setattr(
+        "cupy_flash._src.plan.core_specializations", lambda *args: list(core_specializations(*args))[:1]
+    )
     assert main(["compile", "--arch", "sm_75", "--arch", "sm_90a", "--for", "core"]) == 0
     printed = capsys.readouterr().out
     for arch in ("sm_75", "sm_90a"):

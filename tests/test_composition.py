@@ -210,7 +210,8 @@ using Mask = MaskOf<Causal, Stairs>;
 
 
 @pytest.mark.parametrize("path", ["host", "ptx"])
-def test_steps_follow_one_another_and_masks_hide_together(path):
+@pytest.mark.parametrize("below", ["below", "above"])
+def test_steps_follow_one_another_and_masks_hide_together(below, path):
     def told(params):
         for name, value in (("seqlen_q", SQ), ("seqlen_k", SK), ("q_offset", 2)):
             params["shape"][name] = value
@@ -218,9 +219,10 @@ def test_steps_follow_one_another_and_masks_hide_together(path):
         components["ScaleParams"]["scale"], components["ScaleParams"]["unit"] = 0.3, 0.3 / math.log(2)
         components["SlopeParams"]["slope"], components["StairsParams"]["width"] = 0.01, 6
 
-    found = composed(path, SEVERAL, told)
+    source = SEVERAL if below == "below" else SEVERAL.replace("kCutsBelow = true", "kCutsBelow = false")
+    found = composed(path, source, told)
     query, key = np.arange(SQ)[:, None], np.arange(SK)
     before = 0.3 * found["s"] - 0.01 * (BATCH * 100 + HEAD + MEMBER + 1) * (query - key)
     np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), before**2, rtol=1e-12)
     np.testing.assert_allclose(found["ds"], 0.3 * 2 * before * found["dscore"], rtol=1e-12)
-    held_to(found, (key <= query + 2) & (key < query // 4 * 4 + 6) & (key >= query // 4 * 4 - 6))
+    held_to(found, (key <= query + 2) & (key < query // 4 * 4 + 6) & ((below == "above") | (key >= query // 4 * 4 - 6)))
