@@ -1,5 +1,6 @@
 """The commands of `python -m cupy_flash`, and the code that the README shows."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -23,8 +24,8 @@ from cupy_flash._src.cli.text import embed, read_text
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompiledKernel
 from cupy_flash._src.device import named
-from cupy_flash._src.plan import core_specializations
-from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.plan import core_specializations, plan_backward, plan_forward
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.toolchain import NoCompilerError, ToolchainError
 
 ROOT = Path(__file__).parents[1]
@@ -383,6 +384,38 @@ def test_compile_takes_purposes_and_names_what_spills(monkeypatch, tmp_path, cap
     compiled.clear()
     assert main(["compile", "--arch", "sm_90a", "--for", "tune"]) == 0
     assert set(compiled) == tune.kernels(target)
+
+
+@pytest.mark.parametrize(("given", "options", "parts"), [
+    ([], None, ["Scale", "Scale Causal"]), (["--causal"], {"causal": True}, ["Scale Causal"]),
+    (["--window", "512,0"], {"window": (512, 0)}, ["Scale Window"]),
+    (["--window", "7,", "--softcap", "30"], {"window": (7, None), "softcap": 30.0}, ["Scale Softcap WindowLeft"]),
+    (["--window", ",7"], {"window": (None, 7)}, ["Scale WindowRight"]),
+    (["--softcap", "2.5", "--causal"], {"softcap": 2.5, "causal": True}, ["Scale Softcap Causal"]),
+], ids=str)  # fmt: skip
+def test_compile_takes_the_options_of_a_call(given, options, parts, monkeypatch, tmp_path, capsys):
+    """Then a call with these options finds its kernels compiled, forward and backward."""
+    compiled = set()
+
+    def compile_all(kernels, arch, done):
+        compiled.update(kernels)
+        for kernel in kernels:
+            done(kernel, CompiledKernel(tmp_path, 255, 0, 0))
+
+    monkeypatch.setattr(compile_command, "compile_all", compile_all)
+    monkeypatch.setattr(compile_command, "nvrtc_version", lambda: (13, 0))
+    q = np.broadcast_to(np.float16(0), (4, 16, 4096, 64))
+    problem = AttentionProblem.from_arrays(q, q, q, **(options or {}))
+    target, composed = named("sm_90a"), {"attention_forward", "attention_dkdv", "attention_dq"}
+    for purpose, deterministic in (("core", False), ("all", False), ("all", True)):
+        compiled.clear()
+        assert main(["compile", "--arch", "sm_90a", "--for", purpose, *given]) == 0
+        assert f"sm_90a: {len(compiled)} kernels, " in capsys.readouterr().out
+        found = {" ".join(x.type for x in kernel.parts) for kernel in compiled if kernel.entry in composed}
+        assert sorted(found) == parts
+        asked = dataclasses.replace(problem, deterministic=deterministic)
+        launches = (*plan_forward(asked, target).launches, *plan_backward(asked, target).launches)
+        assert {launch.kernel for launch in launches} <= compiled
 
 
 def test_compile_prepares_the_cpu_backend_where_there_is_no_gpu(monkeypatch, capsys):

@@ -174,6 +174,25 @@ def test_explain_counts_what_a_window_shows(window, told, seen, monkeypatch, tmp
     assert f"  arithmetic              {6 * seen * 4 * 32 / 1e12:.3g} TFLOP\n" in printed
 
 
+@pytest.mark.parametrize(("given", "told", "parts"), [
+    (["--softcap", "30"], ", softcap 30.0", "Score=Scale+Softcap, k"),
+    (["--softcap", "2.5", "--window", "7,1"], ", window (7, 1), softcap 2.5", "Score=Scale+Softcap, Mask=Window, k"),
+    (["--causal", "--window", "7,"], ", causal, window (7, None)", "Score=Scale, Mask=Window, k"),
+], ids=str)  # fmt: skip
+def test_explain_composes_the_kernels_of_the_call(given, told, parts, monkeypatch, tmp_path, capsys):
+    """They are what it plans, describes and counts."""
+    monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
+    for backward, entries in (([], {"forward"}), (["--backward", "--deterministic"], {"dkdv", "dq"})):
+        assert main(["explain", "--shape", "1,2,70,90,32", "--arch", "sm_80", *backward, *given]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count(f" 90 keys{told}\n") == 1 and printed.count(f" 90 keys{told}:\n") == 1
+        kernels = [line for line in printed.splitlines() if line.startswith("  mma/attention_")]
+        assert {re.search(r"attention_(\w+)\(", line)[1] for line in kernels} == entries
+        assert all(parts in line for line in kernels)
+        counted = printed.partition("counted by the emulator")[2].splitlines()[1:]
+        assert counted and all(line.endswith("as the formula") for line in counted)
+
+
 @pytest.mark.parametrize("window", ["7", "7,1,2", "a,1", "1.5,2", "7,-1", "None,0", "¹,0"])
 def test_explain_refuses_what_is_no_window(window, capsys):
     with pytest.raises(SystemExit):
