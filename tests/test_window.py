@@ -1,5 +1,7 @@
 """window: what it takes, what it equals, and which keys it keeps out."""
 
+import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -13,6 +15,7 @@ from oracle import attention, visible
 from cupy_flash import (
     attention_reference,
     attention_reference_backward,
+    emulator,
     flash_attention,
     flash_attention_backward,
     flash_attention_vjp,
@@ -20,6 +23,8 @@ from cupy_flash import (
 from cupy_flash._src.backends import numpy_
 from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.window import Window
+from cupy_flash._src.device import named
+from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 X = np.random.default_rng(0).standard_normal((2, 5, 8))
@@ -214,6 +219,56 @@ def test_a_shift_of_the_queries_is_one_of_the_window(on, sq, sk, left, right, da
     case, shift = Case(sq=sq, sk=sk, d=4), data.draw(st.integers(-left, right))
     expected = results(on, case, window=(left, right), q_offset=2)
     same_bits(results(on, case, window=(left + shift, right - shift), q_offset=2 + shift), expected)
+
+
+# --- what is visited ---
+
+
+def visits(replan, case):
+    """Of each kernel of a call, forward, with atomics and without: its blocks, pairs of blocks seen, and report."""
+    q, k, v, dout, _ = case.arrays()
+    options = case.options | {"backend": "emulator:sm_80"}
+    problem, device = AttentionProblem.from_arrays(q, k, v, **case.options), named("sm_80")
+    whole = functools.partial(plan_forward, num_splits=1)
+    with replan(plan_forward=whole), emulator.settings(mode="counted"):
+        out, lse = flash_attention(q, k, v, return_lse=True, **options)
+        runs = [(whole(problem, device), emulator.last_run())]
+        for deterministic in (False, True):
+            asked = dataclasses.replace(problem, deterministic=deterministic)
+            flash_attention_backward(dout, q, k, v, out, lse, deterministic=deterministic, **options)
+            runs.append((plan_backward(asked, device), emulator.last_run()))
+    seen = visible(case.sq, case.sk, causal=case.causal, window=case.window)
+    for plan, run in runs:
+        for launch, report in zip(plan.launches, run.launches, strict=True):
+            if launch.kernel.family != "attention":
+                m, n = (launch.kernel.constant(name) for name in ("kBlockM", "kBlockN"))
+                of_keys = np.logical_or.reduceat(seen, range(0, case.sk, n), axis=1)
+                yield (m, n), int(np.logical_or.reduceat(of_keys, range(0, case.sq, m)).sum()), report
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("s", "left"), [(512, 100), pytest.param(4096, 256, marks=pytest.mark.slow)])
+def test_hardly_more_is_read_than_blocks_that_are_seen_hold(replan, dtype, s, left):
+    """What stays in a block of threads is read once, and what passes through it where it is seen."""
+    for (m, n), pairs, report in visits(replan, Case(dtype=dtype, sq=s, sk=s, causal=True, window=(left, 0))):
+        row = 2 * 64 * np.dtype(dtype).itemsize  # of q and dout, or of k and v
+        read = sum(report.buffers[name].read for name in ("q", "k", "v", "dout") if name in report.buffers)
+        passing, staying = (m, row) if report.kernel == "attention_dkdv" else (n, row)
+        if report.kernel == "attention_forward":
+            staying = row // 2
+        assert 0.7 < read / (s * staying + pairs * passing * row) <= 1.15, report.kernel
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_each_block_that_is_seen_costs_the_same_and_others_nothing(replan, dtype):
+    """Threads meet as often for each: counted with all keys, causal ones, and a window."""
+    case = Case(dtype=dtype, sq=512, sk=512)
+    masks = {"causal": False}, {"causal": True}, {"causal": True, "window": (100, 0)}
+    for kernel in zip(*(visits(replan, dataclasses.replace(case, **mask)) for mask in masks), strict=True):
+        blocks, pairs, reports = zip(*kernel, strict=True)
+        assert len(set(blocks)) == len({report.kernel for report in reports}) == 1
+        (first, other), (second, others) = (np.diff(x) for x in (pairs, [x.barriers for x in reports]))
+        assert first < 0 and other < 0 and first * others == other * second, reports[0].kernel
 
 
 # --- what is not seen ---
