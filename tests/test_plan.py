@@ -311,6 +311,21 @@ def test_the_backward_spreads_a_group_where_key_heads_are_few():
     assert plan_backward(problem, device).num_splits == 1
 
 
+def test_only_blocks_that_are_seen_count():
+    """A schedule is that of as many keys and queries as see one another."""
+    device, few = named("sm_80"), {"batch": 1, "heads_q": 32, "heads_k": 1}
+    windowed = plan_forward(large("float16", **few, sq=1, sk=65536, window=(256, 0)), device)
+    alone, everything = (plan_forward(large("float16", **few, sq=1, sk=n), device) for n in (320, 65536))
+    assert 1 < windowed.num_splits == alone.num_splits < everything.num_splits
+    windowed = plan_backward(large("float16", **few, sq=64, sk=8192, window=(63, 0), q_offset=0), device)
+    alone, everything = (plan_backward(large("float16", **few, sq=64, sk=n), device) for n in (64, 8192))
+    assert windowed.num_splits == alone.num_splits > everything.num_splits
+    few["heads_q"] = 1
+    windowed = plan_backward(large("float16", **few, sq=65536, sk=128, window=(0, 0), q_offset=0), device)
+    alone, everything = (plan_backward(large("float16", **few, sq=n, sk=128), device) for n in (128, 65536))
+    assert windowed.atomic_dq and alone.atomic_dq and not everything.atomic_dq
+
+
 def test_bad_tiles_are_refused():
     half = large("float16", d=128)
     with pytest.raises(ValueError, match="warps own whole pieces"):

@@ -338,6 +338,21 @@ BUGS = [
         CLI + "test_malformed_command_lines_show_the_usage",
     ),
     bug(
+        "arguments.py",
+        "a cap is taken and not passed on",
+        '"softcap": args.softcap}',
+        '"softcap": None}',
+        CLI + "test_compile_takes_the_options_of_a_call",
+        "tests/test_explain.py::test_explain_composes_the_kernels_of_the_call",
+    ),
+    bug(
+        "compile.py",
+        "kernels are compiled for calls without options",
+        "[options(args)] if options(args) else plan.COMMON",
+        "plan.COMMON",
+        CLI + "test_compile_takes_the_options_of_a_call",
+    ),
+    bug(
         "compile.py",
         "the smallest spill is the most",
         "at most {max(spilled)} bytes",

@@ -63,6 +63,27 @@ BUGS = [
     ),
     Bug(
         f"{_SRC}/plan.py",
+        "keys that no query sees are split",
+        "_most_key_blocks(problem, packed_heads, block_m, block_n))",
+        "ceil_div(problem.seqlen_k, block_n))",
+        (f"{_PLAN}::test_only_blocks_that_are_seen_count",),
+    ),
+    Bug(
+        f"{_SRC}/plan.py",
+        "keys that no query sees fill the device",
+        "splits = _num_splits(seen_blocks, slots, group)",
+        "splits = _num_splits(key_blocks, slots, group)",
+        (f"{_PLAN}::test_only_blocks_that_are_seen_count",),
+    ),
+    Bug(
+        f"{_SRC}/plan.py",
+        "queries that see no key fill the device",
+        "min(1, seeing_blocks / device.num_sms)",
+        "min(1, query_blocks / device.num_sms)",
+        (f"{_PLAN}::test_only_blocks_that_are_seen_count",),
+    ),
+    Bug(
+        f"{_SRC}/plan.py",
         "a pass is taken to fill more than the device",
         "min(1, seeing_blocks / device.num_sms)",
         "seeing_blocks / device.num_sms",
