@@ -129,7 +129,12 @@ BUGS = [
     Bug(
         "cuda_src/attention/mask.cuh", "of no keys the end lies before the begin",
         "void lower_end(int position) { end = max(begin, min(position, end)); }",
-        "void lower_end(int position) { end = min(position, end); }", (COMPOSED,),
+        "void lower_end(int position) { end = min(position, end); }", (WINDOW.format("(3, 2), 'q_offset': -5}"),),
+    ),
+    Bug(
+        "cuda_src/attention/mask.cuh", "of no keys the begin lies behind them all",
+        "begin = max(begin, min(position, end));", "begin = max(begin, position);",
+        (WINDOW.format("(3, 2), 'q_offset': 30}"),),
     ),
     # mask/window.cuh
     Bug(
