@@ -99,6 +99,16 @@ def test_all_kernels_compile_without_spills(arch, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sides", [(3, 2), (5, None)])
+def test_kernels_of_windows_compile_without_spills(sides):
+    """On tensor cores; a window that is open on the left cuts as causal masks do."""
+    arch = "sm_90a"
+    for kernel in all_specializations(named(arch), [{"window": sides}]):
+        if kernel.family == "mma" and ("Element", "Float16") in kernel.types:
+            check_machine_code(kernel, arch)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [(192, 128), (64, 256), (256, 32), (96, 64)])
 def test_kernels_of_two_head_dimensions_compile_without_spills(head_dim, head_dim_v):
     device = named("sm_80")
