@@ -7,6 +7,7 @@ Every configuration is verified against float64 before it is timed. Sections:
     speed    forward and forward + backward against S, full and causal, GFLOP/s beside the measured FMA peak
     small    S = 64 to 256
     decode   one query against 4096 keys
+    window   512 keys before each query, at S = 4096 and 16384; PyTorch is given the mask
     memory   peak memory beyond inputs and results, forward + backward (Linux)
     growth   exponents of S fitted to time and memory
     compile  time to compile the compiled tier

@@ -10,10 +10,10 @@ from oracle import attention
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Sizes
+from cupy_flash._src.components.component import Sizes, example
 from cupy_flash._src.problem import DTYPES
 
-SIZES = Sizes("float32", 64, 30, 20, -10)
+SIZES = Sizes("float32", 64, 30, 20)
 # Arrays of a call in their order, and those that may be constant along an axis.
 OPERANDS, RESULTS = ("q", "k", "v", "dout", "dlse"), ("out", "lse")
 
@@ -33,18 +33,44 @@ class Case:
     dv: int | None = None
     causal: bool = False
     window: tuple | None = None
-    q_offset: int | None = None
+    q_offset: int | str | None = None  # a number, or what `lengths` takes
     scale: float | None = None
     softcap: float | None = None
+    alibi_slopes: tuple | None = None  # leading axes that are not 1 in front of the heads
+    mask: tuple | None = None  # axes of (..., Hq, Sq, Sk) that are not 1
+    k_lengths: int | str | None = None
+    q_lengths: int | str | None = None
+    k_starts: int | str | None = None
     layouts: dict = field(default_factory=dict, hash=False)  # of arrays by name, of those that are not contiguous
     seed: int = 0
     magnitude: float = 1.0
     options: dict = field(init=False, compare=False)
 
     def __post_init__(self):
-        masked = self.causal or self.window not in (None, (None, None))  # else a position is refused
         options = {name: getattr(self, name) for name in ("causal", "window", "scale", "softcap")}
-        object.__setattr__(self, "options", options | {"q_offset": self.q_offset if masked else None})
+        object.__setattr__(self, "options", options | self._arrays_of_options())
+
+    def _arrays_of_options(self):
+        """Those that are given; numbers as they are."""
+        rng = np.random.default_rng(self.seed + 1)
+        *batch, heads, sq, sk = (*self.shapes()["lse"], self.sk)
+        placed = self.causal or self.window not in (None, (None, None)) or self.alibi_slopes is not None
+        found = {
+            "k_lengths": lengths(rng, self.k_lengths, batch, 0, sk),
+            "q_lengths": lengths(rng, self.q_lengths, batch, 0, sq),
+            "k_starts": lengths(rng, self.k_starts, batch, 0, sk // 2),
+            # Without those that take it a position is refused.
+            "q_offset": lengths(rng, self.q_offset, batch, -sq - 5, sk + 5) if placed else None,
+        }
+        if self.alibi_slopes is not None:
+            lead = [n if real else 1 for n, real in zip(batch[::-1], self.alibi_slopes[::-1], strict=False)][::-1]
+            found["alibi_slopes"] = rng.uniform(-0.05, 0.3, (*lead, heads)).astype(np.float32)
+        if self.mask is not None:
+            full = (*batch, heads, sq, sk)[-len(self.mask) :]
+            shape = [n if real else 1 for n, real in zip(full, self.mask[-len(full) :], strict=True)]
+            found["mask"] = rng.random(shape) < rng.choice([0.1, 0.8])
+            found["mask"] &= rng.random((*shape[:-1], 1)) < 0.8  # some rows see nothing
+        return {name: x for name, x in found.items() if x is not None}
 
     def shapes(self):
         """Of the arrays of a call, by name."""
@@ -91,14 +117,23 @@ class Case:
         return tuple(values.values())
 
 
+def lengths(rng, kind, batch, low, high):
+    """Numbers from `low` to `high`: "each" batch element its own, or "each32"; "one", an array of one for all."""
+    if kind is None or isinstance(kind, int):
+        return kind
+    numbers = rng.integers(low, high + 1, () if kind == "one" else batch)
+    return np.asarray(numbers, np.int32 if kind == "each32" else np.int64)
+
+
 ANY_DTYPE = st.sampled_from(sorted(DTYPES))
 WINDOW_SIDES = st.one_of(st.none(), st.integers(0, 5), st.integers(0, 200))
+LENGTHS = st.sampled_from([None, None, None, None, "each", "each32", "one"])
 HEAD_DIMS = st.sampled_from([1, 7, 8, 32, 33, 64, 65, 80, 128])
 
 
 @st.composite
-def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, **fixed):
-    """Cases of every shape, layout and option; keywords fix fields."""
+def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, arrays=False, **fixed):
+    """Cases of every shape, layout and option; of those that are arrays if asked for. Keywords fix fields."""
     sk = draw(st.integers(0, max_seqlen))
     sq = draw(st.one_of(st.integers(0, max_seqlen), st.just(sk)))
     d = draw(head_dims)
@@ -122,6 +157,13 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, **fixed):
         "seed": draw(st.integers(0, 2**32 - 1)),
         "magnitude": draw(st.sampled_from([1.0, 1.0, 4.0])),
     }
+    if arrays:
+        sides = {"k_lengths": sk, "q_lengths": sq, "k_starts": sk}
+        drawn |= {name: draw(st.one_of(LENGTHS, LENGTHS, st.integers(0, side))) for name, side in sides.items()}
+        axes = st.tuples(*[st.booleans()] * draw(st.integers(1, 3 + len(batch))))
+        drawn["mask"] = draw(st.one_of(st.none(), st.none(), axes))
+        drawn["alibi_slopes"] = draw(st.one_of(st.none(), st.none(), st.tuples(*[st.booleans()] * len(batch))))
+        drawn["q_offset"] = draw(st.sampled_from([drawn["q_offset"], drawn["q_offset"], "each", "each32"]))
     case = Case(**{**drawn, **fixed})
     return case if "layouts" in fixed else case.laid_out_by(case.seed)
 
@@ -153,10 +195,22 @@ def check(case, on, *, dlse=True, **backward_options):
     return out, lse, *grads
 
 
+def filled(options, full=(3, 2, SIZES.seqlen_q, SIZES.seqlen_k)):
+    """Options, some of them examples of components, as a call takes them that has scores of this shape."""
+    return {name: example(value, np.random.default_rng(0), full) for name, value in options.items()}
+
+
+def in_effect(component, value):
+    """Options that put this value of a component's keyword into effect: positions need what they matter to."""
+    return {component.keyword: value} | ({"causal": True} if component.concept == "Place" else {})
+
+
 def made(component, value, sizes=SIZES):
-    """A component as this value of its keyword alone puts it into effect."""
-    options = {x.keyword: x.default for x in COMPONENTS}
-    return component.of({**options, component.keyword: component.check(value)}, sizes)
+    """A component as this value of its keyword puts it into effect."""
+    checks = {x.keyword: x.check for x in COMPONENTS}
+    given = filled(in_effect(component, value), (3, 2, sizes.seqlen_q, sizes.seqlen_k))
+    options = {x.keyword: x.default for x in COMPONENTS} | {name: checks[name](x) for name, x in given.items()}
+    return component.of(options, sizes)
 
 
 def every_component(example=0):
@@ -177,3 +231,15 @@ def within_budget(name, x, naive, exact, size=1.0):
     """Assert the budget of `cupy_flash._src.analysis.budget`."""
     error, budget = spent(x, naive, exact, size)
     assert error <= budget, f"{name}: error {error:.3g}, the budget is {budget:.3g}"
+
+
+def results(on, arrays, **options):
+    """out, lse, dq, dk, dv of the arrays q, k, v, dout, dlse; the gradients are deterministic."""
+    q, k, v, dout, dlse = arrays
+    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
+    return out, lse, *on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, deterministic=True, **options)
+
+
+def same_bits(first, second):
+    for x, y in zip(first, second, strict=True):
+        assert x.tobytes() == y.tobytes()

@@ -16,7 +16,8 @@ from cupy_flash._src.backends import emulator as emulator_backend
 from cupy_flash._src.device import ATTRIBUTES, NAMED, Device
 from cupy_flash._src.emulator import ptx
 from cupy_flash._src.launch import Scratch
-from cupy_flash._src.plan import Launch, core_specializations
+from cupy_flash._src.plan import Launch, core_specializations, plan_backward, plan_forward
+from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
 
 as_strided = np.lib.stride_tricks.as_strided
@@ -233,6 +234,39 @@ def test_a_kernel_is_loaded_once_on_each_gpu_and_launched_as_planned(cupy):
         assert (forward.path, forward.entry) == (f"{arch}/attention_forward", "attention_forward")
         assert (forward.max_dynamic_shared_size_bytes, merge.max_dynamic_shared_size_bytes) == (70000, 0)
     assert len(cupy.loaded) == 4
+
+
+def test_kernels_of_a_call_are_compiled_together(cupy, monkeypatch):
+    """Those of a forward, of a backward, or of both that a vjp will make; what the cache has is not compiled again."""
+    cached, compiled = [], []
+    monkeypatch.setattr(compile, "find", lambda kernel, arch: kernel if kernel in cached else None)
+    monkeypatch.setattr(compile, "compile_all", lambda kernels, arch: compiled.append((arch, set(kernels))))
+    monkeypatch.setattr(cupy_, "_device", lambda index: NAMED["sm_90a"])
+    cupy_._compile_together.cache_clear()
+    x = np.zeros((1, 4, 64), np.float16)
+    problem = AttentionProblem.from_arrays(x, x, x, window=(3, 2), softcap=2.0)
+    forward, backward = (
+        {launch.kernel for launch in plan(problem, NAMED["sm_90a"]).launches} for plan in (plan_forward, plan_backward)
+    )
+    cupy_.CupyBackend().expect(problem)
+    cupy_.CupyBackend().expect(problem)
+    assert compiled == [("sm_90a", forward | backward)] and len(forward) == 1 < len(backward)
+    cached += [*forward, next(iter(backward))]
+    cupy_._compile_together.cache_clear()
+    cupy_.CupyBackend().expect(problem)
+    assert compiled[1:] == [("sm_90a", backward - set(cached))]
+    cupy_.CupyBackend().expect(AttentionProblem.from_arrays(x, x[:, :0], x[:, :0]))
+    assert len(compiled) == 2
+    cupy_._compile_together.cache_clear()
+
+
+def test_a_vjp_expects_its_gradients(monkeypatch):
+    expected, x = [], np.ones((1, 4, 8), np.float32)
+    monkeypatch.setattr(cpu.CpuBackend, "expect", lambda self, problem: expected.append(problem))
+    flash_attention(x, x, x, causal=True)
+    assert not expected
+    flash_attention_vjp(x, x, x, causal=True)
+    assert expected == [AttentionProblem.from_arrays(x, x, x, causal=True)]
 
 
 def test_memory_that_kernels_add_to_is_zeroed(cupy):

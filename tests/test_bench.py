@@ -68,7 +68,7 @@ def figures(monkeypatch):
 
 def test_cases_are_those_of_the_papers():
     full = cases("float16", quick=False)
-    training = [c for c in full if c.direction != "decode"]
+    training = [c for c in full if c.direction != "decode" and not c.option]
     assert len(set(full)) == len(full)
     assert len(training) == 2 * 2 * 3 * 6
     assert all(c.batch * c.seqlen_q == TOKENS and c.heads_q * c.head_dim == HIDDEN for c in training)
@@ -83,7 +83,10 @@ def test_reduced_cases_keep_direction_head_dimension_mask_and_group():
     full = cases("float16", quick=True)
     reduced = [c.reduced() for c in full]
     assert all(c.seqlen_k <= 256 and c.heads_q <= 16 and c.batch == 1 for c in reduced)
-    kept = [[(c.direction, c.head_dim, c.causal, c.group) for c in some] for some in (full, reduced)]
+    kept = [
+        [(c.direction, c.head_dim, c.causal, c.group, c.option.strip("0123456789")) for c in some]
+        for some in (full, reduced)
+    ]
     assert kept[0] == kept[1] and len(set(reduced)) == len(set(kept[0]))
     assert small().reduced().seqlen_k == small().seqlen_k  # never longer
 
@@ -680,16 +683,17 @@ def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
     assert all(f"  {case}\n" in printed for case in cases_there) and f"{len(cases_there)} cases" in printed
     for method in methods.all_methods("cuda"):
         assert f"  {method.name}  " in printed
-    assert re.search(r"torch flash +installed, 2\.14\n", printed)
-    assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4\n", printed)
+    assert re.search(r"torch cudnn +installed, 2\.14; without softcap\n", printed)
+    assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4; without alibi, documents, lengths\n", printed)
     assert re.search(r"FlashInfer +left out: ", printed)
     # Torch's three fast methods and ours take 1.5 s each, FlexAttention 15, the standard ones 3 each.
     monkeypatch.setattr(listing, "find_spec", lambda name: name == "cupy")
     monkeypatch.setattr(methods.Standard, "version", "14.0")
-    for options, minutes in (["--quick"], 5), (["--quick", "--minutes", "99"], 13), (["--minutes", "2"], 2), ([], 37):
+    for options, minutes in (["--quick"], 5), (["--quick", "--minutes", "99"], 15), (["--minutes", "2"], 2), ([], 42):
         assert main(["bench", "--list", *options]) == 0
-        count = len(cases("float16", "--quick" in options))
-        expected = f"{7 * count} measurements with what is installed, about {minutes} min\n"
+        there = [m for m in methods.all_methods("cuda") if m.distribution == "torch" or m.module == "cupy"]
+        count = sum(m.takes(c) for m in there for c in cases("float16", "--quick" in options))
+        expected = f"{count} measurements with what is installed, about {minutes} min\n"
         assert capsys.readouterr().out.endswith(expected)
     assert main(["bench", "--list", "--backend", "emulator", "--only", "decode"]) == 0
     assert f"  {cases_there[0].reduced()}\n" in capsys.readouterr().out
@@ -825,7 +829,7 @@ def bars(ax, number):
 def test_the_plot_shows_every_number(figures, tmp_path):
     """Bars are rates, lines from that of the ninetieth percentile of the time to that of the tenth."""
     colors = pytest.importorskip("matplotlib.colors")
-    chosen = [c for c in cases("float16", quick=False) if c.head_dim in (64, 128)]
+    chosen = [c for c in cases("float16", quick=False) if c.head_dim in (64, 128) and not c.option]
     measured = [
         row(c, method, 1000 * i + n) for i, c in enumerate(chosen) for n, method in enumerate(("b", "cupy_flash", "a"))
     ]

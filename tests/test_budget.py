@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cases import Case, check, within_budget
 from conftest import On
-from oracle import attention, visible
+from oracle import attention, seen_in
 
 from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
@@ -21,6 +21,24 @@ CASES = {
     ),
     "a window": Case(group=2, sq=7, sk=9, d=4, dv=3, window=(2, 1), q_offset=1),
     "a window that begins within a tile": Case(sq=3, sk=75, d=2, dv=2, causal=True, window=(40, None), magnitude=0.1),
+    "biases, one of each head and batch element": Case(
+        batch=(2,), heads_k=1, group=2, sq=4, sk=6, d=3, dv=2, alibi_slopes=(True,), q_offset="each"
+    ),
+    "lengths, a mask and a cap": Case(
+        batch=(2,),
+        group=2,
+        sq=6,
+        sk=40,
+        d=3,
+        dv=2,
+        mask=(True, True, True, True),
+        softcap=0.9,
+        alibi_slopes=(False,),
+        causal=True,
+        k_lengths="each",
+        q_lengths="each32",
+        k_starts="one",
+    ),
     "scores below and beyond a cap": Case(group=2, sq=3, sk=7, d=4, dv=3, causal=True, scale=1.5, softcap=0.9),
 }
 
@@ -45,12 +63,12 @@ def rises_after(highest, i):
 def weight_factors(keys, s):
     """How many 2^x a key's weight in the forward has at most: its own, and one for each rise after its tile."""
     tiles = keys // 16 - keys[0] // 16
-    highest = [max(s[tiles == i]) for i in range(tiles[-1] + 1)]
+    highest = [max(s[tiles == i], default=-np.inf) for i in range(tiles[-1] + 1)]
     rises = [max(rises_after(highest, i), rises_after(highest[::-1], tiles[-1] - i)) for i in range(tiles[-1] + 1)]
     return np.array([1 + rises[i] for i in tiles])
 
 
-def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, approximate=False, **mask):
+def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, alibi_slopes=None, approximate=False, **mask):
     """What `magnitudes` says, an element at a time: the terms of each result, and what each rounding moves."""
     ex2, lg2, cut, headroom, lag = ON_A_GPU[q.dtype.name] if approximate else (0, 0, 0, 0, 0)
     storage = float(ml_dtypes.finfo(q.dtype).eps)
@@ -61,9 +79,10 @@ def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, approximate=False, **m
     (hq, sq, d), (hk, sk, dv) = q.shape[-3:], v.shape[-3:]
     q, k, v = (np.broadcast_to(x, batch + x.shape[-3:]) for x in (q, k, v))
     scale = 1 / np.sqrt(d) if scale is None else scale
-    seen = visible(sq, sk, **mask)
-    steps = 0 if softcap is None else 2 + (2**12 if approximate and storage > 2**-20 else 0)  # tanh.approx: 2^-11
-    cap, largest_capped, largest_product = np.inf if softcap is None else softcap, 0.0, 0.0
+    slopes = np.broadcast_to(0 if alibi_slopes is None else alibi_slopes, (*batch, hq)).astype(np.float64)
+    steps = 0 if softcap is alibi_slopes is None else 2
+    steps += 2**12 if softcap is not None and approximate and storage > 2**-20 else 0  # tanh.approx: 2^-11
+    cap, largest_step, largest_product = softcap, 0.0, 0.0
     largest_score = largest_lse = largest_off = 0.0
     queries = sq * hq // hk * (int(np.prod(batch)) // int(np.prod(keys_batch)))  # that meet in a key's gradient
     alike_d, alike_dv, alike_keys, alike_queries = (0 if cut else min(n, 128) / 8 for n in (d, dv, sk, queries))
@@ -72,19 +91,22 @@ def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, approximate=False, **m
     alike, off_out, off_dq, off_dk, off_dv = (np.zeros_like(x) for x in (out, out, dq, dk, dv_terms))
     for index in np.ndindex(*batch, hq):
         key = (*index[:-1], index[-1] // (hq // hk))
+        seen, offset = seen_in(index, (*batch, hq, sq, sk), **mask)
         for i in range(sq):
             row = (*index, i)
             for j in range(sk):
                 largest_score = max(largest_score, abs(scale) * np.abs(q[row]) @ np.abs(k[key][j]))
-                product = abs(scale * q[row] @ k[key][j])
-                largest_product = max(largest_product, product)
-                largest_capped = max(largest_capped, cap * np.tanh(product / cap) if steps else 0)
+                product = scale * q[row] @ k[key][j]
+                largest_product = max(largest_product, abs(product))
+                made = (cap * np.tanh(product / cap) if cap else product) - slopes[index] * abs(i + offset - j)
+                largest_step = max(largest_step, abs(made) if steps else 0)
             keys = np.flatnonzero(seen[i])
             if not len(keys):
                 continue
             s, slope = scale * k[key][keys] @ q[row], np.full(len(keys), scale)
-            if steps:
+            if cap:
                 s, slope = cap * np.tanh(s / cap), scale / np.cosh(s / cap) ** 2
+            s = s - slopes[index] * np.abs(i + offset - keys)
             e = np.exp(s - s.max())
             p = e / e.sum()
             largest_lse = max(largest_lse, abs(s.max()) + np.log(e.sum()))
@@ -115,7 +137,7 @@ def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, approximate=False, **m
             in_queries = cut * queries + alike_queries
             off_dk[key][keys] += np.outer(ds_off + in_queries * ds, np.abs(q[row]))
             off_dv[key][keys] += np.outer((ex2 + lse_off + in_queries) * p, np.abs(dout[row]))
-    score = 1 + (1 + cut * d) * largest_score + alike_d * largest_product + steps * largest_capped
+    score = 1 + (1 + cut * d) * largest_score + alike_d * largest_product + steps * largest_step
     lse = score + largest_lse
     return {
         "out": (score * out + off_out + alike).max(), "lse": lse + largest_off,

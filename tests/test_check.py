@@ -111,7 +111,7 @@ def test_problems_reach_what_the_kernels_differ_in():
         short = dataclasses.replace(p, sq=min(p.sq, 5), sk=min(p.sk, 7))
         q, k, v, dout, dlse = short.arrays()
         assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
-        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **p.options, deterministic=p.deterministic)
+        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **short.given(), deterministic=p.deterministic)
         assert dout.shape == short.problem().out_shape and dlse.shape == dout.shape[:-1]
 
 

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case, cases, check, within_budget
+from conftest import On
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from memory_layouts import Layout
@@ -28,11 +29,26 @@ shared_backend = settings(suppress_health_check=[HealthCheck.function_scoped_fix
 
 
 @settings(shared_backend, max_examples=12)
-@given(case=cases(), deterministic=st.booleans(), dlse=st.booleans())
+@given(case=cases(arrays=True), deterministic=st.booleans(), dlse=st.booleans())
 @example(case=EQUAL_VALUES, deterministic=False, dlse=False)
 @example(case=EQUAL_ROWS, deterministic=False, dlse=False)
 def test_within_error_budget(on, case, deterministic, dlse):
     check(case, on, deterministic=deterministic, dlse=dlse)
+
+
+@pytest.mark.slow
+@settings(shared_backend, max_examples=25)  # in the emulator each has kernels of its own to compile
+@given(case=cases(max_seqlen=200, arrays=True), deterministic=st.booleans(), dlse=st.booleans())
+def test_options_that_are_arrays_within_error_budget(on, case, deterministic, dlse):
+    check(case, on, deterministic=deterministic, dlse=dlse)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tier")
+@settings(shared_backend, max_examples=150)
+@given(case=cases(max_seqlen=400, arrays=True))
+def test_options_that_are_arrays_within_error_budget_thoroughly(case):
+    check(case, On("cpu"))
 
 
 @pytest.mark.slow

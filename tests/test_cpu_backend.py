@@ -219,7 +219,7 @@ def test_growing_scores_overflow_without_the_moving_reference_and_are_computed_a
     headrooms, block = [], numpy_._forward_block
 
     def record(*args):
-        headrooms.append(args[7:])
+        headrooms.append(args[8:])
         block(*args)
 
     monkeypatch.setattr(numpy_, "_forward_block", record)
@@ -462,7 +462,7 @@ def test_a_failing_block_ends_the_backward(failing, with_threads, monkeypatch, t
     scores = numpy_._Tile.scores
 
     def fail(tile, q, k):
-        if tile.j0 == failing and tile.i0 == 512 and q.shape[1] == 9:  # the backward has one more column
+        if tile.j0 == failing and tile.region.rows.start == 512 and q.shape[1] == 9:  # the backward has one more column
             raise MemoryError("seeded")
         return scores(tile, q, k)
 

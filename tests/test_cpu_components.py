@@ -12,7 +12,7 @@ import pytest
 from cupy_flash._src import source
 from cupy_flash._src.backends import native
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Interval, Mask, Score
+from cupy_flash._src.components.component import Interval, Mask, Region, Score
 from cupy_flash._src.operands import Cotangents, Operands
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
@@ -37,7 +37,8 @@ template <class T>
 class Slope {
  public:
   static constexpr bool kKeeps = false;
-  Slope(const SlopeParams& params, double unit) : slope_(T(params.slope)), natural_(T(unit * kLn2)) {}
+  template <class Place>
+  Slope(const SlopeParams& params, const Place&, double unit) : slope_(T(params.slope)), natural_(T(unit * kLn2)) {}
   bool used() const { return slope_ != 0; }
   double unit() const { return kLog2E; }
   Vector<T> forward(Vector<T> x, Mask<T> rows, int64_t column, Vector<T>&) const {
@@ -57,7 +58,8 @@ template <class T>
 class Square {
  public:
   static constexpr bool kKeeps = true;
-  Square(const SquareParams& params, double unit) : size_(T(params.size)), natural_(T(unit * kLn2)) {}
+  template <class Place>
+  Square(const SquareParams& params, const Place&, double unit) : size_(T(params.size)), natural_(T(unit * kLn2)) {}
   bool used() const { return size_ != 0; }
   double unit() const { return 3 * kLog2E; }
   template <class Rows, class Columns>
@@ -75,7 +77,8 @@ template <class T>
 class Curve {
  public:
   static constexpr bool kKeeps = true;
-  Curve(const CurveParams& params, double unit) : size_(T(params.size)), natural_(T(unit * kLn2)) {}
+  template <class Place>
+  Curve(const CurveParams& params, const Place&, double unit) : size_(T(params.size)), natural_(T(unit * kLn2)) {}
   bool used() const { return size_ != 0; }
   double unit() const { return kLog2E; }
   template <class Rows, class Columns>
@@ -98,10 +101,10 @@ struct ChunksParams {
   int64_t size, width, apart;
 };
 
-class Chunks {
+class Chunks : public Unbounded {
  public:
-  template <class Shape>
-  Chunks(const ChunksParams& params, const Shape&) : x_(params) {}
+  template <class Place>
+  Chunks(const ChunksParams& params, const Place&) : x_(params) {}
   int64_t key_begin(int64_t query) const { return x_.size ? query / x_.size * x_.apart : 0; }
   int64_t key_end(int64_t query) const { return x_.size ? key_begin(query) + x_.width : INT64_MAX; }
   int64_t query_begin(int64_t key) const {
@@ -124,10 +127,10 @@ class Slope(Score):
     def params(self):
         return {"slope": self.slope, "of_another_language": 1}
 
-    def forward(self, xp, s):
-        return s + self.slope * (np.arange(s.shape[-1]) - np.arange(s.shape[-2])[:, None])
+    def forward(self, xp, s, region):
+        return s + self.slope * (region.keys(xp) - region.queries(xp))
 
-    def backward(self, xp, ds, s):
+    def backward(self, xp, ds, s, region):
         return ds
 
 
@@ -137,10 +140,10 @@ class Square(Score):
 
     size: float
 
-    def forward(self, xp, s):
+    def forward(self, xp, s, region):
         return self.size * s * s
 
-    def backward(self, xp, ds, s):
+    def backward(self, xp, ds, s, region):
         return ds * 2 * self.size * s
 
 
@@ -150,10 +153,10 @@ class Curve(Score):
 
     size: float
 
-    def forward(self, xp, s):
+    def forward(self, xp, s, region):
         return self.size * s / (1 + s * s)
 
-    def backward(self, xp, ds, s):
+    def backward(self, xp, ds, s, region):
         return ds * self.size * (1 - s * s) / (1 + s * s) ** 2
 
 
@@ -165,11 +168,11 @@ class Chunks(Mask):
     width: int
     apart: int
 
-    def keys(self, query, q_offset):
+    def keys(self, query, place):
         begin = query // self.size * self.apart
         return Interval(begin, begin + self.width)
 
-    def queries(self, key, q_offset):
+    def queries(self, key, place):
         return Interval((key - self.width + self.apart) // self.apart * self.size, (key // self.apart + 1) * self.size)
 
 
@@ -177,8 +180,8 @@ class Chunks(Mask):
 def compiled_in(monkeypatch):
     """The components above stand in the registry, before and after its own."""
     name = __name__.rpartition(".")[2]
-    scale, *others = COMPONENTS
-    monkeypatch.setattr(native, "COMPONENTS", (scale, Slope, Square, Curve, *others, Chunks))
+    offsets, scale, *others = COMPONENTS
+    monkeypatch.setattr(native, "COMPONENTS", (offsets, scale, Slope, Square, Curve, *others, Chunks))
     virtual = {
         "cpu/components.h": native._components_header(),
         f"cpu/score/{name}.h": STEPS,
@@ -202,9 +205,9 @@ def exact(problem, q, k, v, dout):
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     group = problem.group_size
     k, v = (x.repeat(group, axis=-3) for x in (k, v))
-    scores = [q @ k.swapaxes(-1, -2)]
+    scores, region = [q @ k.swapaxes(-1, -2)], region_of(problem)
     for step in problem.scores:
-        scores.append(step.forward(np, scores[-1]))
+        scores.append(step.forward(np, scores[-1], region))
     s = np.where(visible(problem), scores.pop(), -np.inf)
     top = s.max(axis=-1, keepdims=True)
     top[top == -np.inf] = 0  # of a row that sees no key
@@ -216,7 +219,7 @@ def exact(problem, q, k, v, dout):
     out = p @ v
     g = p * (dout @ v.swapaxes(-1, -2) - (dout * out).sum(axis=-1, keepdims=True))
     for step, x in zip(reversed(problem.scores), reversed(scores), strict=True):
-        g = step.backward(np, g, x)
+        g = step.backward(np, g, x, region)
 
     def of_group(x):
         return x.reshape(*x.shape[:-3], -1, group, *x.shape[-2:]).sum(axis=-3)
@@ -225,10 +228,14 @@ def exact(problem, q, k, v, dout):
     return out, lse, g @ k, of_group(transposed[0] @ q), of_group(transposed[1] @ dout)
 
 
+def region_of(problem):
+    """All scores."""
+    return Region(problem.place(), slice(0, problem.seqlen_q), slice(0, problem.seqlen_k))
+
+
 def visible(problem):
     """Which keys a query sees."""
-    begin, end = problem.keys(np.arange(problem.seqlen_q)[:, None])
-    return (begin <= np.arange(problem.seqlen_k)) & (np.arange(problem.seqlen_k) < end)
+    return problem.seen(np, region_of(problem))
 
 
 def draw(problem):

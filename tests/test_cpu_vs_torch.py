@@ -59,7 +59,9 @@ def write(path, rows):
 def test_every_case_comes_once_and_by_section(quick):
     found = list(cases(SECTIONS, DTYPES, (2048, 1024), (1024,), (64, 128), quick))
     assert len(set(found)) == len(found)
-    assert list(dict.fromkeys(case.section for case in found)) == ["speed", "small", "decode", "memory", "compile"]
+    assert list(dict.fromkeys(case.section for case in found)) == [
+        "speed", "small", "decode", "window", "memory", "compile",
+    ]  # fmt: skip
     speed = [case for case in found if case.section == "speed"]
     assert len(speed) == (2 + 1 + 1) * 2 * 2 * 2
     assert [case.seqlen_k for case in speed[:16]] == [1024] * 8 + [2048] * 8, "estimates need the shorter first"

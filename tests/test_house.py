@@ -10,26 +10,27 @@ from pathlib import Path
 
 import processes
 import pytest
+from cases import filled, in_effect
 
 import cupy_flash
 from cupy_flash._src.api import Vjp
 from cupy_flash._src.components import COMPONENTS, KEYWORDS
-from cupy_flash._src.components.component import Mask, Score
-from cupy_flash._src.specialization import Variant
-from cupy_flash._src.structs import structs_of
+from cupy_flash._src.specialization import CONCEPTS, Variant
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT / "cupy_flash"
 PACKAGE = PUBLIC / "_src"
 CUDA = ROOT / "cuda_src"
 
+SHARED = {f"components.{x}" for x in ("component", "lengths", "positions")}  # by several components
 COMPONENT_MODULES = {x.__module__.removeprefix("cupy_flash._src.") for x in COMPONENTS}
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
     "options": set(),
     "names": set(),
+    "arrays": set(),
     "components": {"components", "components.component", "components.positions", "options"} | COMPONENT_MODULES,
-    "problem": {"components", "components.component"},
+    "problem": {"arrays", "components", "components.component"},
     "operands": set(),
     "device": set(),
     "structs": set(),
@@ -51,13 +52,15 @@ MAY_IMPORT = {
     "packing": {"params", "plan", "problem"},
     "launch": {"components.component", "device", "operands", "packing", "params", "plan", "problem", "tiles", "tuning"},
     "broadcast": set(),
-    "reference": {"broadcast", "components", "names", "options", "problem"},
-    "backends": {"forks", "operands", "problem", *(f"backends.{x}" for x in ("cpu", "cupy_", "dlpack", "emulator"))},
-    "api": {"backends", "broadcast", "components", "names", "operands", "options", "problem"},
+    "reference": {"arrays", "broadcast", "components", "components.component", "names", "options", "problem"},
+    "backends": {"arrays", "forks", "operands", "problem"}
+    | {f"backends.{x}" for x in ("cpu", "cupy_", "dlpack", "emulator")},
+    "api": {"arrays", "backends", "broadcast", "components", "names", "operands", "options", "problem"},
     "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }
 PLANNED_ON_ANY_MACHINE = [
     "api",
+    "arrays",
     "components",
     "device",
     "kernels",
@@ -73,7 +76,7 @@ PLANNED_ON_ANY_MACHINE = [
     "structs",
     "tiles",
     "tuning",
-    *sorted(COMPONENT_MODULES),
+    *sorted(COMPONENT_MODULES | SHARED),
 ]
 ONLY_FOR_COMMANDS = {"matplotlib", "tqdm"}
 
@@ -82,9 +85,7 @@ MAY_INCLUDE = {  # folder -> folders; "" is cuda_src itself
     "": {"", "ptx"},
     "ptx": {"", "ptx"},
     "attention": {"", "ptx", "attention"},
-    "attention/mask": {"", "ptx", "attention", "attention/mask"},
-    "attention/score": {"", "ptx", "attention", "attention/score"},
-} | {family: {"", "ptx", "attention", family} for family in FAMILIES}
+} | {own: {"", "ptx", "attention", own} for own in (*FAMILIES, *(f"attention/{x.lower()}" for x in CONCEPTS))}
 # Hopper's primitives run on hardware only until the emulator learns of wgmma and the async proxy.
 NOT_EMULATED = {"elect.cuh", "fence.cuh", "mbarrier.cuh", "setmaxnreg.cuh", "tma.cuh", "wgmma.cuh"}
 GENERATED = {"specialization.cuh"}  # the prelude that Python prints
@@ -201,13 +202,12 @@ def test_every_module_has_its_place():
 
 
 def test_a_component_knows_options_and_no_other():
-    shared = {"components.component", "components.positions"}
-    beside = shared | {"options"}
-    assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | shared
+    assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | SHARED
     assert not imported_modules(MODULES["components.component"])
     assert imported_modules(MODULES["components.positions"]) == {"components.component"}
+    assert imported_modules(MODULES["components.lengths"]) == {"arrays", "components.component", "options"}
     for name in COMPONENT_MODULES:
-        assert imported_modules(MODULES[name]) <= beside, name
+        assert imported_modules(MODULES[name]) <= SHARED | {"arrays", "options"}, name
 
 
 def test_components_are_known_by_the_registry_alone():
@@ -291,25 +291,26 @@ def test_what_a_cuda_file_may_contain(path):
     assert bool(re.search(r'extern "C" __global__', code)) == (path.suffix == ".cu")
 
 
-def test_scores_stand_before_masks_in_the_registry():
-    """A mask hides what the scores have become; the first score is that which every problem has."""
-    kinds = [issubclass(component, Mask) for component in COMPONENTS]
-    assert kinds == sorted(kinds) and all(issubclass(x, Mask) or issubclass(x, Score) for x in COMPONENTS)
-    assert COMPONENTS[0].keyword == "scale"
+def test_components_stand_in_the_registry_as_they_apply():
+    """Both others ask for places, and a mask hides what the scores have become; the first is what every problem has."""
+    kinds = [CONCEPTS.index(component.concept) for component in COMPONENTS]
+    assert kinds == sorted(kinds) and set(kinds) == set(range(len(CONCEPTS)))
+    assert next(x for x in COMPONENTS if x.concept == "Score").keyword == "scale"
     assert len({component.keyword for component in COMPONENTS}) == len(COMPONENTS)
 
 
 def parts_with(component, value):
-    return Variant.of("float16", 64, **{component.keyword: value}).parts
+    return Variant.of("float16", 64, **filled(in_effect(component, value))).parts
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
 def test_a_component_has_headers_with_its_type_and_its_struct(component):
     for value in component.examples:
         (part,) = (x for x in parts_with(component, value) if x.component is component)
-        text = (CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8")
-        assert re.search(rf"^(struct|using) {part.type}\b", code_of(text), flags=re.MULTILINE)
-        assert component.struct == f"{component.__name__}Params" and component.struct in structs_of(text)
+        code = code_of((CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8"))
+        for name in (part.type, component.struct):
+            assert re.search(rf"^(struct|using) {name}\b", code, flags=re.MULTILINE)
+    assert component.struct == f"{component.__name__}Params"
     assert component.examples and component.default not in component.examples
     assert (CUDA / "cpu" / f"{component.header}.h").is_file()
 
@@ -320,7 +321,7 @@ def options_of(function):
 
 def test_every_public_call_has_every_option_with_the_same_default():
     """`deterministic` where there is a backward; none where an option means nothing."""
-    options = {component.keyword: component.default for component in COMPONENTS} | {"q_offset": None}
+    options = {component.keyword: component.default for component in COMPONENTS}
     backward = options | {"deterministic": False}
     assert {name: options_of(getattr(cupy_flash, name)) for name in cupy_flash.__all__} == {
         "attention_reference": options,
@@ -348,7 +349,7 @@ def test_kernels_name_no_component(path):
     code = code_of(path.read_text(encoding="utf-8"))
     parts = [part for component in COMPONENTS for value in component.examples for part in parts_with(component, value)]
     assert not {name for part in parts for name in (part.type, part.component.struct)} & set(re.findall(r"\w+", code))
-    assert not [name for name in includes_of(code) if re.match("(attention|cpu)/(mask|score)/", name)]
+    assert not [name for name in includes_of(code) if re.match("(attention|cpu)/(mask|score|place)/", name)]
 
 
 @pytest.mark.parametrize("path", sorted(CUDA.rglob("*.*")), ids=relative)

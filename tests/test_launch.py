@@ -202,16 +202,27 @@ def test_parameters_lead_to_every_element(data, dtype):
         for name, shape in shapes.items()
     }
     arrays["lse"] = np.zeros((*batch, 4, sq), np.float64 if dtype.itemsize == 8 else np.float32)
-    problem = AttentionProblem.from_arrays(arrays["q"], arrays["k"], arrays["v"])
-    recorder = Recorder()
-    launch.forward(recorder, problem, Operands(**arrays))
+    options = {
+        "mask": data.draw(views((*batch, 4, sq, sk), np.dtype(bool), len(batch))),
+        "alibi_slopes": data.draw(views((*batch, 4), np.dtype(np.float32), len(batch))),
+        "k_lengths": data.draw(views((*batch, 1), np.dtype(np.int64), len(batch)))[..., 0],
+    }
+    problem = AttentionProblem.from_arrays(arrays["q"], arrays["k"], arrays["v"], causal=True, **options)
+    options, recorder = problem.expanded(np, options), Recorder()
+    launch.forward(recorder, problem, Operands(**arrays, arrays=options))
 
-    expected = [addresses(x.ctypes.data, x.strides[: len(batch)], batch).ravel() for x in arrays.values()]
-    found = [[] for _ in arrays]
+    places = {(name,): x for name, x in arrays.items()}
+    for struct, name in (
+        ("Boolean", "mask"), ("Alibi", "alibi_slopes"), ("KeyLengths", "k_lengths"), ("Offsets", "k_lengths"),
+    ):  # fmt: skip
+        places["components", f"{struct}Params", name] = options[name]
+    expected = [addresses(x.ctypes.data, x.strides[: len(batch)], batch).ravel() for x in places.values()]
+    found = [[] for _ in places]
     for params in recorder.params:
         part = tuple(params["shape"]["batch"]["value"].tolist())
-        for (name, x), begins in zip(arrays.items(), found, strict=True):
-            tensor, (*_, rows, cols) = params[name], x.shape if name != "lse" else (*x.shape, 1)
+        for (place, x), begins in zip(places.items(), found, strict=True):
+            name, tensor = place[-1], functools.reduce(lambda record, field: record[field], place, params)
+            *_, rows, cols = x.shape if name != "lse" else (*x.shape, 1)
             strides = x.itemsize * np.concatenate([tensor["batch_strides"], [tensor["head_stride"]]])
             row, col = x.itemsize * tensor["row_stride"], x.itemsize * tensor["col_stride"]
             inner = x.strides[len(batch) :] if name != "lse" else (*x.strides[len(batch) :], x.itemsize)
@@ -250,9 +261,11 @@ def bits(arrays):
 
 def test_a_call_is_not_taken_for_another_that_is_like_it():
     """Calls that differ in one thing each, by turns, give what they give alone."""
+    some = np.random.default_rng(0).random((40, 100)) < 0.6
     changes = [
         {}, {"causal": False, "q_offset": None}, {"q_offset": None}, {"q_offset": 19}, {"scale": 0.25}, {"scale": 0.0},
-        {"dlse": None}, {"deterministic": True},
+        {"dlse": None}, {"deterministic": True}, {"k_lengths": 45}, {"k_lengths": 30}, {"q_lengths": 30},
+        {"k_lengths": np.array(30, np.int32)}, {"mask": some[:, ::2]}, {"mask": some[:, 1::2]}, {"mask": some[:1, ::2]},
     ]  # fmt: skip
     cases = [dataclasses.replace(FLOATS, group=1, seed=3, sq=n, sk=50) for n in (40, 41)]
     calls = [functools.partial(results, cases[0], **x) for x in changes]

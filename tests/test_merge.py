@@ -1,7 +1,6 @@
 """merge_attention: chunks of keys, forward and backward, on every backend."""
 
 import itertools
-from dataclasses import replace
 from functools import reduce
 
 import ml_dtypes
@@ -19,17 +18,26 @@ from cupy_flash import (
     flash_attention_backward,
     merge_attention,
 )
-from cupy_flash._src.problem import DTYPES
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 HALF = np.zeros((2, 4, 8), np.float16)
 
 
 def chunks_of(case, bounds):
-    """(k, v, options) of each chunk of keys, which keeps its place under a mask by q_offset."""
-    _, k, v, *_ = case.arrays()
-    offset = case.sk - case.sq if case.q_offset is None else case.q_offset
+    """(k, v, options) of each chunk of keys, which keeps its place under all that hides keys or biases scores."""
+    q, k, v, *_ = case.arrays()
+    whole = case.options
+    offset = whole.get("q_offset")
+    if offset is None:
+        offset = whole.get("k_lengths", case.sk) - whole.get("q_lengths", case.sq)
+    placed = AttentionProblem.from_arrays(q, k, v, **whole).uses_offset
     for begin, end in itertools.pairwise((0, *bounds, case.sk)):
-        yield k[..., begin:end, :], v[..., begin:end, :], replace(case, q_offset=offset - begin).options
+        options = whole | ({"q_offset": offset - begin} if placed else {})
+        for name in {"k_lengths", "k_starts"} & whole.keys():
+            options[name] = (whole[name] - np.int32(begin)).clip(0, end - begin)
+        if "mask" in whole and whole["mask"].shape[-1] > 1:
+            options["mask"] = whole["mask"][..., begin:end]
+        yield k[..., begin:end, :], v[..., begin:end, :], options
 
 
 def over_chunks(case, bounds, on, order=None, **backward_options):

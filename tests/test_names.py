@@ -81,3 +81,4 @@ def test_what_python_refuses_is_refused_as_ever():
     with pytest.raises(TypeError, match="3 positional arguments but 4 were given"):
         cupy_flash.flash_attention(X, X, X, X)
     assert not set(names.OURS) & set(names.NOT_YET) and not set(names.OURS) & set(FORWARD)
+    assert set(names.OURS.values()) <= {*FORWARD, *VJP} and not set(names.NOT_YET) & {*FORWARD, *VJP}

@@ -271,7 +271,14 @@ CASES = [
     Case(dtype="float64", heads_k=1, sq=2, sk=130, d=33, dv=34),
     Case(dtype="float16", sq=64, sk=64, d=16, causal=True, magnitude=4.0),
     Case(dtype="bfloat16", sq=5, sk=300, d=7).all_in("strided_cols"),
-]
+    Case(
+        batch=(2,), heads_k=2, group=2, sq=200, sk=150, d=40, window=(90, 20), alibi_slopes=(), mask=(True,) * 4,
+        k_lengths="each", q_lengths="each32", k_starts="each",
+    ),
+    Case(batch=(2,), group=2, sq=2, sk=300, d=20, alibi_slopes=(True,), mask=(True,) * 3, k_lengths="each"),
+    Case(dtype="float64", batch=(2,), sq=70, sk=130, d=33, causal=True, mask=(True, True), k_lengths="each"),
+    Case(dtype="bfloat16", batch=(2,), sq=90, sk=130, d=24, mask=(True, True), k_lengths="each"),
+]  # fmt: skip
 
 
 def on_cpu(function, *arrays, **options):
@@ -412,9 +419,11 @@ def test_where_the_compiler_refuses_flags_the_next_isa_serves(refused, expected,
 
 
 def members(dtype):
-    """The fields and where they lie; of a base class, whose name is a class's, those of the class."""
+    """The fields and where they lie; of a base class, whose name is a class's, those of the class by its name too."""
     for name, (of, offset, *_) in dtype.fields.items():
-        yield from [(inner, offset + at) for inner, at in members(of)] if name[0].isupper() else [(name, offset)]
+        yield from (
+            [(f"{name}::{inner}", offset + at) for inner, at in members(of)] if name[0].isupper() else [(name, offset)]
+        )
 
 
 def test_the_structures_are_those_of_the_source(tmp_path):
@@ -518,7 +527,7 @@ def guarded(dtype, begin, end):
     return x
 
 options = {"window": (300, 40), "q_offset": 2000}
-for dtype, sq in ((np.float32, 2), (np.float32, 9), (np.float32, 900), (np.float16, 900)):
+for dtype, sq in ((np.float32, 2), (np.float16, 2), (np.float32, 9), (np.float32, 900), (np.float16, 900)):
     q = np.random.default_rng(1).standard_normal((sq, 64)).astype(dtype)
     begin, end = 1700, 2040 + sq
     k, v = (guarded(dtype, begin // 64 * 64 - 512, end // 64 * 64 + 576) for _ in "kv")
@@ -670,7 +679,8 @@ native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "
 borrow = native._borrow
 native._borrow = lambda size: borrow(size - 256)
 from cases import Case, check
-check(Case(sq=200, sk=90, d=512, dv=64), lambda f, *a, **o: f(*a, backend="cpu", **o))
+# A mask's bytes lie last.
+check(Case(sq=200, sk=240, d=512, dv=64, mask=(True, True)), lambda f, *a, **o: f(*a, backend="cpu", **o))
 """
 
 

@@ -9,8 +9,8 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import made
-from oracle import visible
+from cases import filled, made
+from oracle import seen_in
 
 from cupy_flash import (
     attention_reference,
@@ -19,8 +19,9 @@ from cupy_flash import (
     flash_attention_backward,
     flash_attention_vjp,
 )
-from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Mask
+from cupy_flash._src.components import ARRAYS, COMPONENTS, arrays_among
+from cupy_flash._src.components.component import Mask, Place, Region
+from cupy_flash._src.components.offsets import Offsets
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.specialization import Variant
 
@@ -83,13 +84,16 @@ def test_an_array_changed_in_place_counts_anew():
         assert (found.scale, found.q_offset) == (scale, offset)
 
 
-def test_no_foreign_object_is_kept():
-    options = {"scale": Tensor(0.5), "q_offset": Tensor(1)}
-    seen = [weakref.ref(x) for x in options.values()]
-    flash_attention(*X, causal=True, **options)
-    del options
-    gc.collect()
-    assert [x() for x in seen] == [None, None]
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("call", CALLS)
+def test_no_foreign_object_is_kept(call):
+    arrays = {name: component.examples[0] for name, component in ARRAYS.items()}
+    for options in ({"scale": Tensor(0.5), "q_offset": Tensor(1)}, filled(arrays, (2, 6, 6))):
+        seen = [weakref.ref(x) for x in options.values()]
+        call(*X, causal=True, **options)
+        options.clear()
+        gc.collect()
+        assert [x() for x in seen] == [None] * len(seen)
 
 
 @pytest.mark.parametrize("scale", [
@@ -125,6 +129,8 @@ NEITHER = [
 @pytest.mark.parametrize("value", [*BOOLEANS, *NEITHER], ids=repr)
 def test_what_is_no_number_is_refused(call, value):
     for name, expected in (("scale", "a real number"), ("q_offset", "an int")):
+        if name == "q_offset" and getattr(value, "ndim", 0):
+            continue  # an array: tests/test_validation.py
         with pytest.raises(TypeError) as error:
             call(*X, **{name: value})
         assert str(error.value) == f"{name} is {value!r}: expected {expected}"
@@ -206,68 +212,131 @@ def test_the_largest_scale(on, dtype):
 
 
 def test_a_problem_takes_no_other_options():
-    expected = "options are causal, softness: expected only scale, "
+    expected = "options are causal, softness: expected only q_offset, scale, "
     with pytest.raises(TypeError, match=expected):
         problem(causal=True, softness=1.0)
     with pytest.raises(TypeError, match=expected):
         Variant.of("float16", 64, causal=True, softness=1.0)
 
 
+def flat(value):
+    """What tuples within tuples hold."""
+    return [x for part in value for x in flat(part)] if isinstance(value, tuple) else [value]
+
+
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
 def test_components_of_equal_values_are_one(component):
     """A call is found again by what is left of its options: plain values, alike however often they are checked."""
     for value in component.examples:
-        checked = component.check(value)
-        assert component.check(checked) == checked and hash(checked) == hash(component.check(value))
-        assert {type(x) for x in np.ravel(np.array(checked, object))} <= {bool, int, float, str, type(None)}
+        checked, again = (component.check(filled({"": value})[""]) for _ in range(2))
+        assert checked == again and hash(checked) == hash(again)
+        assert component.lacks is not None or component.check(checked) == checked
+        kinds = {type(x) for x in flat(checked) if not isinstance(x, np.dtype)}
+        assert kinds <= {bool, int, float, str, type(None)}
         one, other = (made(component, value) for _ in range(2))
         assert one is not None and one == other and hash(one) == hash(other)
+
+
+def test_positions_are_told_where_they_matter_alone():
+    """What a call does not use is not in its kernels."""
+    lengths = filled({name: ARRAYS[name].examples[0] for name in ("k_lengths", "q_lengths")}, (2, 6, 6))
+    for options, told in (
+        ({}, False), ({"window": (None, None)}, False), ({"causal": True}, True), ({"window": (2, None)}, True),
+        ({"alibi_slopes": np.ones(2, np.float32)}, True), ({"causal": True, "q_offset": 3}, False),
+    ):  # fmt: skip
+        found = problem(**lengths, **options).components
+        assert any(isinstance(component, Offsets) for component in found) == told, options
 
 
 MASKS = [{x.keyword: value} for x in COMPONENTS if issubclass(x, Mask) for value in x.examples]
 
 
-def inside(interval, positions):
-    """Which positions (of the last axis) lie in an interval whose ends may be columns, or None."""
-    inside = np.ones(np.broadcast_shapes(positions.shape, *(np.shape(x) for x in interval if x is not None)), bool)
+def inside(interval, positions, shape):
+    """Which positions (of the last axis) lie in an interval whose ends may be columns, one for all, or None."""
+    inside = np.ones(shape, bool)
     for end, holds in zip(interval, (np.less_equal, np.greater), strict=True):
         inside &= True if end is None else holds(end, positions)
     return inside
 
 
+BATCH, HEADS = 3, 2
+SOME = ((0, 0), (2, 1))  # heads, and batch elements, that differ in all arrays that may differ there
+
+
+def head_dim_4(sq, sk, options):
+    """A problem of these lengths, and its options' arrays as its backends take them."""
+    found = AttentionProblem.from_arrays(*(np.zeros((BATCH, HEADS, n, 4)) for n in (sq, sk, sk)), **options)
+    return found, found.expanded(np, arrays_among(options))
+
+
 @pytest.mark.parametrize("options", MASKS)
-@pytest.mark.parametrize("offset", [-40, -3, 0, 5, 40])
+@pytest.mark.parametrize("offset", [None, -40, -3, 0, 5, 40])
 def test_ends_of_a_mask_never_fall_and_belong_together(options, offset):
-    """Both intervals say which query sees which key, for numbers as for arrays of them."""
+    """Both intervals say which query sees which key, for numbers as for arrays of them; and nothing, untold."""
     queries, keys = np.arange(30), np.arange(20)
-    for mask in problem(**options).masks:
-        of_queries, of_keys = mask.keys(queries[:, None], offset), mask.queries(keys[:, None], offset)
-        np.testing.assert_array_equal(inside(of_queries, keys), inside(of_keys, queries).T)
+    found, arrays = head_dim_4(30, 20, filled(options, (BATCH, HEADS, 30, 20)))
+    for mask, head in itertools.product(found.masks, SOME):
+        place = found.place(arrays, head)._replace(q_offset=offset)
+        of_queries, of_keys = mask.keys(queries[:, None], place), mask.queries(keys[:, None], place)
+        np.testing.assert_array_equal(inside(of_queries, keys, (30, 20)), inside(of_keys, queries, (20, 30)).T)
         for of_all, of_one, positions in ((of_queries, mask.keys, queries), (of_keys, mask.queries, keys)):
             for field, ends in zip(of_all._fields, of_all, strict=True):
-                alone = [getattr(of_one(position, offset), field) for position in positions.tolist()]
-                assert alone == ([None] * len(positions) if ends is None else ends.ravel().tolist())
-                assert ends is None or (np.diff(ends.ravel()) >= 0).all()
+                alone = [getattr(of_one(position, place), field) for position in positions.tolist()]
+                if ends is None:
+                    assert alone == [None] * len(positions)
+                else:
+                    assert alone == np.broadcast_to(ends, (len(positions), 1)).ravel().tolist()
+                    assert (np.diff(alone) >= 0).all()
+            assert of_one(positions, Place(30, 20, None)) == (None, None)
 
 
-@pytest.mark.parametrize("options", [{}, *MASKS, {"causal": True, "window": (4, 9)}])
+TOGETHER = [
+    {"causal": True, "window": (4, 9)},
+    {"causal": True} | {name: ARRAYS[name].examples[0] for name in ("k_lengths", "q_lengths")},
+    {"window": (2, 3)} | {name: ARRAYS[name].examples[-1] for name in ("k_lengths", "q_lengths", "k_starts")},
+    {name: ARRAYS[name].examples[0] for name in ("mask", "k_starts", "q_lengths")},
+]
+
+
+@pytest.mark.parametrize("options", [{}, *MASKS, *TOGETHER])
 @pytest.mark.parametrize(("sq", "sk"), [(9, 7), (3, 12), (12, 3), (1, 1), (0, 4), (4, 0)])
 def test_intervals_of_a_problem_hold_what_is_seen(options, sq, sk):
     """Of rows and columns of the mask and of blocks of them; empty ones begin where they end, within the sizes."""
-    for q_offset in range(-25, 26) if options else [None]:
-        options = options | {"q_offset": q_offset}
-        found = AttentionProblem.from_arrays(*(np.zeros((2, n, 4)) for n in (sq, sk, sk)), **options)
-        seen = visible(sq, sk, **options)
-        for flags, intervals in ((seen, found.keys), (seen.T, found.queries)):
-            size, other = flags.shape
-            for first, last in itertools.combinations_with_replacement(range(size), 2):
-                begin, end = intervals(first, last)
-                assert 0 <= begin <= end <= other
-                np.testing.assert_array_equal(
-                    np.flatnonzero(flags[first : last + 1].any(axis=0)), np.arange(begin, end)
-                )
-            if size:
-                together = intervals(np.arange(size), np.full(size, size - 1))
-                assert [tuple(x) for x in np.transpose(together)] == [intervals(i, size - 1) for i in range(size)]
-        begin, end = found.seeing
-        np.testing.assert_array_equal(np.flatnonzero(seen.any(axis=1)), np.arange(begin, end))
+    options = filled(options, (BATCH, HEADS, sq, sk))
+    for q_offset in offsets_for(options, sq, sk):
+        given = options | {"q_offset": q_offset}
+        found, arrays = head_dim_4(sq, sk, given)
+        for head in SOME if arrays else SOME[:1]:
+            place, (seen, _) = found.place(arrays, head), seen_in(head, (BATCH, HEADS, sq, sk), **given)
+            hold(found, place, seen)
+            region = Region(place, slice(0, sq), slice(0, sk))
+            np.testing.assert_array_equal(np.broadcast_to(found.seen(np, region), seen.shape), seen)
+            (begin, end), seeing = found.seeing, np.flatnonzero(seen.any(axis=1))
+            assert ((begin <= seeing) & (seeing < end)).all() and (arrays or len(seeing) == end - begin)
+
+
+def offsets_for(options, sq, sk):
+    """All that are near, where positions matter; of each batch element its own too."""
+    if not {"causal", "window"} & options.keys():
+        return [None]
+    own = np.random.default_rng(1).integers(-sq - 3, sk + 4, BATCH)
+    return [*range(-sq - 10, sk + 11, 1 if len(options) < 3 else 5), None, own, own.astype(np.int32)]
+
+
+def hold(found, place, seen):
+    """The intervals of a problem, at a place, hold just what is seen there, as far as intervals can."""
+    elementwise = any(mask.elementwise for mask in found.masks)
+    for flags, intervals in ((seen, found.keys), (seen.T, found.queries)):
+        size, other = flags.shape
+        for first, last in itertools.combinations_with_replacement(range(size), 2):
+            begin, end = intervals(first, last, place)
+            assert 0 <= begin <= end <= other
+            shown = np.flatnonzero(flags[first : last + 1].any(axis=0))
+            # Of several masks a block may see less than the ends say.
+            if elementwise or (first < last and len(found.masks) > 1):
+                assert ((begin <= shown) & (shown < end)).all()
+            else:
+                np.testing.assert_array_equal(shown, np.arange(begin, end))
+        if size:
+            together = intervals(np.arange(size), np.full(size, size - 1), place)
+            assert [tuple(x) for x in np.transpose(together)] == [intervals(i, size - 1, place) for i in range(size)]

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_flash._src import packing
-from cupy_flash._src.components.component import fill
+from cupy_flash._src.components import ARRAYS
+from cupy_flash._src.components.component import arrays_in, fill
 from cupy_flash._src.params import layout
 from cupy_flash._src.problem import AttentionProblem
-from cupy_flash._src.specialization import parts_of
+from cupy_flash._src.specialization import CONCEPTS, parts_of
 
 LARGEST = 2**31 - 1
 DIVISORS = st.one_of(
@@ -84,7 +85,7 @@ def test_a_scale_beyond_float32_raises_nothing_whatever_the_error_state(dtype, s
     assert told["unit_f32"] >= np.finfo(np.float32).smallest_normal
 
 
-@pytest.mark.parametrize("concepts", [["Score", "Mask"], ["Score"]])
+@pytest.mark.parametrize("concepts", [CONCEPTS, ("Place", "Score"), ("Score",)])
 def test_kernels_are_told_of_the_components_that_they_are_made_of(concepts):
     components = every_component(-1)
     parts = tuple(part for part in parts_of(components) if part.component.concept in concepts)
@@ -93,6 +94,13 @@ def test_kernels_are_told_of_the_components_that_they_are_made_of(concepts):
     fill(told, components)
     values = {x.struct: x.params() for x in components if x.concept in concepts}
     assert "ScaleParams" in told.dtype.names and set(told.dtype.names) <= values.keys()
+    tensors = set(arrays_in(told.dtype, components))
     for struct in told.dtype.names:
         for name in told[struct].dtype.names:
-            assert told[struct][name] == values[struct][name]
+            if (struct, name) in tensors:  # which every call fills in
+                assert name in ARRAYS and told.dtype[struct][name] == layout("Tensor")
+                assert told[struct][name]["data"] == 0
+            else:
+                assert told[struct][name] == values[struct][name]
+    of_arrays = {(x.struct, x.keyword) for x in components if x.concept in concepts and x.lacks is not None}
+    assert tensors >= of_arrays

@@ -38,7 +38,7 @@ def problem_of(case, **options):
 
 
 @given(
-    case=cases(max_seqlen=40, head_dims=st.integers(1, 512)), device=devices, deterministic=st.booleans(),
+    case=cases(max_seqlen=40, head_dims=st.integers(1, 512), arrays=True), device=devices, deterministic=st.booleans(),
     wide_out=st.booleans(),
 )  # fmt: skip
 def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_out):
@@ -54,7 +54,7 @@ def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_o
     if deterministic:
         assert backward.dq is not None and backward.num_splits == 1 and backward.convert_dq is None
     for launch in (*forward.launches, *backward.launches):
-        usual = problem.scale >= 0 and len(problem.scores) == 1
+        usual = problem.scale >= 0 and {x.keyword for x in problem.components} <= {"scale", "causal", "window"}
         if usual and one_size(problem.head_dim, problem.head_dim_v):
             assert launch.kernel in every_kernel[device.arch]
         assert launch.shared_bytes <= device.shared_per_block
@@ -94,7 +94,7 @@ def one_size(head_dim, head_dim_v):
     return bucket(head_dim, MMA_HEAD_DIM_BUCKETS) == bucket(head_dim_v, MMA_HEAD_DIM_BUCKETS)
 
 
-@given(case=cases(max_seqlen=300))
+@given(case=cases(max_seqlen=300, arrays=True))
 def test_grids_cover_every_row_once(case):
     problem = problem_of(case)
     plan = plan_backward(dataclasses.replace(problem, deterministic=True), named("sm_80"))

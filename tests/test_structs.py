@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_flash._src import source
-from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components import ARRAYS, COMPONENTS
 from cupy_flash._src.params import BATCH_DIMS, layout
 from cupy_flash._src.structs import structs_of
 
@@ -103,6 +103,10 @@ def test_the_kernels_structs_are_found():
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
 def test_a_component_fills_in_the_struct_of_its_header(component):
+    """The numbers by their names; a tensor has that of an option which is an array."""
     for value in component.examples:
         struct = structs_of(source.flatten(f"attention/{component.header}.cuh"))[component.struct]
-        assert set(struct.names) <= set(made(component, value).params())
+        tensors = {name for name in struct.names if struct[name] == layout("Tensor")}
+        assert set(struct.names) - tensors <= set(made(component, value).params())
+        assert tensors <= set(ARRAYS)
+        assert component.keyword in tensors or component.lacks is None

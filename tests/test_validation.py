@@ -18,9 +18,10 @@ from cupy_flash import (
     merge_attention,
 )
 from cupy_flash._src import api, backends
+from cupy_flash._src.arrays import check_like
 from cupy_flash._src.backends.cupy_ import CupyBackend
-from cupy_flash._src.components import KEYWORDS
-from cupy_flash._src.problem import DTYPES, MAX_SEQLEN, AttentionProblem, check_like
+from cupy_flash._src.components import ARRAYS, KEYWORDS
+from cupy_flash._src.problem import DTYPES, MAX_SEQLEN, AttentionProblem
 
 as_strided = np.lib.stride_tricks.as_strided
 
@@ -43,6 +44,21 @@ CALLS = (*FLASH, attention_reference, attention_reference_backward)
 TABLE = {call: [name for name in inspect.signature(call).parameters if name not in OPTIONS] for call in CALLS}
 ARGUMENTS = [pytest.param(call, name, id=f"{call.__name__}-{name}") for call, names in TABLE.items() for name in names]
 
+# Options that are arrays, of a batch of two.
+GIVEN = {
+    "alibi_slopes": np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4),
+    "mask": np.arange(2 * 4 * 3 * 5).reshape(2, 4, 3, 5) % 7 != 3,
+    "k_lengths": np.array([5, 4]),
+    "q_lengths": np.array([2, 3]),
+    "k_starts": np.array([0, 1]),
+    "q_offset": np.array([2, -1]),
+}
+LENGTHS = ("k_lengths", "q_lengths", "k_starts")
+OPTION_AXES = ("...", "heads", "queries", "keys")
+TAKES_OPTIONS = [call for call in CALLS if "mask" in inspect.signature(call).parameters]
+OPTIONAL = [pytest.param(call, name, id=f"{call.__name__}-{name}") for call in TAKES_OPTIONS for name in GIVEN]
+assert GIVEN.keys() == ARRAYS.keys()
+
 
 def arguments(call, dtype="float32"):
     """Arrays that a call takes, each of memory of its own."""
@@ -50,9 +66,14 @@ def arguments(call, dtype="float32"):
     return {name: ones(*SHAPES[name], dtype=wide if "lse" in name else DTYPES[dtype]) for name in TABLE[call]}
 
 
-def refusal(call, **change):
+def batched(call):
+    """The same of a batch of two, and an option by which positions matter."""
+    return {name: np.stack([x, x]) for name, x in arguments(call).items()} | {"causal": True}
+
+
+def refusal(call, good=None, **change):
     """The error for arguments with a change, of which `out` has to be as before; without it they are taken."""
-    good = arguments(call)
+    good = good or arguments(call)
     call(**good)
     out = good.get("out")
     if out is not None:
@@ -105,6 +126,97 @@ def test_arrays_that_are_not_plain_are_named(call, name, kind, message):
     x = arguments(call)[name].reshape(-1, SHAPES[name][-1])
     told = refusal(call, **{name: kind(x)})
     assert told.startswith(f"TypeError: {name} is {message}") and "expected a plain array" in told
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize(("call", "name"), OPTIONAL)
+def test_what_no_option_may_be(call, name):
+    x, good = GIVEN[name], batched(call) | {name: GIVEN[name]}
+
+    def told(value):
+        return refusal(call, good, **{name: value})
+
+    size = x.itemsize
+    if size > 1:
+        assert told(shifted(x)) == (
+            f"ValueError: {name} is not aligned in memory: expected an address that is a multiple of {size}"
+        )
+        for axis in range(x.ndim):
+            bad = uneven(x, axis)
+            assert told(bad) == (
+                f"ValueError: {name} has strides {bad.strides} bytes: expected multiples of the item size {size}"
+            )
+    allowed = {"alibi_slopes": "float32", "mask": "bool"}.get(name, "int32 or int64")
+    for dtype in (np.int16, np.uint64, np.float16, np.float64, np.complex64, x.dtype.newbyteorder("S"), object):
+        if dtype != x.dtype:
+            message = f"TypeError: {name} has dtype {np.dtype(dtype)}: expected {allowed}"
+            assert told(x.astype(dtype))[: len(message)] == message
+    assert told(np.ma.masked_array(x)).startswith(f"TypeError: {name} is a masked array")
+    assert told(np.asmatrix(x.reshape(x.shape[0], -1))).startswith(f"TypeError: {name} is a numpy.matrix")
+    assert told(x.tolist()).startswith(f"TypeError: {name} is ")
+    full, axes = (x[: 4 - ARRAYS[name].lacks] for x in ((2, 4, 3, 5), OPTION_AXES))
+    for axis, n in enumerate(x.shape):
+        for wrong in (n + 1, 0):
+            shape = (*x.shape[:axis], wrong, *x.shape[axis + 1 :])
+            message = f"ValueError: {name} has shape {shape}: expected {full}, ({', '.join(axes)}), or one that "
+            assert told(np.ones(shape, x.dtype)) == message + "broadcasts to it"
+    assert told(np.stack([x, x])).startswith(f"ValueError: {name} has shape (2, 2")
+
+
+@pytest.mark.parametrize("call", TAKES_OPTIONS, ids=lambda call: call.__name__)
+def test_slopes_are_as_many_as_heads_and_numbers_are_no_biases(call):
+    good = batched(call)
+    for shape in ((), (1,), (2, 1)):
+        told = refusal(call, good, alibi_slopes=ones(*shape))
+        assert told.startswith(f"ValueError: alibi_slopes has shape {shape}: expected (2, 4), (..., heads)")
+    for dtype in (np.float16, np.float32, DTYPES["bfloat16"]):
+        told = refusal(call, good, mask=ones(3, 5, dtype=dtype))
+        assert told.startswith(f"TypeError: mask has dtype {np.dtype(dtype)}: expected bool") and " bias" in told
+    for offset in (2**29 + 1, -(2**29) - 1):
+        told = refusal(call, good, alibi_slopes=ones(4), q_offset=offset)
+        assert told == f"ValueError: q_offset is {offset}: with alibi_slopes expected at most 536870912 in size"
+
+
+@pytest.mark.parametrize("call", TAKES_OPTIONS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize(("name", "size"), [("k_lengths", 5), ("q_lengths", 3), ("k_starts", 5)])
+def test_rows_that_there_are_not(call, name, size):
+    good = batched(call)
+    call(**good, **{name: np.array([0, size])})
+    for wrong in (-1, size + 1, -(2**63) + 1, 2**63 - 1):
+        for value in (wrong, np.int64(wrong), np.array(wrong), np.array([2, wrong]), np.array([wrong, 2])):
+            told = refusal(call, good, **{name: value})
+            assert told == f"ValueError: {name} has {wrong}: expected 0 to {size}, the sequence length"
+    for wrong in (2**63, -(2**63), 10**30):
+        assert refusal(call, good, **{name: wrong}) == f"ValueError: {name} is {wrong}: expected a number of rows"
+    for wrong in (True, np.True_, 2.0, np.float32(2), "2", [2, 2], 1j):
+        assert refusal(call, good, **{name: wrong}) == f"TypeError: {name} is {wrong!r}: expected an int"
+
+
+@pytest.mark.parametrize(("call", "name"), OPTIONAL)
+def test_an_option_takes_any_view(call, name, tier):
+    """Of any strides, read-only, and without what it has in common along an axis: the bits are those of a copy."""
+    rng, x = np.random.default_rng(0), GIVEN[name]
+    good = {key: rng.standard_normal(np.shape(y), np.float32) for key, y in batched(call).items() if key != "causal"}
+
+    def results(**given):
+        found = call(**good, causal=True, **given)
+        found = found[0] if call is flash_attention_vjp else found
+        return [y.copy() for y in (found if isinstance(found, tuple) else (found,))]
+
+    wide = np.zeros([3 * n + 2 for n in x.shape], x.dtype)
+    apart = wide[tuple(slice(1, 3 * n, 3) for n in x.shape)]
+    apart[...] = x
+    reverse, same = (slice(None, None, -1),) * x.ndim, np.broadcast_to(x[:1], x.shape)
+    expected = [results(**{name: copy}) for copy in (x, same.copy())]
+    for change in (results(), expected[1]):
+        assert not all(map(np.array_equal, change, expected[0]))
+    for value, of_first in [
+        (apart, False), (np.asfortranarray(x), False), (x[reverse].copy()[reverse], False), (same, True),
+        (x[:1].copy(), True), (x[0, ...].copy(), True), (as_strided(x[:1], strides=(3, *x.strides[1:])), True),
+    ]:  # fmt: skip
+        value.flags.writeable = False
+        for found, copy in zip(results(**{name: value}), expected[of_first], strict=True):
+            np.testing.assert_array_equal(found, copy)
 
 
 def test_subclasses_that_only_name_their_fields_are_plain():
@@ -268,6 +380,17 @@ def test_out_may_not_share_memory_with_an_input(name, backend):
     flash_attention(**{**x, name: interleaved[:, 0]}, out=interleaved[:, 1], backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "emulator"])
+def test_out_may_not_share_memory_with_an_option(backend):
+    memory, good = np.zeros(2 * 4 * 3 * 6, np.float32), batched(flash_attention)
+    views = {"alibi_slopes": memory[-4:], "mask": memory[-4:].view(bool)[:15].reshape(3, 5)}
+    views |= dict.fromkeys((*LENGTHS, "q_offset"), memory[40:44].view(np.int64))
+    for name, view in views.items():
+        with pytest.raises(ValueError, match=rf"^out overlaps {name} in memory: expected memory of its own$"):
+            flash_attention(**{**good, name: view, "out": memory.reshape(2, 4, 3, 6)}, backend=backend)
+    assert not memory.any()
+
+
 def test_out_may_not_overlap_itself():
     q = ones(4, 8)
     for strides in ((28, 4), (0, 4), (4, 12), (-28, 4), (28, -4), (12, 0)):
@@ -337,9 +460,10 @@ def test_an_overlap_that_is_hard_to_find_is_refused():
 # --- where arrays are ---
 
 
-def foreign():
+def foreign(ndim=1):
     """What the checks take for a CuPy array."""
-    return type("ndarray", (), {"__module__": "cupy", "strides": (4,)})()
+    told = {"__module__": "cupy", "strides": (4,) * ndim, "ndim": ndim, "__cuda_array_interface__": {}}
+    return type("ndarray", (), told)()
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulator"])
@@ -373,6 +497,32 @@ def test_out_and_the_references_arrays_are_of_one_kind():
             assert refusal(call, **{name: foreign()}).startswith(told)
 
 
+@pytest.mark.parametrize(("call", "name"), [x for x in OPTIONAL if x.values[0] in FLASH])
+def test_an_option_on_the_wrong_backend_is_named(call, name, monkeypatch):
+    """But numbers, also as NumPy's arrays without axes, are taken anywhere."""
+    good = batched(call)
+    for ndim in (0, 1):
+        told = f"TypeError: {name} is a CuPy array: backend 'cpu' takes NumPy arrays only"
+        assert refusal(call, good, **{name: foreign(ndim)}) == told
+    monkeypatch.setitem(backends._instances, "cuda", SimpleNamespace(namespace=None))
+    given = {x: foreign() for x in TABLE[call]}
+    with pytest.raises(TypeError) as error:
+        call(**given, **{name: GIVEN[name]}, backend="cuda")
+    assert str(error.value) == f"{name} is a NumPy array: backend 'cuda' takes CuPy arrays only"
+    if name in LENGTHS:
+        for number in (3, np.array(3)):
+            with pytest.raises(AttributeError, match="'ndarray' object has no attribute"):  # a later check of q
+                call(**given, **{name: number}, backend="cuda")
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("call", [attention_reference, attention_reference_backward], ids=lambda call: call.__name__)
+def test_an_option_of_the_reference_is_of_the_kind_of_q(call, name):
+    for ndim in (0, 1):
+        told = refusal(call, batched(call), **{name: foreign(ndim)})
+        assert told == f"TypeError: {name} is a cupy array, q is a numpy array: expected one kind"
+
+
 def test_an_array_on_another_gpu_is_named():
     def array(index):
         return SimpleNamespace(data=SimpleNamespace(device_id=index))
@@ -398,7 +548,7 @@ def test_alignment_on_a_gpu_is_of_the_address():
 
 # --- options ---
 
-TAKEN = {"causal": True, "window": (1, 0), "scale": 0.5, "q_offset": 1}
+TAKEN = {"causal": True, "window": (1, 0), "scale": 0.5, "q_offset": 1, "k_lengths": 4, "q_lengths": 1, "k_starts": 1}
 UNMASKED = {"causal": False, "window": None}
 
 
@@ -418,8 +568,11 @@ def test_an_option_is_checked_each_time(call):
         ({"scale": -3e38}, "ValueError: scale is -3e+38: expected at most 2.36e+38 in size for float32"),
         ({"window": (True, 0)}, "TypeError: window is True: expected an int"),
         ({"window": (1, 0.0)}, "TypeError: window is 0.0: expected an int"),
-        (UNMASKED, "ValueError: q_offset is 1: without causal=True or window=(3, 2) every query sees every key"),
-        ({**UNMASKED, "q_offset": 0}, "ValueError: q_offset is 0: without causal=True or window=(3, 2) every query"),
+        *(({name: 1.0}, f"TypeError: {name} is 1.0: expected an int") for name in LENGTHS),
+        *(({name: True}, f"TypeError: {name} is True: expected an int") for name in LENGTHS),
+        *(({name: -1}, f"ValueError: {name} has -1: expected 0 to ") for name in LENGTHS),
+        (UNMASKED, "ValueError: q_offset is 1: expected none without alibi_slopes or causal or window"),
+        ({**UNMASKED, "q_offset": 0}, "ValueError: q_offset is 0: expected none without alibi_slopes or causal or win"),
     ):
         with pytest.raises((TypeError, ValueError)) as error:
             call(**good, **{**TAKEN, **change})

@@ -82,8 +82,11 @@ def test_sides_of_any_kind_of_integer_are_plain():
 
 def test_an_offset_needs_a_mask_that_it_moves():
     for window in (None, (None, None)):
-        with pytest.raises(ValueError, match=r"^q_offset is 1: without causal=True or window=\(3, 2\) every query"):
-            flash_attention(X, X, X, window=window, q_offset=1)
+        for q_offset, seen in ((1, "1"), (np.array([1, 2]), "an array")):
+            with pytest.raises(
+                ValueError, match=f"^q_offset is {seen}: expected none without alibi_slopes or causal or "
+            ):
+                flash_attention(*[np.stack([X, X])] * 3, window=window, q_offset=q_offset)
 
 
 def test_what_hides_nothing_or_is_causal_is_no_window():
@@ -186,10 +189,9 @@ def test_flash_attentions_lengths(sq, sk, heads_k, group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads_k", "group", "dtype"), [
-    (*heads, dtype) for heads, dtype in zip(HEADS, ("float16", "float32", "bfloat16"), strict=True)
+@pytest.mark.parametrize(("sq", "sk", "heads_k", "group", "dtype"), [
+    (*x, *HEADS[i % 3], ("float16", "float32", "bfloat16")[i // 3 % 3]) for i, x in enumerate(SHORT + LONG)
 ])  # fmt: skip
-@pytest.mark.parametrize(("sq", "sk"), SHORT + LONG)
 def test_flash_attentions_lengths_on_every_backend(on, sq, sk, heads_k, group, dtype):
     check_windows(on, dtype=dtype, heads_k=heads_k, group=group, sq=sq, sk=sk, d=64)
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
 from cupy_flash._src import problem
 from cupy_flash._src.backends import native
+from cupy_flash._src.cli.bench.cases import Case as BenchCase
 from cupy_flash._src.cli.bench.cases import Inputs
 
-SECTIONS = ("speed", "small", "decode", "memory", "growth", "compile")
+SECTIONS = ("speed", "small", "decode", "window", "memory", "growth", "compile")
 DTYPES = ("float32", "bfloat16", "float16")
 FORWARD, BOTH = "forward", "fwd+bwd"
 HEADS = 8
 SMALL_SEQLENS, SMALL_DTYPES = (64, 128, 256), ("float32", "bfloat16")
 DECODE_HEADS, DECODE_SEQLEN = ((8, 8), (32, 8), (1, 1)), 4096
+WINDOW, WINDOW_SEQLENS = "window512", (4096, 16384)  # an option of `bench`: 512 keys before, none behind
 MEMORY_SEQLEN, MEMORY_GROWTH_SEQLENS = 16384, (2048, 4096, 8192, 16384)
 
 
@@ -38,18 +40,26 @@ class Case:
     seqlen_k: int = 0
     head_dim: int = 0
     causal: bool = False
+    option: str = ""
 
     def __str__(self) -> str:
         heads = f"{self.heads_q}" if self.heads_q == self.heads_k else f"{self.heads_q}/{self.heads_k}"
         seqlen = f"{self.seqlen_k}" if self.seqlen_q == self.seqlen_k else f"{self.seqlen_q}x{self.seqlen_k}"
-        mask = " causal" if self.causal else ""
+        mask = " causal" * self.causal + f" {self.option}" * bool(self.option)
         return f"{self.dtype} {self.what} S {seqlen} d {self.head_dim} H {heads}{mask}"
 
     @property
+    def bench(self) -> BenchCase:
+        """The case of `bench` that has the same results: of a backward its gradients."""
+        sizes = self.heads_q, self.heads_k, self.seqlen_q, self.seqlen_k, self.head_dim
+        direction = "forward" if self.what == FORWARD else "backward"
+        return BenchCase(direction, self.dtype, 1, *sizes, self.causal, self.option)
+
+    @property
     def flops(self) -> int:
-        """4 H Sq Sk d forward, half of it if causal; 3.5 times as much with the backward."""
-        forward = 4 * self.heads_q * self.seqlen_q * self.seqlen_k * self.head_dim
-        return forward // (2 if self.causal else 1) * (7 if self.what == BOTH else 2) // 2
+        """4 H Sq Sk d forward, half of it if causal, of a window what it shows; 3.5 times as much with the backward."""
+        forward = replace(self.bench, direction="forward").flops
+        return forward * (7 if self.what == BOTH else 2) // 2
 
 
 def square(section: str, what: str, dtype: str, seqlen: int, head_dim: int, causal: bool = False) -> Case:
@@ -81,6 +91,9 @@ def cases(
     if "decode" in sections:
         for dtype, d, heads in product(small_dtypes, (64, 128), DECODE_HEADS):
             yield Case("decode", FORWARD, dtype, *heads, 1, DECODE_SEQLEN, d)
+    if "window" in sections:
+        for s, what in product(WINDOW_SEQLENS[:1] if quick else WINDOW_SEQLENS, (FORWARD, BOTH)):
+            yield Case("window", what, dtypes[0], HEADS, HEADS, s, s, 64, True, WINDOW)
     lengths = {MEMORY_SEQLEN} if "memory" in sections else set()
     if "growth" in sections:
         lengths |= set(MEMORY_GROWTH_SEQLENS)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cpu.cases import FORWARD, Case
 from cupy_flash import flash_attention, flash_attention_vjp
-from cupy_flash._src.cli.bench.cases import Case as BenchCase
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.cases import Inputs
 from cupy_flash._src.cli.bench.methods import Bound, autograd_bound
 from cupy_flash._src.cli.bench.verify import Expected
@@ -18,9 +18,10 @@ from cupy_flash._src.problem import DTYPES
 
 def bind_ours(case: Case, x: Inputs) -> Bound:
     q, k, v, _ = x
+    given = options.given(case.bench, np)
     return Bound(
-        forward=lambda: flash_attention(q, k, v, causal=case.causal),
-        saved=lambda: flash_attention_vjp(q, k, v, causal=case.causal)[1],
+        forward=lambda: flash_attention(q, k, v, **given),
+        saved=lambda: flash_attention_vjp(q, k, v, **given)[1],
         backward=lambda vjp, dout: vjp(dout),
         take=lambda a: a,
         give=lambda a: a,
@@ -28,7 +29,7 @@ def bind_ours(case: Case, x: Inputs) -> Bound:
 
 
 def bind_torch(case: Case, x: Inputs) -> Bound:
-    """PyTorch's scaled_dot_product_attention, which chooses its own algorithm."""
+    """PyTorch's scaled_dot_product_attention, which chooses its own algorithm; options are masks for it."""
     import torch
 
     bits = f"int{8 * DTYPES[case.dtype].itemsize}"  # NumPy and PyTorch do not pass each other bfloat16
@@ -39,9 +40,13 @@ def bind_torch(case: Case, x: Inputs) -> Bound:
     def give(t: Any) -> np.ndarray:
         return t.detach().view(getattr(torch, bits)).numpy().view(DTYPES[case.dtype])
 
+    given: dict[str, Any] = {"is_causal": case.causal}
+    if case.option:
+        given = {"attn_mask": torch.from_numpy(options.attn_mask(np, case.bench))}
+
     def attend(q: Any, k: Any, v: Any) -> Any:
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=case.causal, enable_gqa=case.heads_q != case.heads_k
+            q, k, v, enable_gqa=case.heads_q != case.heads_k, **given
         )
 
     return autograd_bound(attend, x, take, give)
@@ -69,9 +74,7 @@ def verify(case: Case, x: Inputs, bounds: dict[str, Bound]) -> None:
     ArithmeticError
         If a library is wrong.
     """
-    direction = "forward" if case.what == FORWARD else "backward"
-    sizes = case.heads_q, case.heads_k, case.seqlen_q, case.seqlen_k, case.head_dim
-    expected = Expected(BenchCase(direction, case.dtype, 1, *sizes, case.causal), x)
+    expected = Expected(case.bench, x)
     for name, bound in bounds.items():
         try:
             expected.error(bound, x)

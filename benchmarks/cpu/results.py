@@ -63,7 +63,7 @@ _FIGURES = tuple(field.name for field in fields(Row) if field.name != "case")
 _DERIVED = ("unit", "speedup", "best_speedup", "ours_gflops", "torch_gflops")  # written for readers, not read
 _MACHINE = tuple(field.name for field in fields(Machine))
 COLUMNS = (*(field.name for field in fields(Case)), *_FIGURES, *_DERIVED, *_MACHINE)
-_WITHOUT_LOAD = tuple(name for name in COLUMNS if name != "load")  # of older files
+_LATER = {"option": "", "load": ""}  # columns that older files lack, some or all
 
 
 class Writer:
@@ -86,7 +86,7 @@ class Writer:
 
 
 def read(path: Path) -> tuple[Machine, list[Row]]:
-    """What a `Writer` wrote; of an older file, which has no column `load`, None stands for it.
+    """What a `Writer` wrote; columns that an older file lacks are empty.
 
     Raises
     ------
@@ -95,30 +95,32 @@ def read(path: Path) -> tuple[Machine, list[Row]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    if not lines or tuple(lines[0]) not in (COLUMNS, _WITHOUT_LOAD):
+    kept = {name for name in COLUMNS if lines and (name in lines[0] or name not in _LATER)}
+    if not lines or tuple(lines[0]) != tuple(name for name in COLUMNS if name in kept):
         raise ValueError(f"{path} is not a table of this program")
-    lines = [{"load": "", **line} for line in lines]
+    lines = [_LATER | line for line in lines]
     return _parsed(Machine, lines[0]), [Row(_parsed(Case, x), **_values(Row, x)) for x in lines]
 
 
 def growth(rows: Iterable[Row]) -> list[str]:
     """A line for each series of lengths: the exponents of S that fit time and memory."""
-    series: dict[tuple[str, str, str, int, bool], list[Row]] = {}
+    series: dict[tuple[str, str, str, int, bool, str], list[Row]] = {}
     for row in rows:
         case = row.case
         has_both = row.ours is not None and row.torch is not None and min(row.ours, row.torch) > 0
-        if has_both and case.section in ("speed", "memory") and case.seqlen_k >= GROWTH_FROM:
-            key = "time" if row.unit == "ms" else "memory", case.dtype, case.what, case.head_dim, case.causal
+        if has_both and case.section in ("speed", "window", "memory") and case.seqlen_k >= GROWTH_FROM:
+            quantity = "time" if row.unit == "ms" else "memory"
+            key = quantity, case.dtype, case.what, case.head_dim, case.causal, case.option
             series.setdefault(key, []).append(row)
     lines = []
-    for (quantity, dtype, what, head_dim, causal), found in series.items():
+    for (quantity, dtype, what, head_dim, causal, option), found in series.items():
         seqlens = [row.case.seqlen_k for row in found]
         if len(set(seqlens)) < 2:
             continue
         fits = [f"{name} {quantity} ~ S^{exponent([getattr(r, name) for r in found], seqlens):.2f}"
                 for name in ("ours", "torch")]  # fmt: skip
-        label = f"{dtype} {what} d {head_dim}{' causal' if causal else ''}"
-        lines.append(f"{label:32} {fits[0]:24} {fits[1]:24} S = {min(seqlens)} to {max(seqlens)}")
+        label = f"{dtype} {what} d {head_dim}{' causal' * causal}{f' {option}' * bool(option)}"
+        lines.append(f"{label:40} {fits[0]:24} {fits[1]:24} S = {min(seqlens)} to {max(seqlens)}")
     return lines
 
 

@@ -69,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   using Softmax = OnlineSoftmax<float, 1, 1, kHeadroom<Element>>;
   float row_max = lane < num_splits ? gPartialRows[2 * lane * rows] : -infinity<float>();
   const RowBlock block = block_of_queries(shape);  // divisions, while that is under way
-  const float unit = Score<float>(params.components, Place(shape, block.batch_index, block.head)).unit();
+  const BlockPlace place(params.components, shape, block.batch_index, block.head);
+  const float unit = Score<float>(params.components, place).unit();
   const auto gOut = matrix_of<Element>(block, params.out, shape.head_dim_v);
   const auto gLse = matrix_of<float>(block, params.lse, 1);
 #pragma unroll 1

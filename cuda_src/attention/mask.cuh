@@ -7,9 +7,15 @@
 //   key_begin(query), key_end(query)               of kCutsBelow, of kCutsAbove: the keys that the query sees
 //   query_begin(key), query_end(key)               of kCutsAbove, of kCutsBelow: the queries that see the key
 //
-// No result falls as its argument rises. The file that includes this has included the parts, and `Components`, what
-// they are told.
+// No result falls as its argument rises. A part that hides keys inside the intervals too says what it shows:
+//
+//   static constexpr bool kElementwise
+//   Shown<Flags>(part, columns, row)   of kElementwise: at(i, j) of the query row(i), a QueryRow, and the key
+//                                      columns(j) of a lane; Flags(columns, flags) reads it of rows flags(i), FlagRows
+//
+// The file that includes this has included the parts, and `Components`, what they are told.
 #pragma once
+#include "attention/flags.cuh"
 #include "attention/place.cuh"
 
 // Of nothing, begin and end are equal.
@@ -20,15 +26,36 @@ struct Interval {
   __device__ void lower_end(int position) { end = max(begin, min(position, end)); }
 };
 
+// A query in the head that is so many after place.head.
+struct QueryRow {
+  int query, head;
+};
+
+// What a part shows inside the intervals: all, unless it is elementwise.
+template <class Part, class Flags, bool kElementwise = Part::kElementwise>
+struct ShownOf {
+  template <class Columns, class RowOf>
+  __device__ ShownOf(const Part& part, const Columns& columns, const RowOf& row) {}
+
+  __device__ bool at(int i, int j) const { return true; }
+  __device__ bool any() const { return true; }
+  __device__ bool all() const { return true; }
+};
+template <class Part, class Flags>
+struct ShownOf<Part, Flags, true> : Part::template Shown<Flags> {
+  using Part::template Shown<Flags>::Shown;
+};
+
 template <class... Parts>
 struct MaskOf : Parts... {
   static constexpr bool kCutsBelow = (false || ... || Parts::kCutsBelow);
+  static constexpr bool kElementwise = (false || ... || Parts::kElementwise);
   int seqlen_q, seqlen_k;
 
   __device__ MaskOf(const Components& params, const Place& place)
       : Parts(params, place)..., seqlen_q(place.seqlen_q), seqlen_k(place.seqlen_k) {}
 
-  // Of a query, in the head that is so many after place.head.
+  // The interval of a query.
   struct Row {
     const MaskOf& mask;
     int query;
@@ -38,12 +65,31 @@ struct MaskOf : Parts... {
         const Interval seen = mask.keys(query, query);
         return static_cast<unsigned>(key - seen.begin) < static_cast<unsigned>(seen.end - seen.begin);
       } else {
-        return ((key < mask.seqlen_k) && ... && (key < mask.Parts::key_end(query)));
+        return ((key < mask.seqlen_k) && ... && mask.template ends_after<Parts>(query, key));
       }
     }
   };
 
-  __device__ Row row(int query, int head) const { return {*this, query}; }
+  __device__ Row row(int query) const { return {*this, query}; }
+
+  // Which of a lane's columns elementwise parts show to the queries row(i); made in warp-uniform flow.
+  template <class Flags>
+  struct Shown : ShownOf<Parts, Flags>... {
+    template <class Columns, class RowOf>
+    __device__ Shown(const MaskOf& mask, const Columns& columns, const RowOf& row)
+        : ShownOf<Parts, Flags>(mask, columns, row)... {}
+
+    __device__ bool at(int i, int j) const { return (true && ... && ShownOf<Parts, Flags>::at(i, j)); }
+
+    // Whether a warp may find some, and whether it shows all: asked of all lanes.
+    __device__ bool any() const { return (true && ... && ShownOf<Parts, Flags>::any()); }
+    __device__ bool all() const { return (true && ... && ShownOf<Parts, Flags>::all()); }
+  };
+
+  template <int kRows, class Columns, class RowOf>
+  __device__ Shown<typename Columns::template Flags<kRows>> shown(const Columns& columns, const RowOf& row) const {
+    return {*this, columns, row};
+  }
 
   // Where the keys lie that queries from `first` to `last` see.
   __device__ Interval keys(int first, int last) const {
@@ -59,12 +105,18 @@ struct MaskOf : Parts... {
     return seeing;
   }
 
-  // Whether all queries from `first` to `last` see all keys in [col0, col0 + cols).
+  // Whether the intervals of all queries from `first` to `last` have all keys in [col0, col0 + cols).
   __device__ bool covers(int first, int last, int col0, int cols) const {
     return ((col0 + cols <= seqlen_k) && ... && within<Parts>(first, last, col0, cols));
   }
 
  private:
+  template <class Part>
+  __device__ bool ends_after(int query, int key) const {
+    if constexpr (Part::kCutsAbove) return key < Part::key_end(query);
+    return true;
+  }
+
   template <class Part>
   __device__ bool within(int first, int last, int col0, int cols) const {
     bool all = true;

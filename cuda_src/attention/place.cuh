@@ -2,12 +2,28 @@
 #pragma once
 #include "params.cuh"
 
+struct Components;  // what the components in effect are told, all together
+
 struct Place {
+  const Shape& shape;
   int batch;
   int head;  // the first of the query heads that the block has
   int seqlen_q, seqlen_k;
   int q_offset;  // query i stands at key i + q_offset
 
   __device__ Place(const Shape& shape, int batch, int head)
-      : batch(batch), head(head), seqlen_q(shape.seqlen_q), seqlen_k(shape.seqlen_k), q_offset(shape.q_offset) {}
+      : shape(shape),
+        batch(batch),
+        head(head),
+        seqlen_q(shape.seqlen_q),
+        seqlen_k(shape.seqlen_k),
+        q_offset(shape.q_offset) {}
+};
+
+// The same as its parts have changed it, a compile-time list of types: Part::move(place, params), one after another.
+template <class... Parts>
+struct PlaceOf : Place {
+  __device__ PlaceOf(const Components& params, const Shape& shape, int batch, int head) : Place(shape, batch, head) {
+    (Parts::move(*this, params), ...);
+  }
 };

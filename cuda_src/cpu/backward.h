@@ -9,6 +9,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
+#include "cpu/panel_mask.h"
 #include "cpu/product.h"
 #include "cpu/seen.h"
 #include "cpu/tile.h"
@@ -38,7 +39,7 @@ class BackwardBlock {
   static constexpr int64_t kPanel = kBackwardVectors * kLanes<T>, kStep = kLanes<T>;
 
   BackwardBlock(const Call& call, const BackwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), mask_(shape_), score_(shape_) {
+      : call_(call), shape_(*call.shape), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     columns_ = round_up(plan.queries, kPanel);
     const int64_t keys = round_up(plan.keys, kRowUnit);
@@ -52,6 +53,7 @@ class BackwardBlock {
     kept_ = scratch.take<T>(score_.kept() * kBackwardTile * columns_);
     lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
     rows_ = scratch.take<Integer<T>>(columns_);
+    shown_ = scratch.take<uint8_t>(round_up(kBackwardTile, sizeof(T)) * kPanel);
   }
 
   // dK and dV are 0 as long as no query has been attended to.
@@ -75,7 +77,14 @@ class BackwardBlock {
     }
   }
 
-  // A block of queries: dK and dV grow, and dq is its part from these keys.
+  // What a head of queries sees.
+  const KeyMask& begin_head(int64_t head) {
+    const Place place = place_of(call_, head);
+    mask_ = KeyMask(place), score_ = Score<T>(place);
+    return mask_;
+  }
+
+  // A block of queries of it: dK and dV grow, and dq is its part from these keys.
   void attend(int64_t head, int64_t i0, int64_t queries) {
     load_queries(head, i0, queries);
     __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
@@ -120,7 +129,7 @@ class BackwardBlock {
       }
       lse_[i] = lse == -kInfinity<T> ? kInfinity<T> : T(double(lse) * kLog2E);
       delta_[i] = delta;
-      rows_[i] = Integer<T>(i0 + i);
+      rows_[i] = Integer<T>(i0 + clamp(i, 0, queries - 1));
     }
   }
 
@@ -132,7 +141,7 @@ class BackwardBlock {
 
   // A panel of queries, from column i of the block on, against keys of a tile, from j0 on.
   struct Part {
-    bool cut;
+    const PanelMask<T, kBackwardVectors>* cut;  // null where it is not
     int64_t i, j0, keys;
     int64_t at;  // its first score in p_, ds_ and kept_
   };
@@ -143,17 +152,27 @@ class BackwardBlock {
     const T *k = k_ + u * pitch_, *v = v_ + u * pitch_v_;
     const int64_t first = clamp(mask_.query_begin(j0) - i0_, 0, queries_) / kPanel * kPanel;
     const int64_t end = clamp(mask_.query_end(j0 + keys - 1) - i0_, first, queries_);
-    const bool cut = !mask_.covers(i0_ + first, i0_ + end - 1, j0, whole);
-    const bool finite_k = !cut || all_finite(k, keys * pitch_);
+    bool cut = !mask_.covers(i0_ + first, i0_ + end - 1, j0, whole);
+    PanelMask<T, kBackwardVectors> panel;
+    int finite_k = -1;  // not known yet
+    int64_t shown_begin = end, shown_end = 0;  // of queries in panels that are not left out
 
     for (int64_t i = first; i < end; i += kPanel) {
       const int64_t low = i0_ + i, high = i0_ + clamp(i + kPanel, 0, queries_) - 1;
       const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit;
       const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
-      const bool panel_cut = !mask_.covers(low, high, j0 + begin, round_up(seen, kRowUnit));
-      const Part part{panel_cut, i, j0 + begin, seen, begin * columns_ + i};
+      const Share share = mask_.template shown<T>(rows_ + i, kPanel, j0 + begin, seen, shown_);
+      cut = cut || share != kAll;
+      if (share == kNone) {
+        clear(i, 0, whole);
+        continue;
+      }
+      shown_begin = clamp(i, 0, shown_begin), shown_end = clamp(i + kPanel, 0, end);
+      const bool panel_cut = share == kSome || !mask_.covers(low, high, j0 + begin, round_up(seen, kRowUnit));
+      if (panel_cut) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, j0 + begin);
+      const Part part{panel_cut ? &panel : nullptr, i, j0 + begin, seen, begin * columns_ + i};
       const T* seen_k = k + begin * pitch_;
-      if (score_.has_steps()) {
+      if (score_.has_steps() || share == kSome) {
         stepped_probabilities(part, seen_k);
         stepped_score_gradients(part, v + begin * pitch_v_);
       } else {
@@ -163,6 +182,7 @@ class BackwardBlock {
       clear(i, 0, begin);
       clear(i, begin + round_up(seen, kRowUnit), whole);
       T* dq = dq_panels_ + i * pitch_;
+      if (panel_cut && finite_k < 0) finite_k = all_finite(k, keys * pitch_);
       if (finite_k || !panel_cut) {
         add_to_queries(seen, seen_k, ds_ + part.at, dq);
       } else {
@@ -171,9 +191,10 @@ class BackwardBlock {
       }
     }
 
-    const int64_t depth = end - first;
-    add_to_keys(cut, first, depth, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
-    add_to_keys(cut, first, depth, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
+    const int64_t depth = shown_end - shown_begin;
+    if (depth <= 0) return;
+    add_to_keys(cut, shown_begin, depth, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
+    add_to_keys(cut, shown_begin, depth, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
   }
 
   // P and dS of keys that no query of a panel sees.
@@ -222,13 +243,11 @@ class BackwardBlock {
   // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
   template <class Use>
   inline ALWAYS_INLINE void each_sum(const Part& part, int64_t depth, ByRows<T> a, const T* b, T* y, Use use) {
-    const Integer<T>* rows = rows_ + part.i;
     const int64_t pitch = columns_, j0 = part.j0;
-    const bool cut = part.cut;
-    const KeyMask mask = mask_;
+    const auto* const cut = part.cut;
     multiply<T, kBackwardVectors>(part.keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
       x = use(x, n * kStep, r);
-      if (cut) x = mask.lanes_see<T>(load_as<Mask<T>>(rows + n * kStep), j0 + r) ? x : Vector<T>{};
+      if (cut) x = cut->within(n, j0 + r) ? x : Vector<T>{};
       store(y + r * pitch + n * kStep, x);
     });
   }
@@ -246,7 +265,7 @@ class BackwardBlock {
       T* const x = p + j * tile.pitch + n * kStep;
       store(x, power(load(x) * unit - load(lse + n * kStep)));
     });
-    if (part.cut) hide(tile, p);
+    if (part.cut) hide(tile, *part.cut, p);
   }
 
   __attribute__((noinline)) void stepped_score_gradients(const Part& part, const T* v) {
@@ -257,7 +276,7 @@ class BackwardBlock {
       store(ds + at, load(p + at) * (load(ds + at) - load(delta + n * kStep)));
     });
     score_.backward(tile, ds, kept_ + part.at, kBackwardTile * columns_);
-    if (part.cut) hide(tile, ds);
+    if (part.cut) hide(tile, *part.cut, ds);
   }
 
   // A B to y.
@@ -270,16 +289,18 @@ class BackwardBlock {
     return {round_up(part.keys, kRowUnit), pitch, rows_ + part.i, part.j0};
   }
 
-  void hide(const PanelTile<T, kBackwardVectors>& tile, T* x) const {
-    tile.each([&](int64_t at, Mask<T> row, int64_t col) ALWAYS_INLINE {
-      store(x + at, mask_.template lanes_see<T>(row, col) ? load(x + at) : Vector<T>{});
+  using Tile = PanelTile<T, kBackwardVectors>;
+  static void hide(const Tile& tile, const PanelMask<T, kBackwardVectors>& panel, T* x) {
+    tile.each_vector([&](int64_t j, int n) ALWAYS_INLINE {
+      T* const at = x + j * tile.pitch + n * kStep;
+      store(at, panel.sees(n, tile.first_key + j) ? load(at) : Vector<T>{});
     });
   }
 
   const Call& call_;
   const Shape& shape_;
-  const KeyMask mask_;
-  const Score<T> score_;
+  KeyMask mask_;
+  Score<T> score_;
   int64_t pitch_, pitch_v_, columns_, j0_ = 0, keys_ = 0, i0_ = 0, queries_ = 0;
   const T *k_ = nullptr, *v_ = nullptr;              // rows, in place or loaded
   T *k_block_, *v_block_, *dk_, *dv_;                // rows
@@ -288,6 +309,7 @@ class BackwardBlock {
   T *p_, *ds_, *kept_;                               // [kBackwardTile][columns], the last as often as score_.kept()
   T *lse_, *delta_;                                  // [columns]
   Integer<T>* rows_;
+  uint8_t* shown_;
 };
 
 // The items of a call. Its memory holds, for each head and block of queries, how many blocks of keys have given their
@@ -317,16 +339,17 @@ class BackwardJob {
   void run(int64_t item, int64_t worker) const {
     const int64_t block = item / plan_.heads, head = item % plan_.heads, j0 = block * plan_.keys;
     const int64_t count = clamp(shape_.seqlen_k - j0, 0, plan_.keys), total = shape_.queries;
-    // Among the queries that see a key: those that see one of these.
-    const KeyMask mask(shape_);
-    const int64_t first = mask.query_begin(j0) - shape_.first_query;
-    const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
-    const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
     Scratch scratch(workers_ + worker * worker_bytes_);
     Block keys(call_, plan_, scratch);
     keys.begin_keys(j0, count);
-    if (block_begin < block_end) keys.load_keys(head);
+    bool loaded = false;
     for (int64_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h) {
+      // Among the queries that may see a key: those that see one of these.
+      const KeyMask& mask = keys.begin_head(h);
+      const int64_t first = mask.query_begin(j0) - shape_.first_query;
+      const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
+      const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
+      if (block_begin < block_end && !loaded) keys.load_keys(head), loaded = true;
       // The last first: of a window, the next block of keys has in common with this one what it comes to in the end.
       for (int64_t n = block_end - 1; n >= block_begin; --n) {
         const int64_t i = n * plan_.queries, i0 = shape_.first_query + i, rows = clamp(total - i, 0, plan_.queries);

@@ -5,6 +5,7 @@
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
+#include "cpu/panel_mask.h"
 #include "cpu/product.h"
 #include "cpu/seen.h"
 #include "cpu/tile.h"
@@ -18,7 +19,7 @@ class PanelBlock {
   static constexpr int kSteps = 24 / kAccumulators;
 
   PanelBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), score_(shape_) {
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
     depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
     pitch_ = round_up(depth_, kPitchUnit<T>);
     pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
@@ -31,17 +32,25 @@ class PanelBlock {
     p_ = scratch.take<T>(kKeyTile * kPanel);
     pairs_ = kIsPair<E> ? scratch.take<E>(kKeyTile / 2 * kPanel) : nullptr;
     rows_ = scratch.take<Integer<T>>(columns_);
+    shown_ = scratch.take<uint8_t>(round_up(kKeyTile, sizeof(T)) * kPanel);
   }
 
   ForwardState<T> state(Scratch& scratch) const { return {scratch, columns_, pitch_v_}; }
 
-  // One item of work: a block of queries and a chunk of keys.
-  void attend(int64_t unit, int64_t block, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
+  // What a block of queries sees.
+  ForwardPlan::Keys begin(int64_t unit, int64_t block) {
+    const Place place = place_of(call_, plan_.head(unit, 0));
+    mask_ = KeyMask(place), score_ = Score<T>(place);
     used_ = round_up(plan_.columns(block), kPanel);
-    load_queries(unit, block);
+    return plan_.keys(mask_, block);
+  }
+
+  // One item of work: that block and a chunk of these keys.
+  void attend(int64_t unit, int64_t block, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
     __builtin_memset(x.o, 0, used_ * pitch_v_ * sizeof(T));
     __builtin_memset(x.l, 0, used_ * sizeof(T));
     for (int64_t i = 0; i < used_; ++i) x.m[i] = -kInfinity<T>;
+    if (j_begin < j_end) load_queries(unit, block);
     const int64_t size = even_part(j_end - j_begin, kKeyTile, kTileRows<N>);
     for (int64_t j0 = j_begin; j0 < j_end; j0 += size) {
       tile(plan_.key_head(unit), j0, clamp(j_end - j0, 0, size), clamp(j_end - j0 - size, 0, size), x);
@@ -125,10 +134,9 @@ class PanelBlock {
   }
 
   void tile(int64_t head, int64_t j0, int64_t keys, int64_t keys_after, const ForwardState<T>& x) {
-    load_keys(head, j0, keys);
-    const KeyMask& mask = plan_.mask;
-    const bool finite =
-        mask.covers(rows_[0], last_row_, j0, round_up(keys, kRowUnit)) || values_finite(head, j0, keys);
+    PanelMask<T, N> panel;
+    int finite = -1;  // not known yet
+    k_ = nullptr;
     for (int64_t i = 0; i < used_; i += kPanel) {
       fetch(head, j0 + keys, keys_after, i);
       Integer<T> low = rows_[i], high = rows_[i];
@@ -137,15 +145,20 @@ class PanelBlock {
         high = rows_[i + n] > high ? rows_[i + n] : high;
       }
       // Whole units before what the panel sees are left out: units of rows, which are whole pairs too.
-      const int64_t begin = clamp(mask.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit, first = j0 + begin;
-      const int64_t seen = clamp(mask.key_end(high) - j0, begin, keys) - begin;
+      const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit, first = j0 + begin;
+      const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
       if (seen == 0) continue;
-      const bool cut = !mask.covers(low, high, first, round_up(seen, kRowUnit));
+      const Share share = mask_.template shown<T>(rows_ + i, kPanel, first, seen, shown_);
+      if (share == kNone) continue;
+      if (!k_) load_keys(head, j0, keys);
+      const bool within = mask_.covers(low, high, first, round_up(seen, kRowUnit)), cut = !within || share == kSome;
       const E* k = k_ + begin * pitch_;
       Vector<T> largest[N];
       T* o = x.o + i * pitch_v_;
-      if (score_.has_steps()) stepped_scores(cut, i, first, seen, k, largest);
-      else scores(cut, i, first, seen, k, largest);
+      if (cut) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, first);
+      if (cut && finite < 0) finite = values_finite(head, j0, keys);
+      if (score_.has_steps() || share == kSome) stepped_scores(cut, panel, i, first, seen, k, largest);
+      else scores(cut, panel, i, first, seen, k, largest);
       softmax(seen, largest, x.m + i, x.l + i, o);
       if (cut && !finite) {
         accumulate_seen_values(head, first, seen, i, o);
@@ -173,29 +186,26 @@ class PanelBlock {
   }
 
   // Scores of the panel of queries from column i on and of keys from j0 on, -inf where hidden, and their largest.
-  __attribute__((noinline)) void scores(bool cut, int64_t i, int64_t j0, int64_t keys, const E* k,
-                                        Vector<T> (&largest)[N]) {
+  __attribute__((noinline)) void scores(bool cut, const PanelMask<T, N>& panel, int64_t i, int64_t j0, int64_t keys,
+                                        const E* k, Vector<T> (&largest)[N]) {
     Vector<T> top[N];
     for (auto& x : top) x = splat(-kInfinity<T>);
-    const Integer<T>* rows = rows_ + i;
     T* const p = p_;
-    const KeyMask mask = plan_.mask;
     const auto factor = score_.factor();
     multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k, pitch_}, q_ + i * pitch_, kPanel,
                            [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
-                             const Mask<T> row = load_as<Mask<T>>(rows + n * kStep);
                              x = factor.forward(x);
-                             if (cut) x = mask.lanes_see<T>(row, j0 + r) ? x : splat(-kInfinity<T>);
+                             if (cut) x = panel.within(n, j0 + r) ? x : splat(-kInfinity<T>);
                              top[n] = max_of(top[n], x);
                              store(p + r * kPanel + n * kStep, x);
                            });
     for (int n = 0; n < N; ++n) largest[n] = top[n];
   }
 
-  // The same by passes. Sums leave the registers as they are: AVX2's hold a tile and little else, and to scale sums
-  // there cost 8% of the time (g++ 12).
-  __attribute__((noinline)) void stepped_scores(bool cut, int64_t i, int64_t j0, int64_t keys, const E* k,
-                                                Vector<T> (&largest)[N]) {
+  // The same by passes, where elements may be hidden too. Sums leave the registers as they are: AVX2's hold a tile and
+  // little else, and to scale sums there cost 8% of the time (g++ 12).
+  __attribute__((noinline)) void stepped_scores(bool cut, const PanelMask<T, N>& panel, int64_t i, int64_t j0,
+                                                int64_t keys, const E* k, Vector<T> (&largest)[N]) {
     T* const s = p_;
     multiply<T, N, kSteps>(keys, depth_, ByRows<E>{k, pitch_}, q_ + i * pitch_, kPanel,
                            [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE { store(s + r * kPanel + n * kStep, x); });
@@ -205,8 +215,7 @@ class PanelBlock {
     for (auto& x : top) x = splat(-kInfinity<T>);
     tile.each_vector([&](int64_t j, int n) ALWAYS_INLINE {
       T* const at = s + j * kPanel + n * kStep;
-      const Mask<T> row = load_as<Mask<T>>(rows_ + i + n * kStep);
-      if (cut) store(at, plan_.mask.template lanes_see<T>(row, j0 + j) ? load(at) : splat(-kInfinity<T>));
+      if (cut) store(at, panel.sees(n, j0 + j) ? load(at) : splat(-kInfinity<T>));
       top[n] = max_of(top[n], load(at));
     });
     for (int n = 0; n < N; ++n) largest[n] = top[n];
@@ -270,6 +279,7 @@ class PanelBlock {
   }
 
   bool values_finite(int64_t head, int64_t j0, int64_t keys) const {
+    if constexpr (!kIsPair<E>) return all_finite(v_, keys * pitch_v_);
     bool finite = true;
     for (int64_t j = 0; j < keys; ++j) finite &= all_finite(value(head, j0 + j), pitch_v_);
     return finite;
@@ -278,7 +288,7 @@ class PanelBlock {
   // O^T += V^T P^T where a hidden value is not finite.
   void accumulate_seen_values(int64_t head, int64_t j0, int64_t keys, int64_t i, T* o) const {
     for (int64_t j = 0; j < keys; ++j) {
-      accumulate_seen<T>(plan_.mask, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel,
+      accumulate_seen<T>(mask_, rows_ + i, kPanel, j0 + j, 1, p_ + j * kPanel, kPanel,
                          {value(head, j0 + j), 0, 0, 1}, {o, 1, 0, kPanel}, shape_.head_dim_v);
     }
   }
@@ -286,10 +296,12 @@ class PanelBlock {
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const Score<T> score_;
+  KeyMask mask_;
+  Score<T> score_;
   int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0, last_row_ = 0;
   T *line_, *p_;
   E *q_, *k_tile_, *v_tile_, *pairs_;
   const E *k_ = nullptr, *v_ = nullptr;  // the tile, in place or loaded
   Integer<T>* rows_;
+  uint8_t* shown_;
 };

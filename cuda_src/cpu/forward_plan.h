@@ -8,7 +8,8 @@ constexpr int64_t kKeyTile = 120;  // whole register tiles
 // m follows the largest score only when that has passed it by so much in log2 units: rescaling is rare.
 constexpr int64_t kSlack = 8;
 
-// By the shape alone, so that the number of threads changes no bit. A column of a block is a query of one of its heads.
+// By the shape alone, so that neither the number of threads nor what another batch element's lengths are changes a bit.
+// A column of a block is a query of one of its heads.
 struct ForwardPlan {
   int64_t group;          // query heads of a key head
   int64_t packed;         // of them side by side in a block, so that few queries share their keys
@@ -17,17 +18,17 @@ struct ForwardPlan {
   int64_t chunk, chunks;  // keys of an item, and items that share a block
   int64_t first_query, queries;
   int64_t headroom = 0;   // p is 2^(s - m - headroom)
-  KeyMask mask;
 
-  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries), mask(s) {
+  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries) {
     group = s.group();
-    packed = group * queries <= kQueryBlock ? group : 1;
+    packed = s.heads_alike && group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
     units = s.heads_q / packed;
     blocks = ceil_div(queries, rows);
-    int64_t most = 0;  // keys of a block
+    int64_t most = 0;  // keys of a block, as far as they are known to be fewer in every head
+    const KeyMask mask(anywhere(s));
     for (int64_t block = 0; block < blocks; ++block) {
-      const Keys seen = keys(block);
+      const Keys seen = keys(mask, block);
       most = seen.end - seen.begin > most ? seen.end - seen.begin : most;
     }
     // An item loads and merges its queries once more: it wants many times as many keys.
@@ -51,11 +52,13 @@ struct ForwardPlan {
   int64_t row(int64_t block, int64_t column) const { return first_query + (blocks - 1 - block) * rows + column % rows; }
   int64_t last_row(int64_t block) const { return clamp(row(block, rows - 1), 0, first_query + queries - 1); }
 
-  // What queries of a block see lies from the one key on before the other.
+  // What queries of a block see of a head with that mask lies from the one key on before the other.
   struct Keys {
     int64_t begin, end;
   };
-  Keys keys(int64_t block) const { return {mask.key_begin(row(block, 0)), mask.key_end(last_row(block))}; }
+  Keys keys(const KeyMask& mask, int64_t block) const {
+    return {mask.key_begin(row(block, 0)), mask.key_end(last_row(block))};
+  }
 };
 
 // What the keys seen so far leave of a block of queries, in panels.

@@ -1,5 +1,5 @@
 // Forward of very few queries, row by row: scores and sums as in forward_panels.h, but with the head dimension in the
-// lanes, as queries would leave most of them empty. A row has keys of its own, so nothing is masked.
+// lanes, as queries would leave most of them empty. A row has keys of its own, so only elements are masked.
 #pragma once
 #include "cpu/convert.h"
 #include "cpu/forward_plan.h"
@@ -13,15 +13,22 @@ class RowBlock {
   static constexpr int64_t kStep = kLanes<T>;
 
   RowBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), score_(shape_) {
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     q_ = scratch.take<T>(pitch_);
     k_tile_ = scratch.take<T>(kKeyTile * pitch_);
     v_tile_ = scratch.take<T>(kKeyTile * pitch_v_);
     p_ = scratch.take<T>(round_up(kKeyTile, kStep));
+    shown_ = scratch.take<uint8_t>(kKeyTile);
   }
 
   ForwardState<T> state(Scratch& scratch) const { return {scratch, plan_.columns(), pitch_v_}; }
+
+  ForwardPlan::Keys begin(int64_t unit, int64_t block) {
+    const Place place = place_of(call_, plan_.head(unit, 0));
+    mask_ = KeyMask(place), score_ = Score<T>(place);
+    return plan_.keys(mask_, block);
+  }
 
   void attend(int64_t unit, int64_t, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
     __builtin_memset(x.o, 0, plan_.columns() * pitch_v_ * sizeof(T));
@@ -35,15 +42,19 @@ class RowBlock {
       const T* v = load_factor(shape_.dtype, v_tile_, pitch_v_, at(call_.v, shape_.v, key_head, j0), shape_.v, keys,
                                shape_.head_dim_v);
       for (int64_t i = 0; i < plan_.columns(); ++i) {
-        const int64_t begin = clamp(plan_.mask.key_begin(row(i)) - j0, 0, keys);
-        const int64_t seen = clamp(plan_.mask.key_end(row(i)) - j0, begin, keys) - begin;
+        const int64_t begin = clamp(mask_.key_begin(row(i)) - j0, 0, keys);
+        const int64_t seen = clamp(mask_.key_end(row(i)) - j0, begin, keys) - begin;
         if (seen == 0) continue;
+        const Integer<T> query = Integer<T>(row(i));
+        const Share share = mask_.template shown<T>(&query, 1, j0 + begin, seen, shown_);
+        if (share == kNone) continue;
+        const uint8_t* shown = share == kSome ? shown_ : nullptr;
         const char* q = at(call_.q, shape_.q, plan_.head(unit, i), row(i));
         load_row(shape_.dtype, q_, pitch_, q, shape_.q.col, shape_.head_dim);
         T* o = x.o + i * pitch_v_;
-        const T rescale = probabilities(row(i), j0 + begin, seen, k + begin * pitch_, x.m[i], x.l[i]);
+        const T rescale = probabilities(row(i), j0 + begin, seen, shown, k + begin * pitch_, x.m[i], x.l[i]);
         for (int64_t c = 0; rescale != 1 && c < pitch_v_; c += kStep) store(o + c, load(o + c) * rescale);
-        add_values(seen, v + begin * pitch_v_, o);
+        add_values(seen, shown, v + begin * pitch_v_, o);
       }
     }
   }
@@ -83,8 +94,10 @@ class RowBlock {
   // 2^(unit (m - base)), 0 for m = -inf.
   T power(T m, T base) const { return m == -kInfinity<T> ? T(0) : exp2<T>(splat(m - base), score_.unit())[0]; }
 
-  // p of a row and the keys from j0 on, whose sum joins l; m follows as in PanelBlock. Returns the factor for o.
-  __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const T* k, T& m, T& l) {
+  // p of a row and the keys from j0 on, of `shown` where it is not null. Their sum joins l; m follows as in PanelBlock.
+  // Returns the factor for o.
+  __attribute__((noinline)) T probabilities(int64_t row, int64_t j0, int64_t keys, const uint8_t* shown, const T* k,
+                                            T& m, T& l) {
     for (int64_t j = 0; j < keys; j += kStep) {
       Vector<T> sum[kStep] = {};  // of a key each
       const T* key[kStep];
@@ -103,6 +116,7 @@ class RowBlock {
     }
     const RowTile<T> tile{keys, row, j0};
     score_.forward(tile, p_);
+    for (int64_t j = 0; shown && j < keys; ++j) p_[j] = shown[j] ? p_[j] : -kInfinity<T>;
     Vector<T> top = splat(-kInfinity<T>);
     tile.each([&](int64_t at, int64_t, Mask<T> col) ALWAYS_INLINE {
       const Vector<T> s = col < Integer<T>(j0 + keys) ? load(p_ + at) : splat(-kInfinity<T>);
@@ -125,16 +139,17 @@ class RowBlock {
   }
 
   // o += p V, as many columns at a time as accumulators hide the latency of an addition.
-  __attribute__((noinline)) void add_values(int64_t keys, const T* v, T* o) const {
+  __attribute__((noinline)) void add_values(int64_t keys, const uint8_t* shown, const T* v, T* o) const {
     int64_t c = 0;
-    for (; c + 8 * kStep <= pitch_v_; c += 8 * kStep) add_columns<8>(keys, v + c, o + c);
-    for (; c < pitch_v_; c += kStep) add_columns<1>(keys, v + c, o + c);
+    for (; c + 8 * kStep <= pitch_v_; c += 8 * kStep) add_columns<8>(keys, shown, v + c, o + c);
+    for (; c < pitch_v_; c += kStep) add_columns<1>(keys, shown, v + c, o + c);
   }
 
   template <int W>
-  ALWAYS_INLINE void add_columns(int64_t keys, const T* v, T* o) const {
+  ALWAYS_INLINE void add_columns(int64_t keys, const uint8_t* shown, const T* v, T* o) const {
     Vector<T> sum[W] = {};
     for (int64_t j = 0; j < keys; ++j, v += pitch_v_) {
+      if (shown && !shown[j]) continue;  // it may be inf or nan
       const Vector<T> p = splat(p_[j]);
       UNROLL
       for (int w = 0; w < W; ++w) sum[w] += p * load(v + w * kStep);
@@ -146,7 +161,9 @@ class RowBlock {
   const Call& call_;
   const Shape& shape_;
   const ForwardPlan plan_;
-  const Score<T> score_;
+  KeyMask mask_;
+  Score<T> score_;
   int64_t pitch_, pitch_v_;
   T *q_, *k_tile_, *v_tile_, *p_;
+  uint8_t* shown_;
 };

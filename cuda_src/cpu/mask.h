@@ -3,26 +3,39 @@
 #include "cpu/sizes.h"
 #include "cpu/vector.h"
 
+// How many of some scores a mask shows.
+enum Share { kNone, kSome, kAll };
+
 // What a part of a mask says where it has no bound.
 struct Unbounded {
+  static constexpr bool kElementwise = false;
+
   int64_t key_begin(int64_t) const { return 0; }
   int64_t key_end(int64_t) const { return INT64_MAX; }
   int64_t query_begin(int64_t) const { return 0; }
   int64_t query_end(int64_t) const { return INT64_MAX; }
+
+  bool shows(int64_t, int64_t) const { return true; }
 };
 
-// What all of some parts let a query see. A part is a class of cpu/mask, made of its parameters and the call's shape,
-// with those of the functions of Unbounded that it has a bound for:
+// What all of some parts let a query see. A part is a class of cpu/mask, made of its parameters and the place, with
+// those of the functions of Unbounded that it has a bound for:
 //   key_begin(query), key_end(query)      the query sees the keys from the one on that lie before the other
 //   query_begin(key), query_end(key)      the key is seen by the queries from the one on that lie before the other
 // None of them falls as its argument rises, and both lines say the same. All parts are compiled in; one that is not in
-// effect, of parameters that are all 0, hides nothing.
+// effect, of parameters that are all 0, hides nothing. One that is kElementwise hides keys within these bounds too:
+//   shows(query, key)                               of those
+//   shown<T>(rows, queries, first, keys, tile)      which share of a tile
+// Of kSome the last writes a byte for each score, 0 where it is hidden: those of as many keys as T has bytes side by
+// side, then those of the next query; last come further keys.
 template <class... Parts>
 class MaskOf : Parts... {
  public:
-  template <class Shape>
-  explicit MaskOf(const Shape& shape)
-      : Parts(shape.components, shape)..., seqlen_q_(shape.seqlen_q), seqlen_k_(shape.seqlen_k) {}
+  static_assert((0 + ... + Parts::kElementwise) <= 1, "two of them would have to join their tiles");
+
+  template <class Place>
+  explicit MaskOf(const Place& place)
+      : Parts(place.shape.components, place)..., seqlen_q_(place.shape.seqlen_q), seqlen_k_(place.shape.seqlen_k) {}
 
   // Queries from this one on see only keys from that one on.
   int64_t key_begin(int64_t query) const {
@@ -38,9 +51,9 @@ class MaskOf : Parts... {
     return end;
   }
 
-  // Keys from this one on are seen only by queries from that one on: by none behind the last key, where padding may be.
+  // Keys from this one on are seen only by queries from that one on.
   int64_t query_begin(int64_t key) const {
-    int64_t begin = key < seqlen_k_ ? 0 : seqlen_q_;
+    int64_t begin = 0;
     ((begin = clamp(Parts::query_begin(key), begin, seqlen_q_)), ...);
     return begin;
   }
@@ -52,19 +65,28 @@ class MaskOf : Parts... {
     return end;
   }
 
-  bool sees(int64_t query, int64_t key) const { return key_begin(query) <= key && key < key_end(query); }
-
-  // For the queries in the lanes.
-  template <class T>
-  Mask<T> lanes_see(Mask<T> queries, int64_t key) const {
-    return (queries >= Integer<T>(query_begin(key))) & (queries < Integer<T>(query_end(key)));
+  bool sees(int64_t query, int64_t key) const {
+    return key_begin(query) <= key && key < key_end(query) && (Parts::shows(query, key) && ...);
   }
 
-  // Whether every query from `low` to `high` sees all keys in [first, first + keys), and they are no padding.
+  // Of what lies within the bounds: these queries, which are rows rows[i], and keys from `first` on.
+  template <class T>
+  Share shown(const Integer<T>* rows, int64_t queries, int64_t first, int64_t keys, uint8_t* tile) const {
+    Share share = kAll;
+    (look<Parts, T>(share, rows, queries, first, keys, tile), ...);
+    return share;
+  }
+
+  // Whether keys in [first, first + keys) are within the bounds of every query from `low` to `high`, and no padding.
   bool covers(int64_t low, int64_t high, int64_t first, int64_t keys) const {
     return key_begin(high) <= first && first + keys <= key_end(low);
   }
 
  private:
+  template <class Part, class T>
+  void look(Share& share, const Integer<T>* rows, int64_t queries, int64_t first, int64_t keys, uint8_t* tile) const {
+    if constexpr (Part::kElementwise) share = Part::template shown<T>(rows, queries, first, keys, tile);
+  }
+
   int64_t seqlen_q_, seqlen_k_;
 };

@@ -8,7 +8,7 @@ constexpr double kLn2 = 0.69314718055994530942;
 // Steps behind the first, all of them compiled in: each passes over a tile of scores in L1, or does not where it is not
 // in effect. Passes cost what a loop compiled for the combination costs. A step is a class of cpu/score,
 //   static constexpr bool kKeeps;               whether backward needs what forward leaves it for each score
-//   Step(const StepParams&, double unit);       unit * x is in log2 units the score that comes in; unit > 0
+//   Step(const StepParams&, const Place&, double unit);   unit * x is in log2 units the score that comes in; unit > 0
 //   bool used() const;                          not with parameters that are all 0
 //   double unit() const;                        the same for what goes out, where the step is in effect
 //   Vector<T> forward(Vector<T> x, Rows, Columns, Vector<T>& kept) const;
@@ -20,8 +20,8 @@ constexpr double kLn2 = 0.69314718055994530942;
 template <class T, template <class> class... Steps>
 class StepsOf {
  public:
-  template <class Params>
-  StepsOf(const Params&, double unit) : unit_(unit) {}
+  template <class Place>
+  StepsOf(const Place&, double unit) : unit_(unit) {}
 
   bool used() const { return false; }
   int64_t kept() const { return 0; }
@@ -39,9 +39,9 @@ class StepsOf {
 template <class T, template <class> class First, template <class> class... Rest>
 class StepsOf<T, First, Rest...> {
  public:
-  template <class Params>
-  StepsOf(const Params& params, double unit)
-      : first_(params, unit), rest_(params, first_.used() ? first_.unit() : unit) {}
+  template <class Place>
+  StepsOf(const Place& place, double unit)
+      : first_(place.shape.components, place, unit), rest_(place, first_.used() ? first_.unit() : unit) {}
 
   bool used() const { return first_.used() || rest_.used(); }
   int64_t kept() const { return keeps() + rest_.kept(); }
@@ -80,9 +80,9 @@ class StepsOf<T, First, Rest...> {
 template <class T, template <class> class First, template <class> class... Steps>
 class ScoreOf {
  public:
-  template <class Shape>
-  explicit ScoreOf(const Shape& shape)
-      : factor_(shape.components), steps_(shape.components, factor_.unit()), unit_(T(steps_.unit())) {}
+  template <class Place>
+  explicit ScoreOf(const Place& place)
+      : factor_(place.shape.components), steps_(place, factor_.unit()), unit_(T(steps_.unit())) {}
 
   const First<T>& factor() const { return factor_; }
   bool has_steps() const { return steps_.used(); }  // behind it

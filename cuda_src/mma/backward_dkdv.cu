@@ -223,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int group_size = shape.group_size, per_split = ceil_div(group_size, params.schedule.num_splits);
   const int head_begin = head_k * group_size + min(keys.split * per_split, group_size);
   const int heads = min(head_begin + per_split, (head_k + 1) * group_size) - head_begin;
-  const Place place(shape, batch, head_begin);
+  const BlockPlace place(params.components, shape, batch, head_begin);
   const Mask mask(params.components, place);
   const Interval queries = mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1);
   const Interval seen = mask.keys(0, shape.seqlen_q - 1);

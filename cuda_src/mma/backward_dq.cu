@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const auto [m0, head, batch] = query_block(shape, params.schedule, blockIdx.x);
   const int head_k = head / shape.group_size;
 
-  const Place place(shape, batch, head);
+  const BlockPlace place(params.components, shape, batch, head);
   const Mask mask(params.components, place);
   const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
   const int key_end = ptx::opaque(keys.end), first = keys.begin / kBlockN * kBlockN;

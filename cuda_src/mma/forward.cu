@@ -9,6 +9,7 @@
 // by the end of the keys.
 #include "attention/online_softmax.cuh"
 #include "attention/schedule.cuh"
+#include "mma/columns.cuh"
 #include "mma/fragment.cuh"
 #include "mma/packed.cuh"
 #include "mma/ring.cuh"
@@ -113,14 +114,24 @@ struct Stream {
 };
 
 // The score of every element, -inf where the mask hides the key.
+template <class Shown>
 __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const Score<float>& score, const Mask& mask,
-                                           Packing packing, int first_row, int n0) {
+                                           const Shown& shown, Packing packing, int first_row, int n0) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = first_row + row_of(i);
     const auto scored = score.row(packing.query(row), packing.head(row), KeyColumns<1>{n0});
 #pragma unroll
     for (int j = 0; j < kCols; ++j) acc_s[i][j] = scored.forward(acc_s[i][j], j);
+  }
+  if (Mask::kElementwise && !ptx::all(shown.all())) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kCols; ++j) {
+        if (!shown.at(i, j)) acc_s[i][j] = -infinity<float>();
+      }
+    }
   }
   if (mask.covers(packing.query(first_row), packing.query(first_row + kWarpRows - 1), n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
@@ -129,7 +140,7 @@ __device__ __forceinline__ void score_tile(float (&acc_s)[kRows][kCols], const S
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = own_row + row_of(i);
-    const auto visible = mask.row(packing.query(row), packing.head(row));
+    const auto visible = mask.row(packing.query(row));
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
       if (!visible.sees(columns(j))) acc_s[i][j] = -infinity<float>();
@@ -162,7 +173,8 @@ __device__ __forceinline__ void store_result(OutTile& tile, const Composed<Forwa
   }
   const auto gRows = partial ? split_matrix(params.partial_rows, shape, work, packing, 2)
                              : packed_matrix<float>(params.lse, shape, work, packing, 1);
-  const float unit = Score<float>(params.components, Place(shape, work.batch, work.head)).unit();
+  const BlockPlace place(params.components, shape, work.batch, work.head);
+  const float unit = Score<float>(params.components, place).unit();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
@@ -187,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int m0 = work.m_block * kBlockM;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
-  const Place place(shape, work.batch, work.head);
+  const BlockPlace place(params.components, shape, work.batch, work.head);
   const Mask mask(params.components, place);
   const Interval keys = mask.keys(packing.query(m0), packing.query(min(m0 + kBlockM, total_rows) - 1));
   const int key_end = ptx::opaque(keys.end), first_block = keys.begin / kBlockN;
@@ -223,13 +235,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   for (; block >= n_begin; --block) {
+    const auto shown = mask.shown<kRows>(KeyColumns<1>{block * kBlockN}, [&](int i) {
+      const int row = first_row + row_of(i);
+      return QueryRow{packing.query(row), packing.head(row)};
+    });
+    if (Mask::kElementwise && !ptx::any(shown.any())) {
+      stream.arrive<true>(block);
+      stream.arrive<false>(block);
+      continue;
+    }
+
     // S = Q K^T  [kWarpRows, kBlockN]
     float acc_s[kRows][kCols];
     set_zero(acc_s);
     matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(stream.arrive<true>(block).key));
 
     // P = exp(S - m); O is owed the same change of reference.
-    score_tile(acc_s, score, mask, packing, first_row, block * kBlockN);
+    score_tile(acc_s, score, mask, shown, packing, first_row, block * kBlockN);
     softmax.update(acc_s, score.unit(), [&](int i, float factor) {
 #pragma unroll
       for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= factor;

@@ -20,14 +20,6 @@ __device__ __forceinline__ int col_of(int j, int warp = 0) {
   return (j / 4 * kAcross + warp) * kPiece + j % 4 / 2 * 8 + threadIdx.x % kQuad * 2 + j % 2;
 }
 
-// The keys of this lane's columns of a tile that begins with key n0.
-template <int kAcross>
-struct KeyColumns {
-  int n0, across;
-
-  __device__ int operator()(int j) const { return n0 + col_of<kAcross>(j, across); }
-};
-
 template <int kRows, int kCols>
 __device__ __forceinline__ void set_zero(float (&acc)[kRows][kCols]) {
 #pragma unroll

@@ -4,6 +4,7 @@
 // turns.
 #pragma once
 #include "attention/online_softmax.cuh"
+#include "mma/columns.cuh"
 #include "mma/fragment.cuh"
 #include "ptx/opaque.cuh"
 
@@ -43,6 +44,8 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
                                           Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
                                           const Mask& mask, const Score<float>& score, int member, int m0, int n0) {
   const int row0 = score_row0(), across = score_across();
+  const auto shown = mask.shown<kScoreRows>(KeyColumns<kAcross>{n0, across},
+                                            [&](int i) { return QueryRow{m0 + row0 + row_of(i), member}; });
   const Pieces<Query, kRowsFirst> sQ(query, row0);
   const Pieces<Key, kColsFirst> sK(key, across * kPiece);
   set_zero(p);
@@ -62,13 +65,22 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
       ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);
     }
   }
+  if (Mask::kElementwise && !ptx::all(shown.all())) {
+#pragma unroll
+    for (int i = 0; i < kScoreRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kScoreCols; ++j) {
+        if (!shown.at(i, j)) p[i][j] = ds[i][j] = 0;
+      }
+    }
+  }
   if (mask.covers(m0 + row0, m0 + row0 + kBlockM / kWarpsM - 1, n0, kBlockN)) return;
   // Rows and columns that were found before the loop would hold registers through it.
   const int first_row = ptx::opaque(m0 + row0);
   const KeyColumns<kAcross> columns{static_cast<int>(ptx::opaque(n0)), across};
 #pragma unroll
   for (int i = 0; i < kScoreRows; ++i) {
-    const auto visible = mask.row(first_row + row_of(i), member);
+    const auto visible = mask.row(first_row + row_of(i));
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
       if (!visible.sees(columns(j))) p[i][j] = ds[i][j] = 0;

@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const auto [n0, split, head_k, batch] = key_block(shape, params.schedule, blockIdx.x);
 
-  const Place place(shape, batch, head_k * shape.group_size);
+  const BlockPlace place(params.components, shape, batch, head_k * shape.group_size);
   const Mask mask(params.components, place);
   const Score<Accumulator> score(params.components, place);
   Accumulator acc_dk[kSlices][kKeyRows][kSliceCols], acc_dv[kSlices][kKeyRows][kSliceCols];

@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const Shape& shape = params.shape;
 
   const auto [m0, head_q, batch] = query_block(shape, params.schedule, blockIdx.x);
-  const Place place(shape, batch, head_q);
+  const BlockPlace place(params.components, shape, batch, head_q);
   const Mask mask(params.components, place);
   const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Head head = query_head(params, batch, head_q, {0, shape.seqlen_q}, keys);

@@ -68,6 +68,8 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
   block_product(p, shared.q(), head.q, m0, query_held, shared.k(), head.k, n0, key_held);
   block_product(ds, shared.dout(), head.dout, m0, query_held, shared.v(), head.v, n0, key_held);
   const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
+  const auto shown =
+      mask.shown<kRows>(KeyColumns{n0}, [&](int i) { return QueryRow{m0 + row_of<kRows>(i), member}; });
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);
@@ -75,12 +77,12 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
     const Accumulator lse = inside ? lse_to_log2(*head.lse.at(row, 0)) : infinity<Accumulator>();
     const Accumulator delta = inside ? *head.delta.at(row, 0) : Accumulator(0);
     const KeyColumns columns{n0};
-    const auto visible = mask.row(row, member);
+    const auto visible = mask.row(row);
     const auto scored = score.row(row, member, columns);
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
       const Accumulator s = p[i][j];
-      const bool seen = inside && (whole || visible.sees(columns(j)));
+      const bool seen = shown.at(i, j) && inside && (whole || visible.sees(columns(j)));
       p[i][j] = seen ? probability(fma(scored.forward(s, j), score.unit(), -lse)) : Accumulator(0);
       ds[i][j] = seen ? scored.backward(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);
     }

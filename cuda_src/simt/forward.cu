@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int head_k = head / shape.group_size;
 
   // Keys that no query of the block sees are not even loaded, so what they hold cannot spread.
-  const Place place(shape, batch, head);
+  const BlockPlace place(params.components, shape, batch, head);
   const Mask mask(params.components, place);
   const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
   const Span span(params.schedule, shape.seqlen_k);
@@ -147,15 +147,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
 
     const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
+    const auto shown =
+        mask.shown<kRows>(KeyColumns{n0}, [m0 = m0](int i) { return QueryRow{m0 + row_of<kRows>(i), 0}; });
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = m0 + row_of<kRows>(i);
       const KeyColumns columns{n0};
-      const auto visible = mask.row(row, 0);
+      const auto visible = mask.row(row);
       const auto scored = score.row(row, 0, columns);
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        const bool seen = whole || visible.sees(columns(j));
+        const bool seen = (whole || visible.sees(columns(j))) && shown.at(i, j);
         acc_s[i][j] = seen ? scored.forward(acc_s[i][j], j) : -infinity<Accumulator>();
       }
     }

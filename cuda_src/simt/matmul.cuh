@@ -8,6 +8,7 @@
 //            index columns (matmul_nn, matmul_tn: vector_col_of(j)).
 // Both choices keep kVec-wide shared-memory reads of a warp free of bank conflicts.
 #pragma once
+#include "attention/flags.cuh"
 #include "simt/tile.cuh"
 
 constexpr int kRowGroups = kThreads / kLanes;
@@ -33,6 +34,9 @@ __device__ __forceinline__ int col_of(int j) { return lane_of_row() + j * kLanes
 
 // The keys of this lane's columns of a tile that begins with key n0.
 struct KeyColumns {
+  template <int kRows>
+  using Flags = FlagsOf<KeyColumns, kRows>;  // neighbours read neighbouring bytes
+
   int n0;
 
   __device__ int operator()(int j) const { return n0 + col_of(j); }

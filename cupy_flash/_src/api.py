@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from cupy_flash._src import backends
+from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import Options
+from cupy_flash._src.components import Options, arrays_among
 from cupy_flash._src.names import answered
 from cupy_flash._src.operands import Cotangents, Merge, Operands
 from cupy_flash._src.options import boolean
-from cupy_flash._src.problem import AttentionProblem, check_like, check_plain
+from cupy_flash._src.problem import AttentionProblem
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -27,7 +28,12 @@ def flash_attention(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    q_offset: int | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
+    k_lengths: Array | int | None = None,
+    q_lengths: Array | int | None = None,
+    k_starts: Array | int | None = None,
+    q_offset: Array | int | None = None,
     return_lse: bool = False,
     out: Array | None = None,
     backend: str | None = None,
@@ -57,12 +63,26 @@ def flash_attention(
         times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
     softcap : float, optional
         A bound above 0 that scores approach: ``softcap * tanh(s / softcap)`` takes the place of each scaled score s, as
-        in Gemma 2, before `causal` or `window` hides any; gradients pass with the factor
+        in Gemma 2, before any key is hidden; gradients pass with the factor
         ``1 - tanh(s / softcap) ** 2``. By default there is none. For half types on a GPU tanh is an instruction with a
         relative error of 2^-11, as in FlashAttention. Beyond 2^-100 and 2^100 (2^-900 and 2^900 for float64) it counts
         as these.
-    q_offset : int, optional
-        Position of the first query among the keys, only with `causal` or `window`. By default ``Sk - Sq``: the last
+    alibi_slopes : array of float32, shape (Hq,) or (..., Hq), optional
+        Linear biases [2]_: from the score of query i and key j, scaled and capped, ``slope * |p - j|`` is taken, where
+        ``p = i + q_offset`` and the slope is that of the query head.
+    mask : array of bool, optional
+        Of a shape that broadcasts to (..., Hq, Sq, Sk): query i sees key j only where it is true. It is read in place,
+        whatever its strides, and never expanded.
+    k_lengths : int or array of int, optional
+        Key j exists only when ``j < k_lengths``: a number for each batch element, as an int32 or int64 array that
+        broadcasts to the leading dimensions, or one for all. Padding is not read, so it may hold anything.
+    q_lengths : int or array of int, optional
+        Query i exists only when ``i < q_lengths``, likewise. The other rows see no key.
+    k_starts : int or array of int, optional
+        Key j exists only when ``j >= k_starts``, likewise: padding on the left.
+    q_offset : int or array of int, optional
+        Position of the first query among the keys, only with `causal`, `window` or `alibi_slopes`; an array has one for
+        each batch element. By default ``k_lengths - q_lengths``, with Sk and Sq where these are not given: the last
         query stands at the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
     return_lse : bool
         Also return the log-sum-exp of each row's scores, after all options that change them.
@@ -86,7 +106,7 @@ def flash_attention(
     TypeError
         If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
     ValueError
-        If shapes do not fit, an option is out of range, `q_offset` is given without `causal` or `window`, or `out`
+        If shapes do not fit, an option is out of range, `q_offset` is given where positions do not matter, or `out`
         overlaps an input.
     RuntimeError
         If the backend asked for is not available on this machine; the message says what to install.
@@ -95,6 +115,11 @@ def flash_attention(
     -----
     The schedule is FlashAttention-2's [1]_: query blocks outside, key blocks inside, an online softmax with
     one rescale per block and a single division at the end.
+
+    Numbers of `k_lengths`, `q_lengths` and `k_starts` lie between 0 and the sequence length: on a CPU others raise, on
+    a GPU, which would have to be waited for, they count as the nearest. Positions in an array `q_offset` that are more
+    than 2^29 in size count as that. A key that is hidden from a query, whatever hides it, takes no part in that row:
+    blocks of keys that no query of a block sees by `causal`, `window`, lengths or `k_starts` are not even read.
 
     Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum
     of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
@@ -109,6 +134,8 @@ def flash_attention(
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023,
        Algorithm 1.
+    .. [2] O. Press, N. A. Smith and M. Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input
+       Length Extrapolation", 2021, section 3.
 
     Examples
     --------
@@ -122,8 +149,8 @@ def flash_attention(
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
-    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
-    operands = _forward(module, problem, q, k, v, out)
+    problem, arrays = _problem(module, q, k, v, locals())
+    operands = _forward(module, problem, q, k, v, out, arrays)
     return (operands.out, operands.lse) if return_lse else operands.out
 
 
@@ -141,7 +168,12 @@ def flash_attention_backward(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    q_offset: int | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
+    k_lengths: Array | int | None = None,
+    q_lengths: Array | int | None = None,
+    k_starts: Array | int | None = None,
+    q_offset: Array | int | None = None,
     deterministic: bool = False,
     backend: str | None = None,
 ) -> tuple[Array, Array, Array]:
@@ -158,8 +190,8 @@ def flash_attention_backward(
         keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
-    causal, window, scale, softcap, q_offset, backend
-        As in the forward pass.
+    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, backend
+        As in the forward pass. Slopes get no gradient.
     deterministic : bool
         If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
         seven matrix products rather than five, instead of by atomic additions.
@@ -209,8 +241,8 @@ def flash_attention_backward(
     """
     rest = {"dout": dout} if dlse is None else {"dout": dout, "dlse": dlse}
     module, (q, k, v, out, lse, *given) = backends.select(backend, q=q, k=k, v=v, out=out, lse=lse, **rest)
-    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
-    return _backward(module, problem, Operands(q, k, v, out, lse), Cotangents(*given))
+    problem, arrays = _problem(module, q, k, v, locals())
+    return _backward(module, problem, Operands(q, k, v, out, lse, arrays), Cotangents(*given))
 
 
 @answered
@@ -223,7 +255,12 @@ def flash_attention_vjp(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    q_offset: int | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
+    k_lengths: Array | int | None = None,
+    q_lengths: Array | int | None = None,
+    k_starts: Array | int | None = None,
+    q_offset: Array | int | None = None,
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
@@ -232,7 +269,9 @@ def flash_attention_vjp(
 
     Parameters
     ----------
-    q, k, v, causal, window, scale, softcap, q_offset, return_lse, backend
+    q, k, v
+        As in `flash_attention`.
+    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, return_lse, backend
         As in `flash_attention`.
     deterministic : bool
         As in `flash_attention_backward`.
@@ -242,7 +281,8 @@ def flash_attention_vjp(
     out : array, or (out, lse) with ``return_lse=True``
         As `flash_attention` returns.
     vjp : Vjp
-        ``vjp(dout, dlse=None) -> (dq, dk, dv)``, as often as wanted; keeps q, k, v, out and lse, without copies.
+        ``vjp(dout, dlse=None) -> (dq, dk, dv)``, as often as wanted; keeps q, k, v, out and lse, and the options that
+        are arrays, without copies.
 
     Raises
     ------
@@ -251,10 +291,10 @@ def flash_attention_vjp(
 
     Notes
     -----
-    Until `vjp` has been called for the last time q, k, v, `out` and `lse` must hold what they do: ``x = out +
-    residual`` is right, ``out += residual`` is not, and neither is a buffer of q that serves the next layer. A change
-    does not pass in silence: `vjp` raises a ValueError that names the arrays. On a GPU that would mean to wait for it;
-    there the gradients are NaN, and ``vjp.changed()``, which waits, returns the names.
+    Until `vjp` has been called for the last time all these must hold what they do: ``x = out + residual`` is right,
+    ``out += residual`` is not, and neither is a buffer of q that serves the next layer. A change of q, k, v, `out` or
+    `lse` does not pass in silence: `vjp` raises a ValueError that names the arrays. On a GPU that would mean to wait
+    for it; there the gradients are NaN, and ``vjp.changed()``, which waits, returns the names.
 
     The price: each of these arrays is read once more in each of the two calls (of the time of both, on a Zen 3 in
     float32 with d 64, 2% at 1024 positions and 7% at 256), once for each element of a batch that it broadcasts over. A
@@ -273,8 +313,8 @@ def flash_attention_vjp(
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
-    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
-    operands = _forward(module, problem, q, k, v, None)
+    problem, arrays = _problem(module, q, k, v, locals())
+    operands = _forward(module, problem, q, k, v, None, arrays, differentiated=True)
     vjp = Vjp(backend, module, problem, operands)
     return ((operands.out, operands.lse) if return_lse else operands.out), vjp
 
@@ -377,18 +417,43 @@ def merge_attention(
     return out, lse
 
 
+def _problem(
+    module: backends.Backend, q: Array, k: Array, v: Array, arguments: dict[str, Any]
+) -> tuple[AttentionProblem, dict[str, Array]]:
+    """The problem, and the arrays among the options."""
+    arrays = arrays_among(arguments)
+    if not arrays:
+        return AttentionProblem.of(q, k, v, Options.among(arguments)), arrays
+    arrays = backends.take(module, arrays)
+    problem = AttentionProblem.of(q, k, v, Options.among(arguments | arrays))
+    problem.check_values(arrays)
+    xp = module.namespace
+    with module.placed(q=q):  # numbers become arrays there, by a kernel: a copy would not do in a graph
+        arrays = {name: x if isinstance(x, xp.ndarray) else xp.full((), int(x), x.dtype) for name, x in arrays.items()}
+    return problem, arrays
+
+
 def _forward(
-    module: backends.Backend, problem: AttentionProblem, q: Array, k: Array, v: Array, out: Array | None
+    module: backends.Backend,
+    problem: AttentionProblem,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array | None,
+    arrays: dict[str, Array],
+    differentiated: bool = False,
 ) -> Operands:
     """Attention, written into `out` if given; the arrays in the shapes that the caller knows."""
     xp = module.namespace
     shape = _out_shape(problem, q)
     if out is not None:
-        _check_out(xp, out, shape, problem, q=q, k=k, v=v)
-    with module.placed(q=q, k=k, v=v, **({} if out is None else {"out": out})):
+        _check_out(xp, out, shape, problem, q=q, k=k, v=v, **arrays)
+    with module.placed(q=q, k=k, v=v, **arrays, **({} if out is None else {"out": out})):
         if out is None:
             out = xp.empty(shape, problem.storage)
-        operands = Operands(q, k, v, out, xp.empty(shape[:-1], problem.accumulator))
+        operands = Operands(q, k, v, out, xp.empty(shape[:-1], problem.accumulator), arrays)
+        if differentiated:
+            module.expect(problem)
         module.forward(problem, _canonical(xp, problem, operands))
     return operands
 
@@ -400,7 +465,7 @@ def _backward(
     cotangents: Cotangents,
     seal: backends.Seal | None = None,
 ) -> tuple[Array, Array, Array]:
-    q, k, v, out, lse = operands
+    q, k, v, out, lse, arrays = operands
     dout, dlse = cotangents
     shape = _out_shape(problem, q)
     check_like("out", out, shape, problem.storage, problem.accumulator)
@@ -411,7 +476,7 @@ def _backward(
     if dlse is not None:
         check_like("dlse", dlse, shape[:-1], problem.accumulator)
     rest = {} if dlse is None else {"dlse": dlse}
-    with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest):
+    with module.placed(q=q, k=k, v=v, dout=dout, out=out, lse=lse, **rest, **arrays):
         operands = _canonical(module.namespace, problem, operands)
         dout = _with_head(dout.astype(problem.storage, copy=False), shape)
         cotangents = Cotangents(dout, None if dlse is None else _with_head(dlse, shape))
@@ -438,14 +503,16 @@ def _with_head(x: Array, out_shape: tuple[int, ...]) -> Array:
 
 def _canonical(xp: Any, problem: AttentionProblem, operands: Operands) -> Operands:
     """Views as backends take them, whatever axes the caller's arrays lack."""
-    q, k, v, out, lse = operands
+    if operands.arrays:
+        operands = operands._replace(arrays=problem.expanded(xp, operands.arrays))
+    q, k, v, out, lse, arrays = operands
     if (q.shape, k.shape, v.shape, out.shape) == problem.shapes:
         return operands
     q, k, v = (
         xp.broadcast_to(_with_head(x, x.shape), shape)
         for x, shape in zip(operands[:3], problem.shapes[:3], strict=True)
     )
-    return Operands(q, k, v, _with_head(out, out.shape), _with_head(lse, out.shape))
+    return Operands(q, k, v, _with_head(out, out.shape), _with_head(lse, out.shape), arrays)
 
 
 def _check_out(xp: Any, out: Array, shape: tuple[int, ...], problem: AttentionProblem, **inputs: Array) -> None:

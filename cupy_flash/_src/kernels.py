@@ -109,8 +109,8 @@ def row_wise(
 
 def combine(variant: Variant) -> Specialization:
     """The kernel that merges the results of split keys, which knows the units of their scores."""
-    scores = tuple(part for part in variant.parts if part.component.concept == "Score")
-    return row_wise("combine.cu", "attention_combine", variant.dtype, parts=scores)
+    parts = tuple(part for part in variant.parts if part.component.concept != "Mask")
+    return row_wise("combine.cu", "attention_combine", variant.dtype, parts=parts)
 
 
 def _composed(source: str, entry: str, variant: Variant, constants: tuple[tuple[str, int], ...]) -> Specialization:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupy_flash._src import packing
-from cupy_flash._src.components.component import fill
+from cupy_flash._src.components.component import arrays_in, fill
 from cupy_flash._src.device import Device
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.params import BATCH_DIMS, layout
@@ -131,7 +131,7 @@ def forward(runtime: Runtime, problem: AttentionProblem, operands: Operands) -> 
     split, and one where it takes them in spans.
     """
     if operands.out.size:
-        _run(runtime, problem, _forward_parts, operands._asdict())
+        _run(runtime, problem, _forward_parts, {**operands.kept, **operands.arrays})
 
 
 def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
@@ -146,8 +146,8 @@ def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, co
     dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
     gradients = Gradients(dq, dk, dv)
     if not empty:
-        arrays = zip(BACKWARD, (*operands, *cotangents, *gradients), strict=True)
-        tensors = {name: x for name, x in arrays if x is not None}
+        arrays = zip(BACKWARD, (*operands.kept.values(), *cotangents, *gradients), strict=True)
+        tensors = {name: x for name, x in arrays if x is not None} | dict(operands.arrays)
         _run(runtime, problem, _backward_parts, tensors)
     return gradients
 
@@ -165,7 +165,7 @@ def seal(runtime: Runtime, problem: AttentionProblem, kept: Operands) -> Tensors
         "query_digests": empty((*problem.lse_shape, 3), np.int32),
         "key_digests": empty((*problem.k_shape[:-1], 2), np.int32),
     }
-    return _run_seal(runtime, problem, "attention_seal", kept._asdict() | digests)
+    return _run_seal(runtime, problem, "attention_seal", kept.kept | digests)
 
 
 def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -> Any:
@@ -320,10 +320,25 @@ def _part(
     sources = {name: (name, *view) for name, view in views.items()}
     sources |= {name: (other, *views[other]) for name, other in same.items()}
     sources |= {s.name: (s.name, _whole(_contiguous(problem, s), problem.batch), 0) for s in scratch}
+    places = _tensors_in(dtype, problem)
     for name, (source, x, offset) in sources.items():
-        params[name] = _pack(x, offset)
-        slots.append((source, dtype.fields[name][1] // 8, offset))  # type: ignore[index]
+        for path in places[name]:
+            record, start = params, 0
+            for step in path:
+                start += record.dtype.fields[step][1]
+                record = record[step]
+            record[()] = _pack(x, offset)
+            slots.append((source, start // 8, offset))
     return Part(launches, params.reshape(1).view(f"V{dtype.itemsize}"), dtype, tuple(slots), scratch, same)
+
+
+def _tensors_in(dtype: np.dtype, problem: AttentionProblem) -> dict[str, list[tuple[str, ...]]]:
+    """Where the parameters have the tensors of each name: those of an option may stand in several components."""
+    places: dict[str, list[tuple[str, ...]]] = {name: [(name,)] for name in dtype.names or ()}
+    if "components" in places:
+        for struct, name in arrays_in(dtype["components"], problem.components):
+            places.setdefault(name, []).append(("components", struct, name))
+    return places
 
 
 def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:

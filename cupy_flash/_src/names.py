@@ -27,21 +27,22 @@ OURS = {
     "return_residual": "return_lse",
     "return_softmax_lse": "return_lse",
     "implementation": "backend",
+    "attn_mask": "mask",
+    "block_mask": "mask",
+    "query_seq_lengths": "q_lengths",
+    "key_value_seq_lengths": "k_lengths",
+    "cache_seqlens": "k_lengths",
+    "cache_leftpad": "k_starts",
+    "nonpad_kv_seqlen": "k_lengths",
 }
 NEEDLESS = {
     "enable_gqa": "for fewer heads in k and v than in q are grouped-query attention",
     "deterministic": "for a forward always is; flash_attention_vjp and flash_attention_backward take it",
 }
 NOT_YET = {
-    "attn_mask": "masks and biases",
-    "mask": "masks",
-    "block_mask": "masks",
     "bias": "biases",
     "score_mod": "score functions",
     "dropout_p": "dropout",
-    "alibi_slopes": "ALiBi",
-    "query_seq_lengths": "sequence lengths",
-    "key_value_seq_lengths": "sequence lengths",
 }
 
 

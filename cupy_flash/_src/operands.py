@@ -6,6 +6,7 @@ strides; statistics of rows lack the last axis.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -22,6 +23,8 @@ class Operands(NamedTuple):
         Of dtype `AttentionProblem.out_storage`.
     lse : array
         Natural log-sum-exp of each row, of dtype `AttentionProblem.accumulator`.
+    arrays : mapping
+        Options that are arrays, by their keywords, as `AttentionProblem.expanded` has them.
     """
 
     q: Array
@@ -29,6 +32,13 @@ class Operands(NamedTuple):
     v: Array
     out: Array
     lse: Array
+    arrays: Mapping[str, Array] = {}
+
+    @property
+    def kept(self) -> dict[str, Array]:
+        """All but the options, by name."""
+        q, k, v, out, lse, _ = self
+        return {"q": q, "k": k, "v": v, "out": out, "lse": lse}
 
 
 class Cotangents(NamedTuple):
@@ -65,4 +75,5 @@ class Merge(NamedTuple):
     lse: Array
 
 
-BACKWARD = (*Operands._fields, *Cotangents._fields, *Gradients._fields)
+KEPT = Operands._fields[:5]
+BACKWARD = (*KEPT, *Cotangents._fields, *Gradients._fields)

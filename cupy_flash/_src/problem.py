@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from cupy_flash._src.components import COMPONENTS, Options
-from cupy_flash._src.components.component import Component, Interval, Mask, Rows, Score, Sizes
+from cupy_flash._src.arrays import Described, Fields, check_aligned, check_description, check_strides, describe
+from cupy_flash._src.components import ARRAYS, COMPONENTS, Options, arrays_among
+from cupy_flash._src.components.component import (
+    Array,
+    Component,
+    Interval,
+    Mask,
+    Place,
+    Region,
+    Rows,
+    Score,
+    Sizes,
+)
 
 DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
@@ -48,7 +59,8 @@ class AttentionProblem:
     head_dim, head_dim_v : int
         Size of the last axis of q and k, and of v; 1 to 512.
     q_offset : int
-        Position of query 0 among the keys, in ``[-seqlen_q, seqlen_k]``: `Window` of the same components fits it.
+        Position of query 0 among the keys as the components want it, which see the same keys by it as by what the call
+        said; 0 where only the call's arrays tell.
     components : tuple of Component
         What is in effect between ``q @ k.T`` and the softmax, in its order: the scale first.
     deterministic : bool
@@ -82,12 +94,12 @@ class AttentionProblem:
             If the shapes do not fit together or an option is out of range.
         """
         # What was found right once is right again: a repeated call costs a look-up.
-        return _problem(_describe(q), _describe(k), _describe(v), options)
+        return _problem(describe(q), describe(k), describe(v), options)
 
     @classmethod
     def from_arrays(cls, q: Any, k: Any, v: Any, **options: Any) -> AttentionProblem:
         """The same, the options by their keywords."""
-        return cls.of(q, k, v, Options.of(**options))
+        return cls.of(q, k, v, Options.of(**options | arrays_among(options)))
 
     @classmethod
     def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
@@ -102,7 +114,7 @@ class AttentionProblem:
         ValueError
             If the shape is not that of an output, or not the same.
         """
-        return _problem_of_outputs(_describe(out_a), _describe(out_b))
+        return _problem_of_outputs(describe(out_a), describe(out_b))
 
     def __hash__(self) -> int:
         return self._hash
@@ -131,28 +143,72 @@ class AttentionProblem:
         """Of the first of `scores`, which every backend takes into its matrix products."""
         return self.scores[0].scale  # type: ignore[attr-defined]
 
-    def keys(self, first: Rows, last: Rows | None = None) -> Interval:
+    def check_values(self, arrays: Mapping[str, Array]) -> None:
+        """Raise a ValueError for what arrays among the options must not hold, as far as they lie on the CPU."""
+        sizes = Sizes(self.dtype, self.head_dim, self.seqlen_q, self.seqlen_k)
+        for name, x in arrays.items():
+            if isinstance(x, np.ndarray):
+                ARRAYS[name].check_values(x, sizes)
+
+    def expanded(self, xp: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Views of the arrays among the options, as (*batch, Hq, Sq, Sk), or with 1 for what these lack at the end."""
+        full = (*self.batch, self.num_heads_q, self.seqlen_q, self.seqlen_k)
+        views = {}
+        for name, x in arrays.items():
+            lacks = ARRAYS[name].lacks or 0
+            shape = (*full[: len(full) - min(lacks, 2)], *[1] * min(lacks, 2))
+            index = ..., *[None] * lacks
+            views[name] = xp.broadcast_to(xp.asarray(x)[index], shape)
+        return views
+
+    def place(self, arrays: Mapping[str, Array] | None = None, head: tuple[int, ...] | None = None) -> Place:
+        """Where scores belong: of `expanded` arrays, or without them as far as it is known before the call.
+
+        With `head`, (*batch, head), of that head alone.
+        """
+        arrays = arrays or {}
+        if head is not None:
+            arrays = {name: x[head] if ARRAYS[name].lacks == 0 else x[head][0, 0] for name, x in arrays.items()}
+        place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, arrays)
+        for component in self.components:
+            place = component.moved(place)
+        return place
+
+    @functools.cached_property
+    def _anywhere(self) -> Place:
+        return self.place()
+
+    def keys(self, first: Rows, last: Rows | None = None, place: Place | None = None) -> Interval:
         """Where the keys lie that queries from `first` to `last` see; by default those of `first` alone.
 
-        Numbers or arrays of them. No key outside is seen by any, and of one query each key inside is seen.
+        Numbers or arrays of them. No key outside is seen by any. Of one query each key inside is seen, unless a mask is
+        elementwise or `place` is missing, without which it is not known what the arrays of options hide.
         """
-        found = (
-            (mask.keys(first, self.q_offset).begin, mask.keys(first if last is None else last, self.q_offset).end)
-            for mask in self.masks
-        )
+        place = place or self._anywhere
+        last = first if last is None else last
+        found = ((mask.keys(first, place).begin, mask.keys(last, place).end) for mask in self.masks)
         return _common(found, first * 0, self.seqlen_k)
 
-    def queries(self, first: Rows, last: Rows | None = None) -> Interval:
+    def queries(self, first: Rows, last: Rows | None = None, place: Place | None = None) -> Interval:
         """The same of the queries that see keys from `first` to `last`."""
-        found = (
-            (mask.queries(first, self.q_offset).begin, mask.queries(first if last is None else last, self.q_offset).end)
-            for mask in self.masks
-        )
+        place = place or self._anywhere
+        last = first if last is None else last
+        found = ((mask.queries(first, place).begin, mask.queries(last, place).end) for mask in self.masks)
         return _common(found, first * 0, self.seqlen_q)
+
+    def seen(self, xp: Any, region: Region) -> Array:
+        """Which key (last axis) a query (the one before) sees."""
+        begin, end = self.keys(region.queries(xp), place=region.place)
+        keys = region.keys(xp)
+        seen = (begin <= keys) & (keys < end)
+        for mask in self.masks:
+            if mask.elementwise:
+                seen = seen & mask.shows(region)
+        return seen
 
     @functools.cached_property
     def seeing(self) -> Interval:
-        """Where the queries lie that see a key."""
+        """Where the queries lie that may see a key."""
         return self.queries(0, self.seqlen_k - 1) if self.seqlen_k else Interval(self.seqlen_q, self.seqlen_q)
 
     @functools.cached_property
@@ -211,9 +267,6 @@ class AttentionProblem:
         return (*self.batch, self.num_heads_q, self.seqlen_q)
 
 
-_Fields = tuple[np.dtype, tuple[int, ...], tuple[int, ...], bool]  # of a _Described; a plain tuple is made sooner
-
-
 def _common(intervals: Iterable[tuple[Rows | None, Rows | None]], zero: Rows, size: int) -> Interval:
     """What these have in common with ``[0, size)``; begin and end of nothing are equal."""
     begin, end = zero, zero + size
@@ -224,24 +277,10 @@ def _common(intervals: Iterable[tuple[Rows | None, Rows | None]], zero: Rows, si
     return Interval(begin, np.maximum(begin, end))
 
 
-class _Described(NamedTuple):
-    """What the checks have to know of an array: all but its elements and where exactly they lie."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    aligned: bool
-
-
-def _describe(array: Any) -> _Fields:
-    aligned = array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0
-    return array.dtype, array.shape, array.strides, aligned
-
-
 @functools.lru_cache(maxsize=1024)
-def _problem(q: _Fields, k: _Fields, v: _Fields, options: Options) -> AttentionProblem:
+def _problem(q: Fields, k: Fields, v: Fields, options: Options) -> AttentionProblem:
     """The checks of `AttentionProblem.of`."""
-    arrays = {"q": _Described(*q), "k": _Described(*k), "v": _Described(*v)}
+    arrays = {"q": Described(*q), "k": Described(*k), "v": Described(*v)}
     dtype = _check_dtypes(**arrays)
     shape_q, shape_k, shape_v = (_split(name, x) for name, x in arrays.items())
     (batch_q, hq, sq, d), (batch_k, hk, sk, dk), (batch_v, hv, sv, dv) = shape_q, shape_k, shape_v
@@ -265,16 +304,18 @@ def _problem(q: _Fields, k: _Fields, v: _Fields, options: Options) -> AttentionP
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
-    sizes = Sizes(dtype, d, sq, sk, sk - sq if options.q_offset is None else options.q_offset)
+    sizes, given = Sizes(dtype, d, sq, sk), options.by_keyword
+    for name, component in ARRAYS.items():
+        if isinstance(given[name], Described):
+            _check_extent(name, given[name].shape, (*batch, hq, sq, sk), component.lacks or 0)
     components = options.components(sizes)
     uses_offset = any(component.uses_offset for component in components)
-    if options.q_offset is not None and not uses_offset:
-        wanted = " or ".join(f"{x.keyword}={x.examples[0]}" for x in COMPONENTS if x.uses_offset)
-        raise ValueError(
-            f"q_offset is {options.q_offset}: without {wanted} every query sees every key, wherever it stands"
-        )
+    if given["q_offset"] is not None and not uses_offset:
+        seen = "an array" if isinstance(given["q_offset"], Described) else given["q_offset"]
+        wanted = " or ".join(x.keyword for x in COMPONENTS if x.uses_offset)
+        raise ValueError(f"q_offset is {seen}: expected none without {wanted}, for it matters to nothing else")
     for name, x in arrays.items():
-        _check_aligned(name, x)
+        check_aligned(name, x)
     return AttentionProblem(
         dtype, batch, hq, hk, sq, sk, d, dv, options.offset(sizes) if uses_offset else 0, components,
         options.deterministic,
@@ -282,74 +323,49 @@ def _problem(q: _Fields, k: _Fields, v: _Fields, options: Options) -> AttentionP
 
 
 @functools.lru_cache(maxsize=1024)
-def _problem_of_outputs(a: _Fields, b: _Fields) -> AttentionProblem:
+def _problem_of_outputs(a: Fields, b: Fields) -> AttentionProblem:
     """The checks of `AttentionProblem.of_outputs`."""
-    out_a, out_b = _Described(*a), _Described(*b)
+    out_a, out_b = Described(*a), Described(*b)
     dtype = _check_dtypes(out_a=out_a)
-    _check_aligned("out_a", out_a)
+    check_aligned("out_a", out_a)
     batch, heads, rows, cols = _split("out_a", out_a)
     if not 1 <= cols <= MAX_HEAD_DIM:
         raise ValueError(f"out_a has head_dim {cols}: expected 1 to {MAX_HEAD_DIM}")
-    _check_description("out_b", b, out_a.shape, _MERGED_WITH[dtype])
+    check_description("out_b", b, out_a.shape, _MERGED_WITH[dtype])
     narrow = min(out_a.dtype, out_b.dtype, key=lambda x: x.itemsize)
     wide_out = out_a.dtype != out_b.dtype
     return AttentionProblem(narrow.name, batch, heads, heads, rows, 0, cols, cols, 0, (), wide_out=wide_out)
 
 
-def check_plain(name: str, array: np.ndarray) -> None:
-    """Raise for the kinds of NumPy array that mean something else by their elements or by indexing."""
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array: masks are not supported, expected a plain array")
-    if isinstance(array, np.matrix):
-        raise TypeError(f"{name} is a numpy.matrix, which stays 2-D whatever is done to it: expected a plain array")
+def _check_extent(name: str, shape: tuple[int, ...], full: tuple[int, ...], lacks: int) -> None:
+    """Raise unless an option's array broadcasts to (..., Hq, Sq, Sk) without its last axes; but heads are as many."""
+    wanted = full[: len(full) - lacks]
+    axes = ["...", "heads", "queries", "keys"][: 4 - lacks]
+    try:
+        fits = np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits or (lacks == 2 and shape[-1:] != wanted[-1:]):
+        raise ValueError(
+            f"{name} has shape {shape}: expected {wanted}, ({', '.join(axes)}), or one that broadcasts to it"
+        )
 
 
-def check_like(name: str, array: Any, shape: tuple[int, ...], *dtypes: np.dtype) -> None:
-    """Raise unless `array` has exactly this shape and one of these dtypes."""
-    _check_description(name, _describe(array), shape, dtypes)
-
-
-@functools.lru_cache(maxsize=1024)
-def _check_description(name: str, fields: _Fields, shape: tuple[int, ...], dtypes: tuple[np.dtype, ...]) -> None:
-    array = _Described(*fields)
-    if tuple(array.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(array.shape)}: expected {shape}")
-    if np.dtype(array.dtype) not in dtypes:
-        expected = " or ".join(dict.fromkeys(map(str, dtypes)))
-        raise TypeError(f"{name} has dtype {array.dtype}: expected {expected}")
-    _check_strides(name, array)
-    _check_aligned(name, array)
-
-
-def _check_strides(name: str, array: _Described) -> None:
-    """Elements must lie whole elements apart, as a GPU needs them."""
-    itemsize = np.dtype(array.dtype).itemsize
-    if any(stride % itemsize for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        raise ValueError(f"{name} has strides {array.strides} bytes: expected multiples of the item size {itemsize}")
-
-
-def _check_aligned(name: str, array: _Described) -> None:
-    """The first element's address must be a multiple of the item size."""
-    if not array.aligned and 0 not in array.shape:
-        expected = f"expected an address that is a multiple of {array.dtype.itemsize}"
-        raise ValueError(f"{name} is not aligned in memory: {expected}")
-
-
-def _check_dtypes(**arrays: _Described) -> str:
+def _check_dtypes(**arrays: Described) -> str:
     names = {}
     for name, array in arrays.items():
         dtype = np.dtype(array.dtype)
         names[name] = dtype.name
         if DTYPES.get(dtype.name) != dtype:  # a foreign byte order has the same name
             raise TypeError(f"{name} has dtype {dtype}: expected one of {', '.join(DTYPES)}, in native byte order")
-        _check_strides(name, array)
+        check_strides(name, array)
     if len(set(names.values())) > 1:
         seen = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
         raise TypeError(f"dtypes differ ({seen}): q, k and v must have the same dtype")
     return next(iter(names.values()))
 
 
-def _split(name: str, array: _Described) -> tuple[tuple[int, ...], int, int, int]:
+def _split(name: str, array: Described) -> tuple[tuple[int, ...], int, int, int]:
     """Shape as (leading dimensions, heads, sequence, head_dim); a 2-D array has one head."""
     shape = tuple(int(n) for n in array.shape)
     if len(shape) < 2:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import Options
+from cupy_flash._src.components import Options, arrays_among
+from cupy_flash._src.components.component import Region
 from cupy_flash._src.names import answered
 from cupy_flash._src.options import boolean
-from cupy_flash._src.problem import DTYPES, AttentionProblem, check_like, check_plain
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -26,7 +28,12 @@ def attention_reference(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    q_offset: int | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
+    k_lengths: Array | int | None = None,
+    q_lengths: Array | int | None = None,
+    k_starts: Array | int | None = None,
+    q_offset: Array | int | None = None,
     return_lse: bool = False,
     compute_dtype: Any = None,
 ) -> Any:
@@ -40,7 +47,7 @@ def attention_reference(
         Keys, of the same kind.
     v : array, shape (..., Hk, Sk, Dv)
         Values, of the same kind.
-    causal, window, scale, softcap, q_offset, return_lse
+    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, return_lse
         As in `flash_attention`.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
@@ -77,11 +84,13 @@ def attention_reference(
     True
     """
     return_lse = boolean("return_lse", return_lse)
-    xp = _namespace(q=q, k=k, v=v)
-    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
+    arrays = arrays_among(locals())
+    xp = _namespace(q=q, k=k, v=v, **arrays)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals() | arrays))
+    region = _region(xp, problem, arrays)
     math = _Arithmetic(xp, problem, compute_dtype)
     with np.errstate(all="ignore"):
-        _, lse, out = _forward(math, problem, *_by_key_head(math, problem, q, k, v))
+        _, lse, out = _forward(math, problem, region, *_by_key_head(math, problem, q, k, v))
         shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
         out, lse = out.reshape(shape).astype(math.out_dtype), lse.reshape(shape[:-1]).astype(math.lse_dtype)
     return (out, lse) if return_lse else out
@@ -99,7 +108,12 @@ def attention_reference_backward(
     window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    q_offset: int | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
+    k_lengths: Array | int | None = None,
+    q_lengths: Array | int | None = None,
+    k_starts: Array | int | None = None,
+    q_offset: Array | int | None = None,
     compute_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
     r"""Gradients of `attention_reference` with the whole score matrix in memory (Algorithm 3 of [1]_).
@@ -112,7 +126,7 @@ def attention_reference_backward(
         The inputs of the forward pass; what else is needed is computed again.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
-    causal, window, scale, softcap, q_offset, compute_dtype
+    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, compute_dtype
         As in `attention_reference`.
 
     Returns
@@ -140,8 +154,10 @@ def attention_reference_backward(
     >>> bool(np.allclose(dv.sum(axis=1), 16))  # each of the 16 rows of probabilities sums to 1
     True
     """
-    xp = _namespace(q=q, k=k, v=v, dout=dout, **({} if dlse is None else {"dlse": dlse}))
-    problem = AttentionProblem.of(q, k, v, Options.among(locals()))
+    arrays = arrays_among(locals())
+    xp = _namespace(q=q, k=k, v=v, dout=dout, **({} if dlse is None else {"dlse": dlse}), **arrays)
+    problem = AttentionProblem.of(q, k, v, Options.among(locals() | arrays))
+    region = _region(xp, problem, arrays)
     math = _Arithmetic(xp, problem, compute_dtype)
     shape = problem.out_shape if q.ndim > 2 or problem.batch else problem.out_shape[1:]
     check_like("dout", dout, shape, *DTYPES.values())
@@ -151,7 +167,7 @@ def attention_reference_backward(
     with np.errstate(all="ignore"):
         qg, kg, vg = _by_key_head(math, problem, q, k, v)
         inputs: list[Array] = []
-        p, _, out = _forward(math, problem, qg, kg, vg, inputs)
+        p, _, out = _forward(math, problem, region, qg, kg, vg, inputs)
         do = math.load(dout).reshape(out.shape)
         delta = math.round((do * out).sum(axis=-1, keepdims=True))
         if dlse is not None:
@@ -159,7 +175,7 @@ def attention_reference_backward(
         dp = math.matmul(do, _transpose(vg))
         ds = math.round(p * math.round(dp - delta))
         for step, s in zip(problem.scores[::-1], inputs[::-1], strict=True):
-            ds = math.round(step.backward(xp, ds, s))
+            ds = math.round(step.backward(xp, ds, s, region))
         grads = math.matmul(ds, kg), math.matmul(_transpose(ds), qg), math.matmul(_transpose(p), do)
         dq, dk, dv = (
             sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
@@ -204,7 +220,7 @@ def _namespace(**arrays: Array) -> Any:
             names[name] = type(x).__module__.partition(".")[0]
         if names[name] not in ("numpy", "cupy"):
             raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
-        if names[name] != names["q"]:
+        if names[name] != names["q"] and not (isinstance(x, np.ndarray) and x.ndim == 0):  # as numbers are
             raise TypeError(f"{name} is a {names[name]} array, q is a {names['q']} array: expected one kind")
     return sys.modules[names["q"]]
 
@@ -220,8 +236,24 @@ def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Arra
     )
 
 
+def _region(xp: Any, problem: AttentionProblem, arrays: dict[str, Array]) -> Region:
+    """All scores, as (..., Hk, group, Sq, Sk)."""
+    problem.check_values(arrays)
+    hk, group = problem.num_heads_k, problem.group_size
+    views = {
+        name: x.reshape(*problem.batch, hk, group, *x.shape[-2:]) for name, x in problem.expanded(xp, arrays).items()
+    }
+    return Region(problem.place(views), slice(0, problem.seqlen_q), slice(0, problem.seqlen_k))
+
+
 def _forward(
-    math: _Arithmetic, problem: AttentionProblem, q: Array, k: Array, v: Array, inputs: list[Array] | None = None
+    math: _Arithmetic,
+    problem: AttentionProblem,
+    region: Region,
+    q: Array,
+    k: Array,
+    v: Array,
+    inputs: list[Array] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Probabilities, log-sum-exp with a last axis of 1, and output; into `inputs` what each step of the scores took."""
     xp = math.xp
@@ -229,11 +261,9 @@ def _forward(
     for step in problem.scores:
         if inputs is not None:
             inputs.append(s)
-        s = math.round(step.forward(xp, s))
+        s = math.round(step.forward(xp, s, region))
     if problem.masks:
-        begin, end = problem.keys(xp.arange(problem.seqlen_q)[:, None])
-        keys = xp.arange(problem.seqlen_k)
-        s = xp.where((begin <= keys) & (keys < end), s, -xp.inf)
+        s = xp.where(problem.seen(xp, region), s, -xp.inf)
     m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.zeros((*s.shape[:-1], 1), s.dtype)
     m = xp.where(m == -xp.inf, 0, m)  # a row that sees no key: exp(-inf - 0) = 0
     p = math.round(xp.exp(math.round(s - m)))

@@ -11,6 +11,7 @@ from cupy_flash._src.components import Options
 from cupy_flash._src.components.component import Component, Sizes, declarations
 
 ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
+CONCEPTS = ("Place", "Score", "Mask")  # that components belong to
 
 
 class Part(NamedTuple):
@@ -81,7 +82,7 @@ class Specialization:
     constants : tuple of (str, int)
         Compile-time integers by name.
     parts : tuple of Part
-        What Score and Mask are made of; none in kernels that know neither.
+        What BlockPlace, Score and Mask are made of; none in kernels that know none of them.
     """
 
     source: str
@@ -107,10 +108,11 @@ class Specialization:
         lines = ["#pragma once", '#include "numeric.cuh"', *(f"using {name} = {value};" for name, value in self.types)]
         lines += [f"constexpr int {name} = {value};" for name, value in self.constants]
         if self.parts:
-            scores, masks = (", ".join(self._types_of(concept)) for concept in ("Score", "Mask"))
+            places, scores, masks = (", ".join(self._types_of(concept)) for concept in CONCEPTS)
             lines += [
                 composition(self.parts),
-                *(f'#include "attention/{header}.cuh"' for header in ("composed", "score", "mask")),
+                *(f'#include "attention/{header}.cuh"' for header in ("composed", "place", "score", "mask")),
+                f"using BlockPlace = PlaceOf<{places}>;",
                 f"template <class Accumulator> using Score = ScoreOf<Accumulator, {scores}>;",
                 f"using Mask = MaskOf<{masks}>;",
             ]
@@ -124,6 +126,6 @@ class Specialization:
         return dict(self.constants)[name]
 
     def __str__(self) -> str:
-        concepts = [(name, "+".join(self._types_of(name))) for name in ("Score", "Mask") if self._types_of(name)]
+        concepts = [(name, "+".join(self._types_of(name))) for name in CONCEPTS if self._types_of(name)]
         values = ", ".join(f"{name}={value}" for name, value in (*self.types, *concepts, *self.constants))
         return f"{self.family}/{self.entry}({values})"

@@ -5,7 +5,7 @@ from . import Bug
 BUDGET, OCCUPANCY, ROOFLINE, TRAFFIC = (
     f"cupy_flash/_src/analysis/{name}.py" for name in ("budget", "occupancy", "roofline", "traffic")
 )
-BY_BUDGET, ANALYSIS = "tests/test_budget.py", "tests/test_analysis.py"
+BY_BUDGET, ANALYSIS, OPTIONS = "tests/test_budget.py", "tests/test_analysis.py", "tests/test_cli_options.py"
 BY_GPU = "tests/emulator/test_arithmetic.py"
 BY_LOOPS = f"{BY_BUDGET}::test_magnitudes_are_those_of_the_definition"
 SPENT = f"{BY_BUDGET}::test_what_is_spent_and_what_there_is"
@@ -39,16 +39,16 @@ BUGS = [
     ),
     Bug(
         BUDGET,
-        "a query does not see the last of its keys",
-        "(np.arange(sk) < end)",
-        "(np.arange(sk) + 1 < end)",
+        "hidden keys count",
+        "np.where(problem.seen(np, region), s, -np.inf)",
+        "np.where(True, s, -np.inf)",
         (BY_LOOPS,),
     ),
     Bug(
         BUDGET,
-        "a query sees the key before its window",
-        "(begin <= np.arange(sk))",
-        "(begin <= np.arange(sk) + 1)",
+        "arrays among the options are not told",
+        "problem.place(problem.expanded(np, arrays))",
+        "problem.place({} if problem.masks else problem.expanded(np, arrays))",
         (BY_LOOPS,),
     ),
     Bug(
@@ -224,6 +224,27 @@ BUGS = [
     # --- traffic.py ---
     Bug(
         TRAFFIC,
+        "a mask is read once, whatever kernels compute scores",
+        "visible_pairs(problem) * len({launch.kernel for launch in launches})",
+        "visible_pairs(problem)",
+        (f"{OPTIONS}::test_explain_tells_what_arrays_add",),
+    ),
+    Bug(
+        TRAFFIC,
+        "a mask is read again in each span of keys",
+        "len({launch.kernel for launch in launches})",
+        "len(launches)",
+        (f"{OPTIONS}::test_a_mask_is_read_where_windows_show_and_once_in_all_spans",),
+    ),
+    Bug(
+        TRAFFIC,
+        "blocks that nobody sees are met",
+        "np.where(found.begin < found.end, ceil_div(found.end, block) - found.begin // block, 0)",
+        "np.maximum(1, ceil_div(found.end, block) - found.begin // block)",
+        (f"{OPTIONS}::test_explain_tells_the_share_of_blocks_that_are_met",),
+    ),
+    Bug(
+        TRAFFIC,
         "blocks end with their first row",
         "np.minimum(first + block, size) - 1",
         "first",
@@ -232,8 +253,8 @@ BUGS = [
     Bug(
         TRAFFIC,
         "a block of packed heads ends with its last row, not with that row's query",
-        "(row // packed for row in _blocks(rows, block))",
-        "_blocks(rows, block)",
+        "(row // packed for row in _blocks(problem.seqlen_q * packed, block))",
+        "_blocks(problem.seqlen_q * packed, block)",
         (WALK,),
     ),
     Bug(

@@ -12,7 +12,7 @@ OFFSET = "tests/test_values.py::test_every_offset_around_the_edge_of_a_block[emu
 PADDING = "tests/test_values.py::test_padding_never_wins_the_maximum[emulator-False-{}]"
 LAYOUT = "tests/test_kernels.py::test_params_have_the_layout_of_the_kernels[host]"
 COMPOSED = "tests/test_composition.py::test_steps_follow_one_another_and_masks_hide_together[below-host]"
-WINDOW = "tests/test_composition.py::test_a_component_does_on_a_gpu_what_its_python_says[{{'window': {}-host]"
+WINDOW = "tests/test_composition.py::test_a_component_does_on_a_gpu_what_its_python_says[window {}-host]"
 PLATFORM = "tests/test_kernels.py::test_the_platform_has_what_its_names_say[ptx]"
 LAGGING = "tests/test_online_softmax.py::test_a_reference_that_follows_the_maximum_late[{}]"
 EDGE = "tests/test_online_softmax.py::test_rows_that_become_far_or_near_again[bfloat16-38]"
@@ -93,7 +93,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "what one part shows another does not hide",
-        "&& (key < mask.Parts::key_end(query)));", "& (key < mask.Parts::key_end(query)) | (query == 7));",
+        "return key < Part::key_end(query);", "return key < Part::key_end(query) || query == 7;",
         (COMPOSED.replace("below", "above"),),
     ),
     Bug(
@@ -129,25 +129,25 @@ BUGS = [
     Bug(
         "cuda_src/attention/mask.cuh", "of no keys the end lies before the begin",
         "void lower_end(int position) { end = max(begin, min(position, end)); }",
-        "void lower_end(int position) { end = min(position, end); }", (WINDOW.format("(3, 2), 'q_offset': -5}"),),
+        "void lower_end(int position) { end = min(position, end); }", (WINDOW.format("(3, 2), q_offset -5"),),
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "of no keys the begin lies behind them all",
         "begin = max(begin, min(position, end));", "begin = max(begin, position);",
-        (WINDOW.format("(3, 2), 'q_offset': 30}"),),
+        (WINDOW.format("(3, 2), q_offset 30"),),
     ),
     # mask/window.cuh
     Bug(
         "cuda_src/attention/mask/window.cuh", "a window stands where its query would without an offset",
-        "left(params.left - place.q_offset)", "left(params.left)", (WINDOW.format("(3, 2), 'q_offset': -5}"),),
+        "left(min(params.left - place.q_offset,", "left(min(params.left,", (WINDOW.format("(3, 2), q_offset -5"),),
     ),
     Bug(
         "cuda_src/attention/mask/window.cuh", "a query does not see the last key on its right",
-        "return query + right + 1;", "return query + right;", (WINDOW.format("(None, 4)}"),),
+        "return query + right + 1;", "return query + right;", (WINDOW.format("(None, 4)"),),
     ),
     Bug(
         "cuda_src/attention/mask/window.cuh", "queries of a key end one too soon",
-        "return key + left + 1;", "return key + left;", (WINDOW.format("(5, None)}"),),
+        "return key + left + 1;", "return key + left;", (WINDOW.format("(5, None)"),),
     ),
     # matrix.cuh
     Bug(
@@ -379,7 +379,7 @@ BUGS = [
         "q_offset(0)", (OFFSET.format(62),),
     ),
     Bug(
-        "cuda_src/attention/place.cuh", "components are told of head 0", "head(head), seqlen_q", "head(0), seqlen_q",
+        "cuda_src/attention/place.cuh", "components are told of head 0", "        head(head),", "        head(0),",
         (COMPOSED,),
     ),
     Bug(

@@ -2,11 +2,11 @@
 
 from bugs import Bug
 
-FOLDER, TEST = "cupy_flash/_src/cli/bench", "tests/test_bench.py"
+FOLDER, TEST, OPTIONS = "cupy_flash/_src/cli/bench", "tests/test_bench.py", "tests/test_bench_options.py"
 
 
-def bug(file: str, what: str, old: str, new: str, *tests: str) -> Bug:
-    return Bug(f"{FOLDER}/{file}", what, old, new, tuple(f"{TEST}::{test}" for test in tests))
+def bug(file: str, what: str, old: str, new: str, *tests: str, within: str = TEST) -> Bug:
+    return Bug(f"{FOLDER}/{file}", what, old, new, tuple(f"{within}::{test}" for test in tests))
 
 
 BUGS = [
@@ -98,8 +98,8 @@ BUGS = [
     bug(
         "listing.py",
         "what is missing takes time",
-        "SECONDS[method.turn] for method in there",
-        "SECONDS[method.turn] for method in methods",
+        "for method in there for case in cases",
+        "for method in methods for case in cases",
         "test_what_would_be_measured_is_listed_without_a_gpu",
     ),
     bug(
@@ -147,7 +147,7 @@ BUGS = [
     bug(
         "methods.py",
         "ours computes with the full mask",
-        '{"causal": case.causal, "backend": self.backend}',
+        'options.given(case, namespace(x)) | {"backend": self.backend}',
         '{"causal": False, "backend": self.backend}',
         "test_bench_measures_writes_and_plots",
     ),
@@ -161,8 +161,8 @@ BUGS = [
     bug(
         "methods.py",
         "FlexAttention masks the diagonal",
-        "lambda b, h, i, j: i >= j",
-        "lambda b, h, i, j: i > j",
+        "options.shown(case, arrays, b, i, j)",
+        "options.shown(case, arrays, b, i - 1, j)",
         "test_adapters_pass_the_same_problem_on",
     ),
     bug(
@@ -337,8 +337,120 @@ BUGS = [
     bug(
         "verify.py",
         "the last rows have the mask of the first",
-        "rows.start + self.case.seqlen_k - self.case.seqlen_q",
-        "self.case.seqlen_k - self.case.seqlen_q",
+        'found["q_offset"] = rows.start + case.seqlen_k - case.seqlen_q',
+        'found["q_offset"] = case.seqlen_k - case.seqlen_q',
         "test_verification_accepts_standard_attention",
+    ),
+    bug(
+        "options.py",
+        "a window is a key smaller",
+        "distance <= self.size)",
+        "distance < self.size)",
+        "test_the_definition_is_that_of_our_calls",
+        within=OPTIONS,
+    ),
+    bug(
+        "options.py",
+        "a document sees the one behind it",
+        "i // (case.seqlen_q // self.size) == j",
+        "i // (case.seqlen_q // self.size) >= j",
+        "test_documents_see_themselves",
+        within=OPTIONS,
+    ),
+    bug(
+        "options.py",
+        "slopes rise with the distance",
+        "return -arrays[",
+        "return arrays[",
+        "test_the_definition_is_that_of_our_calls",
+        within=OPTIONS,
+    ),
+    bug(
+        "options.py",
+        "the last batch element is not padded",
+        "// (case.batch + 1)}",
+        "// case.batch}",
+        "test_lengths_differ_and_are_half_on_average",
+        within=OPTIONS,
+    ),
+    bug(
+        "options.py",
+        "work of a window is that of causal",
+        "np.minimum(positions, self.size)",
+        "positions",
+        "test_work_is_that_of_the_pairs_that_are_seen",
+        within=OPTIONS,
+    ),
+    bug(
+        "options.py",
+        "a mask of numbers hides nothing",
+        "xp.where(shown, bias, bias.dtype.type(-xp.inf))",
+        "bias",
+        "test_adapters_pass_the_option_on",
+        within=OPTIONS,
+    ),
+    bug(
+        "cases.py",
+        "a rehearsed window sees everything",
+        "shortened(max(1, self.seqlen_k // longest))",
+        "shortened(1)",
+        "test_every_kind_is_measured_and_a_few_are_quick",
+        within=OPTIONS,
+    ),
+    bug(
+        "cases.py",
+        "keys that do not exist are read",
+        "kv = options.named(self.option).keys(self) *",
+        "kv = self.batch * self.seqlen_k *",
+        "test_work_is_that_of_the_pairs_that_are_seen",
+        within=OPTIONS,
+    ),
+    bug(
+        "book.py",
+        "files of older columns are gone on with",
+        "read(path, (FIELDS,))",
+        "read(path)",
+        "test_files_from_before_options_are_read_and_not_gone_on_with",
+        within=OPTIONS,
+    ),
+    bug(
+        "methods.py",
+        "all batch elements have the lengths of the first",
+        'case.batch if option.kind == "lengths" else None',
+        "None",
+        "test_adapters_pass_the_option_on",
+        within=OPTIONS,
+    ),
+    bug(
+        "methods.py",
+        "the slope of capped scores is 1",
+        "            ds *= slope\n",
+        "            pass\n",
+        "test_verification_accepts_standard_attention",
+        within=OPTIONS,
+    ),
+    bug(
+        "methods.py",
+        "what a method lacks it takes",
+        "return options.named(case.option).kind in self.kinds",
+        "return True",
+        "test_what_a_method_takes",
+        within=OPTIONS,
+    ),
+    bug(
+        "runner.py",
+        "plain cases are compiled before those with options",
+        "pair[1].turn == COMPILED and not pair[0].option",
+        "pair[1].turn == COMPILED and pair[0].option",
+        "test_what_a_method_lacks_is_left_out_and_told",
+        within=OPTIONS,
+    ),
+    bug(
+        "verify.py",
+        "a mask is of the first batch element",
+        "(-1, self.heads, rows, slice(None))[:axes]",
+        "(0, self.heads, rows, slice(None))[:axes]",
+        "test_verification_knows_which_rows_and_heads_a_mask_is_of",
+        within=OPTIONS,
     ),
 ]

@@ -4,7 +4,7 @@ from bugs import Bug
 
 FOLDER = "cupy_flash/_src/cli"
 CHECK, CLI, EXPLAIN, TUNE = (f"tests/test_{name}.py::" for name in ("check", "cli", "explain", "tune"))
-SEARCH = "tests/test_tuning.py::"
+SEARCH, OPTIONS = "tests/test_tuning.py::", "tests/test_cli_options.py::"
 
 
 def bug(file: str, what: str, old: str, new: str, *tests: str) -> Bug:
@@ -332,6 +332,28 @@ BUGS = [
     ),
     bug(
         "arguments.py",
+        "arrays that are named are not given",
+        "return plain | arrays_for([name for name in ARRAYS if getattr(args, name)], full)",
+        "return plain",
+        OPTIONS + "test_what_is_compiled_is_what_calls_with_these_options_launch",
+        OPTIONS + "test_flags_that_are_not_given_are_no_options",
+    ),
+    bug(
+        "compile.py",
+        "kernels of options that no call has together are compiled",
+        "        AttentionProblem.from_arrays(x, x, x, **given)\n",
+        "        pass\n",
+        OPTIONS + "test_options_that_no_call_has_together_are_refused",
+    ),
+    bug(
+        "explain.py",
+        "a formula is held to counts of arrays that it does not know",
+        "None if unknown and launch.kernel.parts else launch_bytes",
+        "launch_bytes",
+        OPTIONS + "test_counts_of_calls_with_arrays_have_no_formula",
+    ),
+    bug(
+        "arguments.py",
         "zero is positive",
         "not text.isdecimal() or int(text) == 0",
         "not text.isdecimal()",
@@ -348,8 +370,8 @@ BUGS = [
     bug(
         "compile.py",
         "kernels are compiled for calls without options",
-        "[options(args)] if options(args) else plan.COMMON",
-        "plan.COMMON",
+        "return [given] if given else plan.COMMON",
+        "return plan.COMMON",
         CLI + "test_compile_takes_the_options_of_a_call",
     ),
     bug(

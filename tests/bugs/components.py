@@ -21,9 +21,9 @@ BUGS = [
     Bug(
         f"{_COMPONENTS}/__init__.py",
         "masks stand before scores",
-        "    Window,\n)",
-        "    Window,\n    Scale,\n)",
-        (f"{_HOUSE}::test_scores_stand_before_masks_in_the_registry",),
+        "    Boolean,\n)",
+        "    Boolean,\n    Scale,\n)",
+        (f"{_HOUSE}::test_components_stand_in_the_registry_as_they_apply",),
     ),
     Bug(
         f"{_COMPONENTS}/__init__.py",
@@ -56,15 +56,15 @@ BUGS = [
     Bug(
         f"{_COMPONENTS}/causal.py",
         "a query does not see the key on its diagonal",
-        "Interval(None, query + q_offset + 1)",
-        "Interval(None, query + q_offset)",
+        "Interval(None, query + place.q_offset + 1)",
+        "Interval(None, query + place.q_offset)",
         (_ARRAYS, "tests/test_cpu_backend.py::test_the_causal_mask_may_cut_blocks_anywhere[numpy]"),
     ),
     Bug(
         f"{_COMPONENTS}/causal.py",
         "queries begin after the first that sees the key",
-        "Interval(key - q_offset, None)",
-        "Interval(key - q_offset + 1, None)",
+        "Interval(key - place.q_offset, None)",
+        "Interval(key - place.q_offset + 1, None)",
         (_ARRAYS, _COMPOSED),
     ),
     Bug(
@@ -120,8 +120,8 @@ BUGS = [
     Bug(
         f"{_SRC}/operands.py",
         "the output and its log-sum-exp change places",
-        "    out: Array\n    lse: Array\n\n\nclass Cotangents",
-        "    lse: Array\n    out: Array\n\n\nclass Cotangents",
+        "    out: Array\n    lse: Array\n    arrays",
+        "    lse: Array\n    out: Array\n    arrays",
         (_REACH,),
     ),
     Bug(

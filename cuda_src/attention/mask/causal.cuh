@@ -5,7 +5,7 @@
 struct CausalParams {};
 
 struct Causal {
-  static constexpr bool kCutsBelow = false, kCutsAbove = true;
+  static constexpr bool kCutsBelow = false, kCutsAbove = true, kElementwise = false;
   int q_offset;
 
   __device__ Causal(const CausalParams& params, const Place& place) : q_offset(place.q_offset) {}

@@ -8,11 +8,14 @@ struct WindowParams {
 
 template <bool kBelow, bool kAbove>
 struct WindowOf {
-  static constexpr bool kCutsBelow = kBelow, kCutsAbove = kAbove;
-  int left, right;  // distances of the first and of the last key from the query's number, `left` to the left
+  static constexpr bool kCutsBelow = kBelow, kCutsAbove = kAbove, kElementwise = false;
+  // Distances of the first and of the last key from the query's number, `left` to the left; no more than there is, for
+  // they are added to numbers.
+  int left, right;
 
   __device__ WindowOf(const WindowParams& params, const Place& place)
-      : left(params.left - place.q_offset), right(params.right + place.q_offset) {}
+      : left(min(params.left - place.q_offset, place.seqlen_q)),
+        right(min(params.right + place.q_offset, place.seqlen_k)) {}
 
   __device__ int key_begin(int query) const { return query - left; }
   __device__ int key_end(int query) const { return query + right + 1; }

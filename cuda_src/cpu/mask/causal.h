@@ -9,8 +9,9 @@ struct CausalParams {
 class Causal : public Unbounded {
  public:
   // Not in effect it leaves every query so far on that it sees all keys.
-  template <class Shape>
-  Causal(const CausalParams& params, const Shape& shape) : offset_(params.used ? shape.q_offset : shape.seqlen_k) {}
+  template <class Place>
+  Causal(const CausalParams& params, const Place& place)
+      : offset_(params.used && place.knows_offset ? place.q_offset : place.shape.seqlen_k) {}
 
   int64_t key_end(int64_t query) const { return query + offset_ + 1; }
   int64_t query_begin(int64_t key) const { return key - offset_; }

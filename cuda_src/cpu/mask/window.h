@@ -7,13 +7,13 @@ struct WindowParams {
   int64_t left, right;
 };
 
-class Window {
+class Window : public Unbounded {
  public:
   // A side without an end is so far away that no key lies behind it.
-  template <class Shape>
-  Window(const WindowParams& params, const Shape& shape)
-      : low_(params.cuts_left ? shape.q_offset - params.left : -shape.seqlen_q),
-        high_(params.cuts_right ? shape.q_offset + params.right : shape.seqlen_k) {}
+  template <class Place>
+  Window(const WindowParams& params, const Place& place)
+      : low_(params.cuts_left && place.knows_offset ? place.q_offset - params.left : -place.shape.seqlen_q),
+        high_(params.cuts_right && place.knows_offset ? place.q_offset + params.right : place.shape.seqlen_k) {}
 
   int64_t key_begin(int64_t query) const { return query + low_; }
   int64_t key_end(int64_t query) const { return query + high_ + 1; }

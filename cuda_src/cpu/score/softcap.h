@@ -11,7 +11,9 @@ class Softcap {
  public:
   static constexpr bool kKeeps = true;
 
-  Softcap(const SoftcapParams& params, double unit) : cap_(params.cap), exponent_(T(2 * unit / params.cap)) {}
+  template <class Place>
+  Softcap(const SoftcapParams& params, const Place&, double unit)
+      : cap_(params.cap), exponent_(T(2 * unit / params.cap)) {}
 
   bool used() const { return cap_ != 0; }
   double unit() const { return cap_ * kLog2E; }

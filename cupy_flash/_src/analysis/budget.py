@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cupy_flash._src.components import arrays_among
+from cupy_flash._src.components.component import Region
 from cupy_flash._src.emulator.settings import current
 from cupy_flash._src.problem import AttentionProblem
 
@@ -98,22 +100,24 @@ def magnitudes(
     e p (|v| + |out|), and the sum under the logarithm, relative to itself, by that of e p. The gradients' p is off by a
     2^x of its own and by all that lse is, and their sum(dout * out) by what out is.
     """
+    arrays = arrays_among(options)
     problem = AttentionProblem.from_arrays(q, k, v, **options)
+    rows, cols = slice(0, problem.seqlen_q), slice(0, problem.seqlen_k)
+    region = Region(problem.place(problem.expanded(np, arrays)), rows, cols)
     storage_eps, sum_eps = _eps(q.dtype)
     off = approximations(q.dtype) if approximate else Approximations()
     group = q.shape[-3] // k.shape[-3]
     q, k, v, dout = (x.astype(np.float64) for x in (q, k, v, dout))
     k, v = (np.repeat(x, group, axis=-3) for x in (k, v))
     sq, sk = q.shape[-2], k.shape[-2]
-    begin, end = problem.keys(np.arange(sq)[:, None])
-    seen = (begin <= np.arange(sk)) & (np.arange(sk) < end)
     s, slope = q @ k.swapaxes(-1, -2), np.float64(1)  # of a score by q . k
     largest_product = _largest(np.abs(problem.scale * s))
     for step in problem.scores:
-        s, slope = step.forward(np, s), step.backward(np, slope, s)
+        s, slope = step.forward(np, s, region), step.backward(np, slope, s, region)
     largest_score = _largest(np.abs(s))
-    s = np.where(seen, s, -np.inf)
-    highest = np.where(seen.any(-1, keepdims=True), s.max(-1, keepdims=True, initial=-np.inf), 0)
+    s = np.where(problem.seen(np, region), s, -np.inf)
+    highest = s.max(-1, keepdims=True, initial=-np.inf)
+    highest = np.where(highest == -np.inf, 0, highest)
     p = np.exp(s - highest)
     total = np.maximum(p.sum(-1, keepdims=True), 1)
     p /= total

@@ -59,7 +59,7 @@ DATASHEET = {
 
 
 def visible_pairs(problem: AttentionProblem) -> int:
-    """Pairs of a query and a key that it sees, over all heads.
+    """Pairs of a query and a key that it sees, over all heads; what only the call's arrays tell hides none.
 
     Examples
     --------
@@ -85,9 +85,9 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     """Bytes of the arrays that no kernel comes without: what is seen of each input read once, each result written once.
 
     Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. An input that is broadcast over
-    leading dimensions counts for each entry. A kernel that reads an array again
-    finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads, bounds the time that
-    memory takes.
+    leading dimensions counts for each entry. Options that are arrays do not count, and hide nothing. A kernel that
+    reads an array again finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads,
+    bounds the time that memory takes.
 
     Examples
     --------

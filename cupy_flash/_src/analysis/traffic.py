@@ -6,13 +6,15 @@ which may pass over the head dimension in slices, the emulator's count on a smal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import ceil, prod
 
 import numpy as np
 
+from cupy_flash._src.analysis.roofline import visible_pairs
+from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.components.component import Interval
-from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch, ceil_div
 from cupy_flash._src.problem import AttentionProblem
 
 _LANES, _QUAD, _FLOAT = 32, 4, 4
@@ -21,16 +23,57 @@ _LANES, _QUAD, _FLOAT = 32, 4, 4
 def launch_bytes(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> int | None:
     """Bytes read and written by one launch of the plan, or None where no formula is known.
 
-    Atomic additions count as bytes written, and every lane's load counts, whatever caches would save.
+    Atomic additions count as bytes written, and every lane's load counts, whatever caches would save. Options that are
+    arrays count as if they hid no key; what is read of them is in `array_bytes`.
     """
     count = _COUNTS.get((launch.kernel.family, launch.kernel.entry))
     return None if count is None else prod(problem.batch) * count(problem, plan, launch)
+
+
+def array_bytes(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, arrays: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """Bytes that the launches of a plan read of options that are arrays, by their keywords.
+
+    Of one with an element for each score these, where they are seen, in each launch that computes scores; of the others
+    a number for each block of threads, or for each head that the block has.
+    """
+    launches = [launch for launch in plan.launches if launch.kernel.family != "attention"]
+    scores = visible_pairs(problem) * len({launch.kernel for launch in launches})
+    blocks, heads = sum(launch.grid for launch in launches), _packed_heads(plan)
+    counts = {0: scores, 2: blocks * heads, 3: blocks}
+    return {name: x.itemsize * counts[ARRAYS[name].lacks or 0] for name, x in arrays.items()}
+
+
+def block_pairs(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> tuple[int, int]:
+    """Blocks of keys that the blocks of queries of one head meet, and how many that would be if they saw all."""
+    block_m, block_n = launch.kernel.constant("kBlockM"), launch.kernel.constant("kBlockN")
+    rows, cols = problem.seqlen_q * _packed_heads(plan), problem.seqlen_k
+    if launch.kernel.entry == "attention_dkdv":
+        found, block = problem.queries(*_blocks(cols, block_n)), block_m
+    else:
+        found, block = problem.keys(*_query_blocks(problem, plan, block_m)), block_n
+    met = np.where(found.begin < found.end, ceil_div(found.end, block) - found.begin // block, 0)
+    return int(met.sum()), ceil_div(rows, block_m) * ceil_div(cols, block_n)
+
+
+def _packed_heads(plan: ForwardPlan | BackwardPlan) -> int:
+    return plan.packed_heads if isinstance(plan, ForwardPlan) else 1
 
 
 def _blocks(size: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """The first and the last row of each block."""
     first = np.arange(0, size, block)
     return first, np.minimum(first + block, size) - 1
+
+
+def _query_blocks(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last query of each block of rows, which are of packed heads."""
+    packed = _packed_heads(plan)
+    first, last = (row // packed for row in _blocks(problem.seqlen_q * packed, block))
+    return first, last
 
 
 def _size(interval: Interval) -> int:
@@ -41,9 +84,7 @@ def _size(interval: Interval) -> int:
 def _forward(problem: AttentionProblem, plan: ForwardPlan, launch: Launch) -> int:
     """Q once a split, K and V once a block of queries that sees them, the results once a split."""
     block, packed, itemsize = launch.kernel.constant("kBlockM"), plan.packed_heads, problem.storage.itemsize
-    rows = problem.seqlen_q * packed
-    first, last = (row // packed for row in _blocks(rows, block))
-    keys = _size(problem.keys(first, last)) * (problem.num_heads_q // packed)
+    keys = _size(problem.keys(*_query_blocks(problem, plan, block))) * (problem.num_heads_q // packed)
     query_rows = problem.num_heads_q * problem.seqlen_q
     out_size = itemsize if plan.num_splits == 1 else _FLOAT
     row_size = _FLOAT if plan.num_splits == 1 else 2 * _FLOAT  # lse, or maximum and sum

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from cupy_flash._src import forks
+from cupy_flash._src.arrays import check_plain
 from cupy_flash._src.backends import dlpack
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
-from cupy_flash._src.problem import AttentionProblem, check_plain
+from cupy_flash._src.problem import AttentionProblem
 
 NAMES = ("cuda", "cpu", "emulator")
 
@@ -45,6 +46,9 @@ class Backend(Protocol):
         Where these are NumPy's, its floating-point errors are off inside: whatever the caller's `numpy.errstate`, inf
         and 0 are results.
         """
+
+    def expect(self, problem: AttentionProblem) -> None:
+        """Make ready what both a forward and a backward take, where that is worth it."""
 
     def forward(self, problem: AttentionProblem, operands: Operands) -> None:
         """Write attention into `out` and its log-sum-exp into `lse`."""
@@ -105,18 +109,39 @@ def select(name: str | None, **arrays: Any) -> tuple[Backend, list[Any]]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend is {name!r}: expected a string or None")
-    converted = [x if type(x) in _taken else _as_array(key, x) for key, x in arrays.items()]
+    converted = [_taken_array(key, x) for key, x in arrays.items()]
     if name is None:
         name = "cpu" if isinstance(converted[0], np.ndarray) else "cuda"
     if name not in _instances:
         _instances[name] = get(name)
     backend = _instances[name]
-    wants_gpu = backend.namespace is not np
     for key, x in zip(arrays, converted, strict=True):
-        if isinstance(x, np.ndarray) is wants_gpu:
-            seen, wanted = ("NumPy", "CuPy") if wants_gpu else ("CuPy", "NumPy")
-            raise TypeError(f"{key} is a {seen} array: backend {name!r} takes {wanted} arrays only")
+        _check_kind(backend, key, x)
     return backend, converted
+
+
+def take(backend: Backend, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same for options that are arrays, of a backend that is chosen.
+
+    NumPy arrays without axes, as numbers are, go to any.
+    """
+    converted = {key: _taken_array(key, x) for key, x in arrays.items()}
+    for key, x in converted.items():
+        if not (isinstance(x, np.ndarray) and x.ndim == 0):
+            _check_kind(backend, key, x)
+    return converted
+
+
+def _taken_array(name: str, x: Any) -> Any:
+    return x if type(x) in _taken else _as_array(name, x)
+
+
+def _check_kind(backend: Backend, key: str, x: Any) -> None:
+    wants_gpu = backend.namespace is not np
+    if isinstance(x, np.ndarray) is wants_gpu:
+        seen, wanted = ("NumPy", "CuPy") if wants_gpu else ("CuPy", "NumPy")
+        name = next(name for name, instance in _instances.items() if instance is backend)
+        raise TypeError(f"{key} is a {seen} array: backend {name!r} takes {wanted} arrays only")
 
 
 def _as_array(name: str, x: Any) -> Any:

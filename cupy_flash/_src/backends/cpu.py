@@ -32,6 +32,9 @@ class CpuBackend:
     def placed(self, **arrays: Any) -> AbstractContextManager[None]:
         return np.errstate(all="ignore")
 
+    def expect(self, problem: AttentionProblem) -> None:
+        pass
+
     def forward(self, problem: AttentionProblem, operands: Operands) -> None:
         _tier(problem.arithmetic).forward(problem, operands)
 

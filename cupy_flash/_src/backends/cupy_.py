@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from cupy_flash._src import compile, forks, launch
+from cupy_flash._src import compile, forks, launch, tuning
 from cupy_flash._src.backends import Seal
 from cupy_flash._src.backends.device_seal import DeviceSeal
 from cupy_flash._src.device import Device, from_attributes
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
-from cupy_flash._src.plan import Launch, core_specializations
+from cupy_flash._src.plan import Launch, core_specializations, plan_backward, plan_forward
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
 
@@ -51,10 +52,15 @@ class CupyBackend:
                 raise ValueError(f"{other} is on GPU {x.data.device_id}, {name} on GPU {index}: expected one GPU")
         return self.namespace.cuda.Device(index)
 
+    def expect(self, problem: AttentionProblem) -> None:
+        _compile_together(problem, self.device, (plan_forward, plan_backward))
+
     def forward(self, problem: AttentionProblem, operands: Operands) -> None:
+        _compile_together(problem, self.device, (plan_forward,))
         launch.forward(self, problem, operands)
 
     def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
+        _compile_together(problem, self.device, (plan_backward,))
         return launch.backward(self, problem, operands, cotangents)
 
     def merge(self, problem: AttentionProblem, parts: Merge) -> None:
@@ -102,6 +108,18 @@ def prepare_core() -> None:
     """
     device = _device(import_cupy().cuda.runtime.getDevice())
     compile.prepare(core_specializations(device), device.arch)
+
+
+@functools.lru_cache(maxsize=1024)
+def _compile_together(problem: AttentionProblem, device: Device, plans: tuple[Callable[..., Any], ...]) -> None:
+    """Compile side by side what the cache lacks of a problem's kernels; launches would do it one after another."""
+    if 0 in problem.lse_shape or problem.seqlen_k == 0:
+        return
+    tiles = tuning.tiles_by_hand()
+    kernels = dict.fromkeys(step.kernel for plan in plans for step in plan(problem, device, tiles).launches)
+    missing = [kernel for kernel in kernels if compile.find(kernel, device.arch) is None]
+    if len(missing) > 1:
+        compile.compile_all(missing, device.arch)
 
 
 @functools.cache

@@ -84,6 +84,9 @@ class EmulatorBackend:
             shared_limit=self.device.shared_per_block,
         )  # fmt: skip
 
+    def expect(self, problem: AttentionProblem) -> None:
+        pass
+
     def forward(self, problem: AttentionProblem, operands: Operands) -> None:
         with emulator.run():
             launch.forward(self, problem, operands)

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 
 from cupy_flash._src import source, structs
 from cupy_flash._src.backends import threads
-from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import declarations, fill
+from cupy_flash._src.components import ARRAYS, COMPONENTS
+from cupy_flash._src.components.component import arrays_in, declarations, fill
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.toolchain import (
@@ -47,6 +47,7 @@ ISAS = {  # the instruction sets that each asks for, the widest first
     "portable": (),
 }
 ARITHMETIC = {"float32": "float", "float64": "double"}  # dtypes of the arithmetic, and their C++ types
+_OF_HEADS = {keyword for keyword, component in ARRAYS.items() if (component.lacks or 0) < 3}  # with an axis of heads
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
 
 Array = np.ndarray
@@ -107,11 +108,15 @@ def flatten(name: str) -> str:
 
 
 def _components_header() -> str:
-    """The parameters of all components, and what scores and masks are composed of."""
-    steps, masks = (", ".join(c.__name__ for c in COMPONENTS if c.concept == concept) for concept in ("Score", "Mask"))
+    """The parameters of all components and their arrays, and what scores, masks and places are composed of."""
+    steps, masks, moves = (
+        ", ".join(c.__name__ for c in COMPONENTS if c.concept == concept) for concept in ("Score", "Mask", "Place")
+    )
+    arrays = ", ".join(f"*{keyword}" for keyword in ARRAYS)
     return (
-        f"#pragma once\n{declarations(COMPONENTS, 'cpu', 'h')}"
+        f"#pragma once\n{declarations(COMPONENTS, 'cpu', 'h')}struct Arrays {{\n  char {arrays};\n}};\n"
         f"template <class T>\nusing Score = ScoreOf<T, {steps}>;\nusing KeyMask = MaskOf<{masks}>;\n"
+        f"using Place = PlaceOf<{moves}>;\n"
     )
 
 
@@ -123,9 +128,14 @@ def _structs() -> dict[str, np.dtype]:
 @functools.cache
 def _call_type() -> type[ctypes.Structure]:
     """Call of ``cuda_src/cpu/shape.h``. ctypes makes one in 0.6 us, NumPy a record of these fields in 1.5."""
-    call, kinds = _structs()["Call"], {"u": ctypes.c_void_p, "i": ctypes.c_int64}
-    fields = [(name, kinds[call[name].kind]) for name in call.names or ()]
-    return type("Call", (ctypes.Structure,), {"_fields_": fields})
+    kinds = {"u": ctypes.c_void_p, "i": ctypes.c_int64}
+
+    def fields(struct: np.dtype) -> list[tuple[str, Any]]:
+        """All of 8 bytes: those of a struct inside lie where its own would."""
+        members = [(name, struct[name]) for name in struct.names or ()]
+        return [x for name, of in members for x in (fields(of) if of.names else [(name, kinds[of.kind])])]
+
+    return type("Call", (ctypes.Structure,), {"_fields_": fields(_structs()["Call"])})
 
 
 def forward(problem: AttentionProblem, operands: Operands) -> None:
@@ -134,23 +144,21 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
         operands.out[..., rows, :] = 0
         operands.lse[..., rows] = -np.inf
     if operands.lse[..., slice(*problem.seeing)].size:
-        _run("forward", problem, operands)
+        _run("forward", problem, tuple(operands.kept.values()), operands.arrays)
 
 
 def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
     """Return new arrays dq, dk, dv."""
-    dq = np.empty(problem.q_shape, problem.out_storage)
+    dq = np.zeros(problem.q_shape, problem.out_storage)  # of rows that see no key it is not written
     dk, dv = (np.empty(shape, problem.storage) for shape in (problem.k_shape, problem.v_shape))
     gradients = Gradients(dq, dk, dv)
-    for rows in _blind(problem):
-        dq[..., rows, :] = 0
     if dk.size:  # without queries too: the gradients are then 0
-        _run("backward", problem, (*operands, *cotangents, *gradients))
+        _run("backward", problem, (*operands.kept.values(), *cotangents, *gradients), operands.arrays)
     return gradients
 
 
 def _blind(problem: AttentionProblem) -> list[slice]:
-    """Where the rows lie that see no key."""
+    """Where the rows lie that see no key in any head."""
     begin, end = problem.seeing
     return [slice(*rows) for rows in ((0, begin), (end, problem.seqlen_q)) if rows[0] < rows[1]]
 
@@ -158,16 +166,29 @@ def _blind(problem: AttentionProblem) -> list[slice]:
 def digest(problem: AttentionProblem, operands: Operands) -> Array:
     """What the arrays hold, in 64 bits for each head of q (rows) and array (columns)."""
     digests = np.zeros((math.prod(problem.batch) * problem.num_heads_q, 5), np.uint64)
-    _run("digest", problem, operands, digests)
+    _run("digest", problem, tuple(operands.kept.values()), {}, digests)
     return digests
 
 
-def _run(name: str, problem: AttentionProblem, arrays: tuple[Array | None, ...], result: Array | None = None) -> None:
-    """Call the function of that name on arrays in the order of `BACKWARD`; its memory is `result` or borrowed."""
+def _run(
+    name: str,
+    problem: AttentionProblem,
+    arrays: tuple[Array | None, ...],
+    options: Mapping[str, Array],
+    result: Array | None = None,
+) -> None:
+    """Call the function of that name on arrays in the order of `BACKWARD`; its memory is `result` or borrowed.
+
+    `options` are those of `Operands.arrays`.
+    """
+    options = {name: x.astype(np.int64, copy=False) if x.dtype.kind == "i" else x for name, x in options.items()}
     describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
     functions = library(isa(problem.arithmetic), problem.arithmetic)
-    address, work, _ = describe(problem, tuple([None if x is None else x.strides for x in arrays]))
+    strides = tuple([None if x is None else x.strides for x in arrays])
+    address, work, _ = describe(problem, strides, tuple([(keyword, x.strides) for keyword, x in options.items()]))
     call = _call_type()(address, *[None if x is None else _address(x) for x in arrays])
+    for keyword, x in options.items():
+        setattr(call, keyword, _address(x))
     call.threads = threads.num_threads() if work > INLINE_WORK else 1
     reference, function = ctypes.byref(call), functions[name]
     memory = _borrow(functions[f"{name}_memory"](reference)) if result is None else result
@@ -196,7 +217,11 @@ _DATA = _data_offset()
 
 
 @functools.lru_cache(maxsize=256)
-def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...]) -> tuple[int, int, list[Array]]:
+def _shape(
+    problem: AttentionProblem,
+    strides: tuple[tuple[int, ...] | None, ...],
+    of_options: tuple[tuple[str, tuple[int, ...]], ...],
+) -> tuple[int, int, list[Array]]:
     """What calls for this problem on arrays of these strides have in common.
 
     The address of a Shape of ``cuda_src/cpu/shape.h``, multiply-adds, and what is to be kept alive with it.
@@ -204,6 +229,15 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
     heads_q, heads_k = ((*problem.batch, heads) for heads in (problem.num_heads_q, problem.num_heads_k))
     record = np.zeros((), _structs()["Shape"])
     kept, (begin, end) = [record], problem.seeing
+
+    def lay_out(layout: Array, heads: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        begins = np.zeros(1, np.int64)
+        for n, stride in zip(heads, strides, strict=False):
+            begins = (begins[:, None] + np.arange(n) * stride).ravel()
+        kept.append(begins)
+        row, col = (*strides[len(heads) :], 0)[:2]
+        _fill(layout, heads=_address(begins), row=row, col=col)
+
     _fill(
         record,
         dtype=_DTYPES.index(problem.dtype),
@@ -217,18 +251,16 @@ def _shape(problem: AttentionProblem, strides: tuple[tuple[int, ...] | None, ...
         q_offset=problem.q_offset,
         first_query=begin,
         queries=end - begin,
+        heads_alike=problem.group_size == 1 or not any(of[-3] for x, of in of_options if x in _OF_HEADS),
     )
-    fill(record["components"], problem.components)
+    components, options = record["components"], dict(of_options)
+    fill(components, problem.components)
+    for struct, keyword in arrays_in(components.dtype, problem.components):
+        if keyword in options:
+            lay_out(components[struct][keyword], heads_q, options[keyword])
     for name, of in zip(BACKWARD, strides, strict=False):
-        if of is None:
-            continue
-        heads = heads_k if name in ("k", "v", "dk", "dv") else heads_q
-        begins = np.zeros(1, np.int64)
-        for n, stride in zip(heads, of, strict=False):
-            begins = (begins[:, None] + np.arange(n) * stride).ravel()
-        kept.append(begins)
-        row, col = (*of[len(heads) :], 0)[:2]
-        _fill(record[name], heads=_address(begins), row=row, col=col)
+        if of is not None:
+            lay_out(record[name], heads_k if name in ("k", "v", "dk", "dv") else heads_q, of)
     queries = max(problem.group_size * (end - begin), FEW_QUERIES)  # that share a key
     work = math.prod(heads_k) * queries * _keys_of_a_query(problem) * (problem.head_dim + problem.head_dim_v)
     return record.ctypes.data, int(work), kept

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_flash._src.backends import threads
+from cupy_flash._src.components.component import Interval, Place, Region
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem
 
@@ -53,7 +54,7 @@ def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 
 def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
-    q, k, v, out, lse = operands
+    q, k, v, out, lse, arrays = operands
     begin, end = problem.seeing
     for unseeing in (slice(begin), slice(end, None)):
         out[..., unseeing, :] = 0
@@ -62,8 +63,8 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
     def query_block(item: Item) -> None:
         head, i0, i1 = item
         key_head = (*head[:-1], head[-1] // problem.group_size)
-        rows = slice(i0, i1)
-        _forward_block(problem, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
+        rows, place = slice(i0, i1), problem.place(arrays, head)
+        _forward_block(problem, place, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
 
     # The last queries first: when causal they see the most keys.
     query_blocks = blocks(begin, end, QUERY_BLOCK)[::-1]
@@ -71,7 +72,15 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
 
 
 def _forward_block(
-    problem: AttentionProblem, i0: int, q: Array, k: Array, v: Array, out: Array, lse: Array, headroom: float = 0
+    problem: AttentionProblem,
+    place: Place,
+    i0: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    lse: Array,
+    headroom: float = 0,
 ) -> None:
     """A block of queries, the first of which is `i0`, against all keys of its head that it sees."""
     n, dtype = len(q), problem.accumulator
@@ -82,8 +91,8 @@ def _forward_block(
     m[:] = total[:] = o[:] = 0
     shifted = False  # whether any m is not 0
 
-    for j0, j1 in blocks(*problem.keys(i0, i0 + n - 1), KEY_BLOCK):
-        tile = _Tile(problem, i0, j0, on_scores)
+    for j0, j1 in blocks(*_keys(problem, place, i0, i0 + n - 1), KEY_BLOCK):
+        tile = _Tile(problem, Region(place, slice(i0, i0 + n), slice(j0, j1)), on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p, _ = tile.scores(q_scaled, k_tile)
         follow = headroom > 0
@@ -110,7 +119,7 @@ def _forward_block(
         o += tile.matmul(p, v_tile, out=o_tile)
 
     if not headroom and not np.isfinite(o.sum()):  # p v may have overflowed before its division
-        _forward_block(problem, i0, q, k, v, out, lse, HEADROOM)
+        _forward_block(problem, place, i0, q, k, v, out, lse, HEADROOM)
         return
     np.log(total, out=tile_total)
     tile_total += headroom
@@ -118,6 +127,11 @@ def _forward_block(
     total[total == 0] = 1  # all scores -inf
     o /= total[:, None]
     out[...] = o
+
+
+def _keys(problem: AttentionProblem, place: Place, first: int, last: int) -> Interval:
+    """Where the keys lie that queries from `first` to `last` of a head see."""
+    return Interval(*(int(x) for x in problem.keys(first, last, place)))
 
 
 def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
@@ -148,14 +162,13 @@ class _Backward:
 
     def __init__(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> None:
         self.problem = problem
-        self.q, self.k, self.v, self.out, self.lse = operands
+        self.q, self.k, self.v, self.out, self.lse, self.arrays = operands
         self.dout, self.dlse = cotangents
         self.delta = np.empty(problem.lse_shape, problem.accumulator)
         self.dq = np.zeros(problem.q_shape, problem.accumulator)
         self.dk = np.zeros(problem.k_shape, problem.storage)
         self.dv = np.zeros(problem.v_shape, problem.storage)
         self.query_blocks = blocks(*problem.seeing, QUERY_BLOCK)
-        self.keys = [problem.keys(i0, i1 - 1) for i0, i1 in self.query_blocks]
         self.turns = threads.Turns()
 
     def delta_block(self, item: Item) -> None:
@@ -185,11 +198,14 @@ class _Backward:
         group = problem.group_size
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
             head = (*key_head[:-1], h)
-            for (i0, i1), (begin, end) in zip(self.query_blocks, self.keys, strict=True):
+            place = problem.place(self.arrays, head)
+            for i0, i1 in self.query_blocks:
+                begin, end = _keys(problem, place, i0, i1 - 1)
                 low, high = max(j0, begin), min(j1, end)
                 if low >= high:
                     continue
-                tile, seen = _Tile(problem, i0, low, on_scores), slice(low - j0, high - j0)
+                region = Region(place, slice(i0, i1), slice(low, high))
+                tile, seen = _Tile(problem, region, on_scores), slice(low - j0, high - j0)
                 qa = _augmented("qa", self.q[head][i0:i1], dtype)
                 qa *= on_q
                 minus_lse = np.multiply(self.lse[head][i0:i1], -1)  # NumPy 2.4's negative errs with some strides
@@ -207,7 +223,7 @@ class _Backward:
                 ds = np.matmul(doa, va[seen].T, out=_scratch("ds", p.shape, dtype))
                 ds *= p
                 for step, s in zip(problem.scores[:0:-1], inputs[::-1], strict=True):
-                    ds = step.backward(np, ds, s)
+                    ds = step.backward(np, ds, s, region)
                 dk[seen] += tile.matmul(ds, qa[:, :-1], out=dk_tile[seen], transpose=True)
                 dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
                 tile.matmul(ds, ka[seen, :-1], out=dq_tile)
@@ -221,11 +237,10 @@ class _Backward:
 
 
 class _Tile(NamedTuple):
-    """A block of queries from `i0` on against a block of keys from `j0` on."""
+    """A block of queries against a block of keys."""
 
     problem: AttentionProblem
-    i0: int
-    j0: int
+    region: Region
     on_scores: np.floating
 
     def scores(self, q: Array, k: Array) -> tuple[Array, list[Array]]:
@@ -239,19 +254,30 @@ class _Tile(NamedTuple):
         inputs = []
         for step in self.problem.scores[1:]:
             inputs.append(s)
-            s = step.forward(np, s)
-        if self._is_cut(s.shape):
-            begin, end, keys = self._ends(s.shape)
+            s = step.forward(np, s, self.region)
+        if self._is_cut():
+            if any(mask.elementwise for mask in self.problem.masks):
+                np.copyto(s, -np.inf, where=~self._seen())
+                return s, inputs
+            begin, end, keys = self._ends()
             cut = slice(max(begin[-1, 0] - self.j0, 0))  # no begin is greater than the last query's
             np.copyto(s[:, cut], -np.inf, where=keys[cut] < begin)
             cut = slice(max(end[0, 0] - self.j0, 0), None)
             np.copyto(s[:, cut], -np.inf, where=keys[cut] >= end)
         return s, inputs
 
-    def _ends(self, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    @property
+    def j0(self) -> int:
+        """The first key."""
+        return self.region.cols.start
+
+    def _ends(self) -> tuple[Array, Array, Array]:
         """Where the keys of each query begin and end, as columns; and the tile's keys."""
-        begin, end = self.problem.keys(self.i0 + np.arange(shape[0])[:, None])
-        return begin, end, self.j0 + np.arange(shape[1])
+        begin, end = self.problem.keys(self.region.queries(np), place=self.region.place)
+        return begin, end, self.region.keys(np)
+
+    def _seen(self) -> Array:
+        return np.broadcast_to(self.problem.seen(np, self.region), self._shape())
 
     def matmul(self, a: Array, b: Array, *, out: Array, transpose: bool = False) -> Array:
         """``a @ b`` or ``a.T @ b``, in which an inf or nan of `b` reaches only rows that see it.
@@ -260,9 +286,8 @@ class _Tile(NamedTuple):
         is right if it is finite.
         """
         np.matmul(a.T if transpose else a, b, out=out)
-        if self._is_cut(a.shape) and not np.isfinite(out.sum()):
-            begin, end, keys = self._ends(a.shape)
-            seen = (begin <= keys) & (keys < end)
+        if self._is_cut() and not np.isfinite(out.sum()):
+            seen = self._seen()
             a = np.where(seen, a, 0)
             if transpose:
                 a, seen = a.T, seen.T
@@ -272,10 +297,16 @@ class _Tile(NamedTuple):
             out[untouched] = a[untouched][:, finite] @ b[finite]
         return out
 
-    def _is_cut(self, shape: tuple[int, ...]) -> bool:
+    def _shape(self) -> tuple[int, int]:
+        rows, cols = self.region.rows, self.region.cols
+        return rows.stop - rows.start, cols.stop - cols.start
+
+    def _is_cut(self) -> bool:
         """Whether a key is hidden from a query."""
-        first, last = self.problem.keys(self.i0), self.problem.keys(self.i0 + shape[0] - 1)
-        return bool(last.begin > self.j0 or first.end < self.j0 + shape[1])
+        place, rows, cols = self.region
+        first, last = (self.problem.keys(i, place=place) for i in (rows.start, rows.stop - 1))
+        inside = last.begin <= cols.start and first.end >= cols.stop
+        return not inside or any(mask.elementwise and not mask.shows(self.region).all() for mask in self.problem.masks)
 
 
 def merge(problem: AttentionProblem, parts: Merge) -> None:
@@ -308,7 +339,7 @@ def digest(problem: AttentionProblem, operands: Operands) -> Array:
         *batch, head = heads[n]
         key_head = (*batch, head // problem.group_size)
         places = (heads[n], key_head, key_head, heads[n], heads[n])
-        for i, (x, place) in enumerate(zip(operands, places, strict=True)):
+        for i, (x, place) in enumerate(zip(operands.kept.values(), places, strict=True)):
             digests[n, i] = zlib.crc32(np.ascontiguousarray(x[place]).view(np.uint8).data)
 
     threads.run(of_head, range(len(heads)))

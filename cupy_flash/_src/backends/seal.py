@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash._src.operands import Gradients, Operands
+from cupy_flash._src.operands import KEPT, Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem
 
 
 def names_of(flags: Any) -> tuple[str, ...]:
     """The arrays whose flag, of five, is not 0."""
-    return tuple(name for name, flag in zip(Operands._fields, flags.tolist(), strict=True) if flag)
+    return tuple(name for name, flag in zip(KEPT, flags.tolist(), strict=True) if flag)
 
 
 def refuse(changed: tuple[str, ...]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cupy_flash._src import backends, device
 from cupy_flash._src.cli import Unavailable, UserError
+from cupy_flash._src.components import ARRAYS
+from cupy_flash._src.components.component import example
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +66,25 @@ def add_options(parser: argparse._ActionsContainer) -> None:
         help="how many keys before and behind its own position a query sees, such as 512,0; 512, leaves the right open",
     )  # fmt: skip
     parser.add_argument("--softcap", type=float, metavar="CAP", help="a bound that scores approach")
+    for keyword in ARRAYS:
+        flag = f"--{keyword.replace('_', '-')}"
+        parser.add_argument(flag, action="store_true", help=f"calls give {keyword}, an array")
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, by their keywords."""
+def options(args: argparse.Namespace, full: tuple[int, ...] = (1, 1, 1, 1)) -> dict[str, Any]:
+    """Those that were given, by their keywords; arrays are `arrays_for` scores of shape `full`."""
     given = {"causal": args.causal or None, "window": args.window, "softcap": args.softcap}
-    return {name: value for name, value in given.items() if value is not None}
+    plain = {name: value for name, value in given.items() if value is not None}
+    return plain | arrays_for([name for name in ARRAYS if getattr(args, name)], full)
+
+
+def arrays_for(keywords: Iterable[str], full: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Examples of options that are arrays, as a call takes them whose scores have the shape `full`.
+
+    With ones for all but the heads they are small, and fit every call that has as many.
+    """
+    rng = np.random.default_rng(0)
+    return {name: example(ARRAYS[name].examples[0], rng, full) for name in keywords}
 
 
 def architecture(text: str) -> str:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cupy_flash._src import cache, device, plan
 from cupy_flash._src.backends import native
 from cupy_flash._src.backends.cupy_ import CupyBackend
@@ -18,6 +20,7 @@ from cupy_flash._src.cli.arguments import add_options, architecture, options
 from cupy_flash._src.cli.progress import progress
 from cupy_flash._src.cli.units import format_seconds
 from cupy_flash._src.compile import CompiledKernel, compile_all, nvrtc_version
+from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
 from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
 
@@ -98,8 +101,20 @@ def _compile_kernels(args: argparse.Namespace, purposes: list[str]) -> None:
             print(f"CUDA kernels: none without --arch, for {error}")
             return
     print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
+    calls = _calls(args)
     for target in targets:
-        _compile(target, purposes, [options(args)] if options(args) else plan.COMMON)
+        _compile(target, purposes, calls)
+
+
+def _calls(args: argparse.Namespace) -> Calls:
+    """The options of the calls that kernels are compiled for, which a call takes together."""
+    given = options(args)
+    x = np.zeros((1, 1, 1, 1), np.float16)
+    try:
+        AttentionProblem.from_arrays(x, x, x, **given)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    return [given] if given else plan.COMMON
 
 
 def _compile(target: device.Device, purposes: list[str], calls: Calls) -> None:

@@ -14,13 +14,15 @@ import numpy as np
 from cupy_flash._src import device, emulator
 from cupy_flash._src.analysis.occupancy import occupancy
 from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
-from cupy_flash._src.analysis.traffic import launch_bytes
+from cupy_flash._src.analysis.traffic import array_bytes, block_pairs, launch_bytes
 from cupy_flash._src.api import flash_attention, flash_attention_backward
 from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
 from cupy_flash._src.cli.arguments import add_options, architecture, options, positive_int, writing
 from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompileError, to_cubin
+from cupy_flash._src.components import ARRAYS, arrays_among
+from cupy_flash._src.components.component import Component
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.toolchain import ToolchainError
@@ -89,6 +91,7 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
     else:
         passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
         print(f"{passes}, a group's heads spread over {plan.num_splits} blocks")
+    print(f"in effect: {', '.join(_told(component) for component in problem.components)}")
     _print_launches(plan, target)
     _print_at_full_size(problem, plan, args)
     _print_counts(problem, target, args)
@@ -111,7 +114,8 @@ def _of_shapes(args: argparse.Namespace, *shapes: tuple[int, ...]) -> AttentionP
         q, k, v = (np.broadcast_to(zero, shape) for shape in shapes)
     except ValueError:
         raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
-    return AttentionProblem.from_arrays(q, k, v, **options(args), deterministic=args.deterministic)
+    given = options(args, (1, q.shape[1], 1, 1))
+    return AttentionProblem.from_arrays(q, k, v, **given, deterministic=args.deterministic)
 
 
 def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
@@ -130,11 +134,19 @@ def _described(problem: AttentionProblem, args: argparse.Namespace) -> str:
     if problem.group_size > 1:
         heads += f" ({problem.num_heads_k} of keys)"
     dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
-    given = "".join(f", {name}" + f" {value}" * (value is not True) for name, value in options(args).items())
+    values = {name: True if name in ARRAYS else value for name, value in options(args).items()}
+    given = "".join(f", {name}" + f" {value}" * (value is not True) for name, value in values.items())
     return (
         f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
         f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{given}"
     )
+
+
+def _told(component: Component) -> str:
+    """Its name, with the numbers that it is of."""
+    values = [value for value in vars(component).values() if not isinstance(value, bool)]
+    numbers = ", ".join("open" if value is None else f"{value:g}" for value in values)
+    return f"{component.type} ({numbers})" if numbers else component.type
 
 
 def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> None:
@@ -176,13 +188,41 @@ def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardP
     if problem.masks:
         pairs = prod(problem.lse_shape) * problem.seqlen_k
         print(f"  pairs that are seen     {visible_pairs(problem) / pairs:.1%} of all")
+        kernels = {launch.kernel: launch for launch in plan.launches if launch.kernel.family != "attention"}
+        for kernel, launch in kernels.items():
+            met, every = block_pairs(problem, plan, launch)
+            print(f"  blocks that are met     {met / every:.1%} of all, {kernel.entry}")
     print(f"  memory, each array once {format_bytes(once)}")
     print(f"  L2 cache, every access  {accesses}; the standard attention {format_bytes(standard)}")
+    _print_arrays(problem, plan, args)
     if args.arch in DATASHEET:
         points = {"each array once": once, "if no access met a cache": total, "standard attention, likewise": standard}
         _print_roofline(problem, plan, work, points, args)
     else:
         print(f"roofline: not known, for there are no datasheet's rates of {args.arch}")
+
+
+def _print_arrays(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, args: argparse.Namespace) -> None:
+    """What arrays add to these figures."""
+    arrays = arrays_among(options(args))
+    if not arrays:
+        return
+    print("options that only the call knows: above as if they hid no key, and not read; they add")
+    for name, size in array_bytes(problem, plan, arrays).items():
+        print(
+            f"  {name:<22}  {format_bytes(size)} read, {_read_as(problem, ARRAYS[name].lacks, arrays[name].itemsize)}"
+        )
+
+
+def _read_as(problem: AttentionProblem, lacks: int | None, itemsize: int) -> str:
+    if lacks:
+        return f"a number for each {'head of a ' * (lacks == 2)}block of threads"
+    shared = problem.seqlen_q * problem.seqlen_k * itemsize
+    whole = prod(problem.batch) * problem.num_heads_q * shared
+    return (
+        "an element for each pair that is seen, once in each kernel that computes scores; it lies in "
+        f"{format_bytes(whole)}, or {format_bytes(shared)} where batch and heads share it"
+    )
 
 
 def _print_roofline(
@@ -217,8 +257,9 @@ def _print_counts(problem: AttentionProblem, target: device.Device, args: argpar
     except ToolchainError as error:
         raise Unavailable(f"counting needs a C++ compiler: {error}") from None
     print(f"\nglobal traffic, counted by the emulator with {_described(small, args)}:")
+    unknown = arrays_among(options(args))  # how much they hide, and what is read to know it
     for launch, count in zip(plan.launches, counted, strict=True):
-        formula = launch_bytes(small, plan, launch)
+        formula = None if unknown and launch.kernel.parts else launch_bytes(small, plan, launch)
         agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
         print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
 
@@ -237,11 +278,9 @@ def _count(problem: AttentionProblem, target: device.Device, args: argparse.Name
     rng = np.random.default_rng(0)
     shapes = problem.q_shape, problem.k_shape, problem.v_shape, problem.out_shape
     q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
-    backend = f"emulator:{target.arch}"
+    given = options(args, (*problem.lse_shape, problem.seqlen_k)) | {"backend": f"emulator:{target.arch}"}
     with emulator.settings(mode="counted"):
-        out, lse = flash_attention(q, k, v, **options(args), return_lse=True, backend=backend)
+        out, lse = flash_attention(q, k, v, **given, return_lse=True)
         if args.backward:
-            flash_attention_backward(
-                dout, q, k, v, out, lse, **options(args), deterministic=args.deterministic, backend=backend
-            )
+            flash_attention_backward(dout, q, k, v, out, lse, **given, deterministic=args.deterministic)
     return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]

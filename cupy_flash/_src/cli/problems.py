@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components.component import example
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 REDUCTION = 3  # of the sequence lengths where the emulator computes
@@ -37,7 +38,7 @@ class Problem:
     sk: int = 260
     d: int = 64
     dv: int | None = None
-    options: dict[str, Any] = field(default_factory=dict, hash=False)  # of the forward
+    options: dict[str, Any] = field(default_factory=dict, hash=False)  # of the forward; arrays as functions: `example`
     layout: str = "contiguous"
     deterministic: bool = False
 
@@ -45,7 +46,8 @@ class Problem:
         heads = f"{self.heads_k * self.group}" + (f"/{self.heads_k}" if self.group > 1 else "")
         dims = f"{self.d}" if self.dv is None else f"{self.d},{self.dv}"
         words = [self.dtype, f"D {dims}", f"H {heads}", f"S {self.sq}x{self.sk}"]
-        words += [name if value is True else f"{name} {value}" for name, value in self.options.items()]
+        for name, value in self.options.items():
+            words.append(name if value is True else f"{name} {getattr(value, '__name__', value)}")
         if self.layout != "contiguous":
             words.append(self.layout)
         if self.deterministic:
@@ -67,6 +69,12 @@ class Problem:
             (*self.batch, heads, self.sq, dv),
         )
 
+    def given(self, xp: Any = np) -> dict[str, Any]:
+        """The options as calls take them."""
+        rng, full = np.random.default_rng(1), (*self.shapes[3][:-1], self.sk)
+        made = {name: example(value, rng, full) for name, value in self.options.items()}
+        return {name: xp.asarray(value) if callable(self.options[name]) else value for name, value in made.items()}
+
     def arrays(self, xp: Any = np) -> list[Any]:
         """q, k, v, dout and dlse, the same numbers in NumPy and CuPy; dlse is contiguous."""
         rng, dtype = np.random.default_rng(0), DTYPES[self.dtype]
@@ -84,7 +92,7 @@ class Problem:
         """What is planned: by shapes and types, without the arrays."""
         zero = np.zeros((), DTYPES[self.dtype])
         q, k, v = (np.broadcast_to(zero, shape) for shape in self.shapes[:3])
-        return AttentionProblem.from_arrays(q, k, v, **self.options, deterministic=self.deterministic)
+        return AttentionProblem.from_arrays(q, k, v, **self.given(), deterministic=self.deterministic)
 
 
 CAUSAL = {"causal": True}
@@ -129,7 +137,8 @@ def problems() -> Iterator[Problem]:
         yield Problem(dtype, sq=577, sk=577, options=CAUSAL | {"window": (100, None)}, deterministic=True)
     for component in COMPONENTS:
         for value, dtype in product(component.examples, ("float16", "float32")):
-            yield Problem(dtype, options={component.keyword: value})
+            # Where queries stand matters only to other options.
+            yield Problem(dtype, options={component.keyword: value} | (CAUSAL if component.concept == "Place" else {}))
     for dtype in DTYPES:
         yield Problem(dtype, heads_k=1, group=2, options={x.keyword: x.examples[0] for x in COMPONENTS})
     for sq, sk in ((1, 1), (1, 129), (129, 1), (577, 1023), (0, 5), (5, 0)):

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cupy_flash._src.components.alibi import Alibi
+from cupy_flash._src.components.boolean import Boolean
 from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.component import Component, Sizes
+from cupy_flash._src.components.key_lengths import KeyLengths
+from cupy_flash._src.components.key_starts import KeyStarts
+from cupy_flash._src.components.offsets import Offsets
 from cupy_flash._src.components.positions import fitted
+from cupy_flash._src.components.query_lengths import QueryLengths
 from cupy_flash._src.components.scale import Scale
 from cupy_flash._src.components.softcap import Softcap
 from cupy_flash._src.components.window import Window
-from cupy_flash._src.options import boolean, integer
+from cupy_flash._src.options import boolean
 
-COMPONENTS: tuple[type[Component], ...] = (  # scores, then masks
+COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, then masks
+    Offsets,
     Scale,
     Softcap,
+    Alibi,
     Causal,
     Window,
+    KeyLengths,
+    QueryLengths,
+    KeyStarts,
+    Boolean,
 )
-KEYWORDS = (*(component.keyword for component in COMPONENTS), "q_offset", "deterministic")
-_CHECKS = [(component.keyword, component.default, component.check) for component in COMPONENTS]
+KEYWORDS = (*(component.keyword for component in COMPONENTS), "deterministic")
+ARRAYS = {component.keyword: component for component in COMPONENTS if component.lacks is not None}
+_DEFAULTS = {component.keyword: component.default for component in COMPONENTS}
+_ARRAYS = [(keyword, component.array) for keyword, component in ARRAYS.items()]
+
+
+def arrays_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call's options that are arrays, by their keywords; numbers where arrays may stand are NumPy's."""
+    get = arguments.get
+    found = [(keyword, array_of(value)) for keyword, array_of in _ARRAYS if (value := get(keyword)) is not None]
+    return {keyword: array for keyword, array in found if array is not None}
 
 
 class Options(NamedTuple):
@@ -30,41 +52,40 @@ class Options(NamedTuple):
     ----------
     values : tuple
         Of the components' keywords, in their order.
-    q_offset, deterministic
-        As the public calls have them.
+    deterministic
+        As the public calls have it.
     """
 
     values: tuple[Any, ...]
-    q_offset: int | None
     deterministic: bool
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Options:
         """Check those among the arguments of a call, whose signature shows their names and defaults."""
-        get, q_offset = arguments.get, arguments.get("q_offset")
-        values = [
-            default if (value := get(keyword, default)) is default else check(value)
-            for keyword, default, check in _CHECKS
-        ]
-        deterministic = boolean("deterministic", get("deterministic", False))
-        return cls(tuple(values), None if q_offset is None else integer("q_offset", q_offset), deterministic)
+        values = list(map(arguments.__getitem__, _DEFAULTS))
+        for i, usual in enumerate(map(operator.is_, values, _DEFAULTS.values())):
+            if not usual:
+                values[i] = COMPONENTS[i].check(values[i])
+        return cls(tuple(values), boolean("deterministic", arguments.get("deterministic", False)))
 
     @classmethod
     def of(cls, **options: Any) -> Options:
         """Check them; a TypeError too if one is unknown."""
         if not options.keys() <= set(KEYWORDS):
             raise TypeError(f"options are {', '.join(options)}: expected only {', '.join(KEYWORDS)}")
-        return cls.among(options)
+        return cls.among(_DEFAULTS | options)
+
+    @property
+    def by_keyword(self) -> dict[str, Any]:
+        """The components' values."""
+        return {component.keyword: value for component, value in zip(COMPONENTS, self.values, strict=True)}
 
     def components(self, sizes: Sizes) -> tuple[Component, ...]:
         """What they put into effect in a problem."""
-        options = self._by_keyword()
+        options = self.by_keyword
         found = [component.of(options, sizes) for component in COMPONENTS]
         return tuple(component for component in found if component is not None)
 
     def offset(self, sizes: Sizes) -> int:
-        """`Sizes.q_offset` as it goes with these components."""
-        return fitted(self._by_keyword(), sizes)[1]
-
-    def _by_keyword(self) -> dict[str, Any]:
-        return {component.keyword: value for component, value in zip(COMPONENTS, self.values, strict=True)}
+        """Position of the first query among the keys, as far as it is known, as it goes with these components."""
+        return fitted(self.by_keyword, sizes)[1]

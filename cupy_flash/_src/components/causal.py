@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cupy_flash._src.components.component import Interval, Mask, Rows, Sizes
+from cupy_flash._src.components.component import Interval, Mask, Place, Rows, Sizes
 from cupy_flash._src.components.positions import bounds
 from cupy_flash._src.options import boolean
 
@@ -30,8 +30,8 @@ class Causal(Mask):
     def params(self) -> dict[str, Any]:
         return {"used": True}
 
-    def keys(self, query: Rows, q_offset: int) -> Interval:
-        return Interval(None, query + q_offset + 1)
+    def keys(self, query: Rows, place: Place) -> Interval:
+        return Interval() if place.q_offset is None else Interval(None, query + place.q_offset + 1)
 
-    def queries(self, key: Rows, q_offset: int) -> Interval:
-        return Interval(key - q_offset, None)
+    def queries(self, key: Rows, place: Place) -> Interval:
+        return Interval() if place.q_offset is None else Interval(key - place.q_offset, None)

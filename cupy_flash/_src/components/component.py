@@ -8,7 +8,7 @@ problem, is part of the keys of all caches, and has the same name in three langu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,15 +36,48 @@ class Sizes(NamedTuple):
         Of q and k.
     seqlen_q, seqlen_k : int
         Sequence lengths.
-    q_offset : int
-        Position of the first query among the keys.
     """
 
     dtype: str
     head_dim: int
     seqlen_q: int = 0
     seqlen_k: int = 0
-    q_offset: int = 0
+
+
+class Place(NamedTuple):
+    """Where scores belong, which may be one head or many at once.
+
+    Attributes
+    ----------
+    seqlen_q, seqlen_k : int
+        Sequence lengths.
+    q_offset : int, array or None
+        Position of the first query among the keys; None where only the call tells.
+    arrays : mapping
+        What options hold here that are arrays, by their keywords: numbers, or arrays that broadcast with scores
+        (..., Sq, Sk). Those that are missing are not known before the call.
+    """
+
+    seqlen_q: int
+    seqlen_k: int
+    q_offset: Rows | None
+    arrays: Mapping[str, Array] = {}
+
+
+class Region(NamedTuple):
+    """Those queries and keys of a place that an array of scores has."""
+
+    place: Place
+    rows: slice
+    cols: slice
+
+    def queries(self, xp: Any) -> Array:
+        """Numbers of the queries, as a column."""
+        return xp.arange(self.rows.start, self.rows.stop)[:, None]
+
+    def keys(self, xp: Any) -> Array:
+        """Numbers of the keys."""
+        return xp.arange(self.cols.start, self.cols.stop)
 
 
 @dataclass(frozen=True)
@@ -57,12 +90,14 @@ class Component:
         Of the public calls.
     default : object
         Its value there.
-    examples : sequence of object
-        Other values of the keyword, for checks and tests.
+    examples : sequence
+        Other values of the keyword, for checks and tests; of arrays, functions that `example` calls.
     uses_offset : bool
         Whether positions of queries among the keys matter to it.
+    lacks : int or None
+        How many of the last axes of (..., Hq, Sq, Sk) an array lacks that is the keyword's value; None: it is none.
     concept : str
-        What kernels know it as: ``"Score"`` or ``"Mask"``.
+        What kernels know it as: ``"Score"``, ``"Mask"`` or ``"Place"``.
     header : str
         Path of its headers below ``attention/`` and ``cpu/``, without suffix.
     struct : str
@@ -73,6 +108,7 @@ class Component:
     default: ClassVar[Any] = None
     examples: ClassVar[Sequence[Any]] = ()
     uses_offset: ClassVar[bool] = False
+    lacks: ClassVar[int | None] = None
     concept: ClassVar[str] = ""
     header: ClassVar[str]
     struct: ClassVar[str]
@@ -82,8 +118,19 @@ class Component:
         cls.struct = f"{cls.__name__}Params"
 
     @staticmethod
+    def array(value: Any) -> Any:
+        """Of a value that may be an array: that array, or None where it is a plain value."""
+        return value
+
+    @staticmethod
+    def check_values(values: np.ndarray, sizes: Sizes) -> None:
+        """Raise a ValueError for what the array must not hold, where it lies on the CPU."""
+
+    @staticmethod
     def check(value: Any) -> Any:
         """The keyword's value, unless it is the default, as a plain Python value, by which a problem is found again.
+
+        That of an array is what describes it.
 
         Raises
         ------
@@ -103,8 +150,15 @@ class Component:
         return self.__class__.__name__
 
     def params(self) -> dict[str, Any]:
-        """The fields of its structs by name: its own, unless it says others."""
+        """The numbers in its structs by the names of their fields: its own, unless it says others.
+
+        Fields that are tensors have the names of keywords, and are the arrays that these hold.
+        """
         return dict(vars(self))
+
+    def moved(self, place: Place) -> Place:
+        """The place as it changes it."""
+        return place
 
 
 class Score(Component):
@@ -119,11 +173,11 @@ class Score(Component):
     concept = "Score"
     error: ClassVar[float] = 0.0
 
-    def forward(self, xp: Any, s: Array) -> Array:
+    def forward(self, xp: Any, s: Array, region: Region) -> Array:
         """What the step makes of scores; `xp` is numpy or cupy."""
         raise NotImplementedError
 
-    def backward(self, xp: Any, ds: Array, s: Array) -> Array:
+    def backward(self, xp: Any, ds: Array, s: Array, region: Region) -> Array:
         """The gradient with respect to `s`, that of what ``forward(s)`` made being `ds`."""
         raise NotImplementedError
 
@@ -132,18 +186,34 @@ class Mask(Component):
     """A rule that hides keys from queries. A query sees the keys that no mask in effect hides.
 
     Positions are numbers or arrays of them. Each query sees an interval of keys, and each key is seen by an interval of
-    queries. No end of either falls as the argument rises, and both say the same.
+    queries. No end of either falls as the argument rises, and both say the same. What a place does not tell yet hides
+    nothing.
+
+    Attributes
+    ----------
+    elementwise : bool
+        Whether `shows` hides keys inside the intervals.
     """
 
     concept = "Mask"
+    elementwise: ClassVar[bool] = False
 
-    def keys(self, query: Rows, q_offset: int) -> Interval:
-        """Those that the query sees; its own position among them is ``query + q_offset``."""
-        raise NotImplementedError
+    def keys(self, query: Rows, place: Place) -> Interval:
+        """Those that the query sees; its own position among them is ``query + place.q_offset``."""
+        return Interval()
 
-    def queries(self, key: Rows, q_offset: int) -> Interval:
+    def queries(self, key: Rows, place: Place) -> Interval:
         """Those that see the key."""
+        return Interval()
+
+    def shows(self, region: Region) -> Array:
+        """Where it does not hide the key, of those of the intervals."""
         raise NotImplementedError
+
+
+def example(value: Any, rng: np.random.Generator, full: tuple[int, ...]) -> Any:
+    """One of `Component.examples` as a call takes it, which has scores of shape `full`, (..., Hq, Sq, Sk)."""
+    return value(rng, full) if callable(value) else value
 
 
 def declarations(components: Sequence[type[Component]], folder: str, suffix: str) -> str:
@@ -154,9 +224,23 @@ def declarations(components: Sequence[type[Component]], folder: str, suffix: str
 
 
 def fill(record: np.ndarray, components: Iterable[Component]) -> None:
-    """Write what components are told into a record of their structs; those that it lacks are passed over."""
-    for component in components:
-        if component.struct in (record.dtype.names or ()):
-            told, struct = component.params(), record[component.struct]
-            for field in struct.dtype.names or ():
+    """Write the numbers that components are told into a record of their structs.
+
+    Components that the record lacks are passed over.
+    """
+    for component in _within(record.dtype, components):
+        told, struct = component.params(), record[component.struct]
+        for field in struct.dtype.names or ():
+            if struct.dtype[field].names is None:
                 struct[field] = told[field]
+
+
+def arrays_in(dtype: np.dtype, components: Iterable[Component]) -> Iterator[tuple[str, str]]:
+    """Where such a record has places for arrays: the names of structs and of fields, which are keywords."""
+    for component in _within(dtype, components):
+        struct = dtype[component.struct]
+        yield from ((component.struct, field) for field in struct.names or () if struct[field].names is not None)
+
+
+def _within(dtype: np.dtype, components: Iterable[Component]) -> Iterator[Component]:
+    return (component for component in components if component.struct in (dtype.names or ()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash._src.components.component import Array, Score, Sizes
+from cupy_flash._src.components.component import Array, Region, Score, Sizes
 from cupy_flash._src.options import real
 
 LOG2_E = 1.0 / math.log(2.0)
@@ -58,8 +58,8 @@ class Scale(Score):
         # A unit of 0 would turn a hidden key's -inf into NaN; what is about the least normal number gives 2^0 as well.
         return told | {"unit": max(told["unit"], 2.3e-308), "unit_f32": max(told["unit_f32"], 1.2e-38)}
 
-    def forward(self, xp: Any, s: Array) -> Array:
+    def forward(self, xp: Any, s: Array, region: Region) -> Array:
         return s * self.scale
 
-    def backward(self, xp: Any, ds: Array, s: Array) -> Array:
+    def backward(self, xp: Any, ds: Array, s: Array, region: Region) -> Array:
         return ds * self.scale

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cupy_flash._src.components.component import Array, Score, Sizes
+from cupy_flash._src.components.component import Array, Region, Score, Sizes
 from cupy_flash._src.options import real
 
 
@@ -39,8 +39,8 @@ class Softcap(Score):
         largest = 2.0 ** (900 if sizes.dtype == "float64" else 100)
         return None if value is None else cls(min(max(value, 1 / largest), largest))
 
-    def forward(self, xp: Any, s: Array) -> Array:
+    def forward(self, xp: Any, s: Array, region: Region) -> Array:
         return self.cap * xp.tanh(s / self.cap)
 
-    def backward(self, xp: Any, ds: Array, s: Array) -> Array:
+    def backward(self, xp: Any, ds: Array, s: Array, region: Region) -> Array:
         return ds * (1 - xp.tanh(s / self.cap) ** 2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cupy_flash._src.components.component import Interval, Mask, Rows, Sizes
+from cupy_flash._src.components.component import Interval, Mask, Place, Rows, Sizes
 from cupy_flash._src.components.positions import Bounds, bounds, fitted
 from cupy_flash._src.options import integer
 
@@ -52,15 +52,19 @@ class Window(Mask):
         cuts = {"cuts_left": self.left is not None, "cuts_right": self.right is not None}
         return {**cuts, "left": self.left or 0, "right": self.right or 0}
 
-    def keys(self, query: Rows, q_offset: int) -> Interval:
-        position = query + q_offset
+    def keys(self, query: Rows, place: Place) -> Interval:
+        if place.q_offset is None:
+            return Interval()
+        position = query + place.q_offset
         return Interval(
             None if self.left is None else position - self.left,
             None if self.right is None else position + self.right + 1,
         )
 
-    def queries(self, key: Rows, q_offset: int) -> Interval:
-        position = key - q_offset
+    def queries(self, key: Rows, place: Place) -> Interval:
+        if place.q_offset is None:
+            return Interval()
+        position = key - place.q_offset
         return Interval(
             None if self.right is None else position - self.right,
             None if self.left is None else position + self.left + 1,

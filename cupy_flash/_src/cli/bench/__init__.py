@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> None:
     check_output(path)
     check_output(*files(path.with_suffix("")).values())
     book = Book(path, place)
-    measure(machine, book, chosen, _loaded(methods), today, started + 60 * minutes)
+    methods = _loaded(methods)
+    _tell_what_is_left_out(chosen, methods)
+    measure(machine, book, chosen, methods, today, started + 60 * minutes)
     return None
 
 
@@ -169,6 +171,13 @@ def _loaded(methods: list[Method]) -> list[Method]:
         else:
             found.append(method)
     return found
+
+
+def _tell_what_is_left_out(chosen: list[Case], methods: list[Method]) -> None:
+    for method in methods:
+        lacking = dict.fromkeys(case.option for case in chosen if not method.takes(case))
+        if lacking:
+            print(f"left out: {method.name} has no {', '.join(lacking)}")
 
 
 def commit_of_sources() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -23,6 +23,7 @@ FIELDS = (
     "gbps", "peak_bytes", "error", *(f"{unit}_{when}" for when in ("before", "after") for unit in UNITS), "plan",
     *PLACE_FIELDS, "date",
 )  # fmt: skip
+OLDER = tuple(name for name in FIELDS if name != "option")  # of files from before there were options
 OK = "ok"
 
 
@@ -37,7 +38,7 @@ class Book:
 
     def __init__(self, path: Path, place: Row) -> None:
         self.path, self.place = path, place
-        self.rows = read(path) if path.exists() else []
+        self.rows = read(path, (FIELDS,)) if path.exists() else []
 
     def find(self, case: Case, method: str) -> Row | None:
         """The row of this case and method from the same commit on the same device."""
@@ -70,14 +71,14 @@ class Book:
         return [row for row in self.rows if all(row[k] == self.place[k] for k in ("device", "commit"))]
 
 
-def read(path: Path) -> list[Row]:
-    """Rows of a file; a last line that was cut off is left out."""
+def read(path: Path, columns: Collection[tuple[str, ...]] = (FIELDS, OLDER)) -> list[Row]:
+    """Rows of a file that has some of these columns; a last line that was cut off is left out."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames is not None and tuple(reader.fieldnames) != FIELDS:
+            if reader.fieldnames is not None and tuple(reader.fieldnames) not in columns:
                 raise UserError(f"{path} has other columns than this version writes: give another file with --out")
-            return [row for row in reader if None not in row and None not in row.values()]
+            return [{"option": ""} | row for row in reader if None not in row and None not in row.values()]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no file of results: {error}") from None
 
@@ -102,8 +103,8 @@ def case_columns(case: Case) -> Row:
 
 def case_of(row: Row) -> Case:
     """The case that a row is about."""
-    direction, dtype, *sizes, causal = (row[name] for name in CASE_FIELDS)
-    return Case(direction, dtype, *map(int, sizes), causal == "True")  # type: ignore[call-arg, arg-type]
+    direction, dtype, *sizes, causal, option = (row[name] for name in CASE_FIELDS)
+    return Case(direction, dtype, *map(int, sizes), causal == "True", option)  # type: ignore[call-arg, arg-type]
 
 
 def cell_text(value: object) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.problem import DTYPES
 
 HIDDEN, TOKENS = 2048, 16384  # of the FlashAttention papers: 16k positions in all, heads of all sizes 2048 wide
@@ -16,6 +17,15 @@ DECODE_TOKENS, DECODE_HEAD_DIM = 131072, 128
 DECODE_SEQLENS = (1024, 4096, 16384, 65536, 131072)
 DECODE_HEADS = ((16, 16), (64, 8))  # MHA and GQA
 QUICK_SEQLENS, QUICK_DECODE_SEQLENS = (2048, 16384), (16384, 131072)
+# Options as training has them: each with its mask, head dimension 128.
+OPTIONS = (
+    ("window1024", True, 16384),
+    ("documents2", False, 8192),
+    ("alibi", True, 4096),
+    ("softcap50", True, 4096),
+    ("lengths", False, 2048),
+)
+QUICK_OPTIONS = ("window1024", "documents2", "lengths")
 REDUCED_HEADS, REDUCED_SEQLEN, REDUCED_DECODE_SEQLEN = 2, 128, 256  # about a second each in the emulator
 POOL = 4194301  # a prime, so that no two rows of a tensor made of repeats of the pool are the same numbers
 
@@ -24,7 +34,7 @@ POOL = 4194301  # a prime, so that no two rows of a tensor made of repeats of th
 class Case:
     """One thing to time: attention in one direction on one shape ("forward", "backward", "decode").
 
-    Its fields are columns of the results, as strings there.
+    Its fields are columns of the results, as strings there. `option` names one of `options.KINDS`.
     """
 
     direction: str
@@ -36,10 +46,11 @@ class Case:
     seqlen_k: int
     head_dim: int
     causal: bool
+    option: str = ""
 
     def __str__(self) -> str:
         heads = f"{self.heads_q}" if self.heads_q == self.heads_k else f"{self.heads_q}/{self.heads_k}"
-        mask = " causal" if self.causal else ""
+        mask = " causal" * self.causal + f" {self.option}" * bool(self.option)
         return f"{self.direction} {self.dtype} D {self.head_dim}{mask} S {self.seqlen_k} B {self.batch} H {heads}"
 
     @property
@@ -48,15 +59,15 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """As the papers count: 4 B H Sq Sk D forward, half of it if causal, 2.5 times as much backward."""
-        forward = 4 * self.batch * self.heads_q * self.seqlen_q * self.seqlen_k * self.head_dim
-        return forward // (2 if self.causal else 1) * (5 if self.direction == "backward" else 2) // 2
+        """4 H D forward for each pair that is seen, of which causal has half as papers count; 2.5 times backward."""
+        forward = int(4 * self.heads_q * self.head_dim * options.named(self.option).pairs(self))
+        return forward * (5 if self.direction == "backward" else 2) // 2
 
     @property
     def bytes_moved(self) -> int:
-        """What one pass must read and write: inputs and results once."""
+        """What one pass must read and write: inputs and results once, of keys those that exist."""
         q = self.batch * self.heads_q * self.seqlen_q * self.head_dim
-        kv = self.batch * self.heads_k * self.seqlen_k * self.head_dim
+        kv = options.named(self.option).keys(self) * self.heads_k * self.head_dim
         tensors = 4 * q + 4 * kv if self.direction == "backward" else 2 * q + 2 * kv
         return tensors * DTYPES[self.dtype].itemsize
 
@@ -71,6 +82,7 @@ class Case:
             heads_k=heads_k,
             seqlen_q=min(self.seqlen_q, longest),
             seqlen_k=min(self.seqlen_k, longest),
+            option=str(options.named(self.option).shortened(max(1, self.seqlen_k // longest))),
         )
 
 
@@ -91,7 +103,22 @@ def cases(dtype: str, quick: bool) -> list[Case]:
         for s in sorted(QUICK_DECODE_SEQLENS if quick else DECODE_SEQLENS, reverse=True)
         for heads in DECODE_HEADS
     ]
-    return [*training(128, 64), *decode, *training(256)]
+    return [*training(128, 64), *decode, *_with_options(dtype, quick), *training(256)]
+
+
+def _with_options(dtype: str, quick: bool) -> list[Case]:
+    """Each option in training, and lengths in decoding from a cache that is filled to different lengths."""
+    d, s = DECODE_HEAD_DIM, QUICK_DECODE_SEQLENS[0]
+    heads = HIDDEN // d
+    chosen = [x for x in OPTIONS if x[0] in QUICK_OPTIONS] if quick else OPTIONS
+    return [
+        *(
+            Case(direction, dtype, TOKENS // s, heads, heads, s, s, d, causal, option)
+            for option, causal, s in chosen
+            for direction in (("forward",) if quick else ("forward", "backward"))
+        ),
+        Case("decode", dtype, DECODE_TOKENS // s, *DECODE_HEADS[-1], 1, s, d, False, "lengths"),
+    ]
 
 
 class Inputs(NamedTuple):

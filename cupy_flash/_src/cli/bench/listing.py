@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from math import ceil
 
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.cases import Case
 from cupy_flash._src.cli.bench.methods import COMPILED, FAST, LEFT_OUT, SLOW, Method
 
@@ -24,11 +25,17 @@ def show(cases: list[Case], methods: list[Method], most: float) -> None:
         found = installed(method)
         if found:
             there.append(method)
-        print(f"  {method.name:<18} {f'installed, {found}' if found else f'missing: {method.install}'}")
+        print(f"  {method.name:<18} {f'installed, {found}' if found else f'missing: {method.install}'}{_lacks(method)}")
     for name, why in LEFT_OUT.items():
         print(f"  {name:<18} left out: {why}")
-    minutes = sum(SECONDS[method.turn] for method in there) * len(cases) / 60
-    print(f"\n{len(cases) * len(there)} measurements with what is installed, about {ceil(min(minutes, most))} min")
+    measured = [method for method in there for case in cases if method.takes(case)]
+    minutes = sum(SECONDS[method.turn] for method in measured) / 60
+    print(f"\n{len(measured)} measurements with what is installed, about {ceil(min(minutes, most))} min")
+
+
+def _lacks(method: Method) -> str:
+    kinds = [kind for kind in options.KINDS if kind not in method.kinds]
+    return f"; without {', '.join(kinds)}" if kinds else ""
 
 
 def installed(method: Method) -> str | None:

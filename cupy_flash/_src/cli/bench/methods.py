@@ -7,7 +7,7 @@ of CuPy's arrays, through DLPack. Those of PyTorch run on CuPy's current stream;
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cupy_flash import __version__, flash_attention, flash_attention_backward
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.cases import Case, Inputs
 from cupy_flash._src.cli.bench.machine import Machine
 from cupy_flash._src.cli.bench.timing import HostTimer, Timer
@@ -24,6 +25,7 @@ FROM_SOURCE = "build it from the folder hopper/ of github.com/Dao-AILab/flash-at
 LEFT_OUT = {
     "FlashInfer": "it serves inference: no gradients, and for the forward the kernels of FlashAttention-2 and -3"
 }
+MASKS = ("", "window", "documents", "alibi", "lengths")  # options that are masks, or numbers added to scores
 FAST, COMPILED, SLOW = range(3)  # turns: what compiles for each case waits for the others, what is slow for all
 
 
@@ -63,6 +65,8 @@ class Method:
         How to get it.
     turn : int
         When it is measured: `FAST`, `COMPILED` or `SLOW`.
+    kinds : collection of str
+        Of `options.KINDS` those that it has.
     """
 
     name = ""
@@ -70,6 +74,11 @@ class Method:
     distribution = ""
     install = ""
     turn = FAST
+    kinds: Collection[str] = tuple(options.KINDS)
+
+    def takes(self, case: Case) -> bool:
+        """Whether it has the case's option."""
+        return options.named(case.option).kind in self.kinds
 
     def load(self) -> None:
         """Import what is needed, or raise."""
@@ -100,6 +109,11 @@ class Method:
         """Give back the memory that the library caches, where it has a cache of its own."""
 
 
+def namespace(x: Inputs) -> Any:
+    """numpy or cupy, of which the inputs are."""
+    return import_module(type(x.q).__module__.partition(".")[0])
+
+
 class Flash(Method):
     """This package."""
 
@@ -115,11 +129,11 @@ class Flash(Method):
 
     def bind(self, case: Case, x: Inputs) -> Bound:
         q, k, v, _ = x
-        options: dict[str, Any] = {"causal": case.causal, "backend": self.backend}
+        given = options.given(case, namespace(x)) | {"backend": self.backend}
         return Bound(
-            forward=lambda: flash_attention(q, k, v, **options),
-            saved=lambda: flash_attention(q, k, v, return_lse=True, **options),
-            backward=lambda saved, dout: flash_attention_backward(dout, q, k, v, *saved, **options),
+            forward=lambda: flash_attention(q, k, v, **given),
+            saved=lambda: flash_attention(q, k, v, return_lse=True, **given),
+            backward=lambda saved, dout: flash_attention_backward(dout, q, k, v, *saved, **given),
             take=lambda a: a,
             give=lambda a: a,
         )
@@ -148,8 +162,9 @@ class Standard(Method):
 
 def standard(xp: Any, case: Case, x: Inputs) -> Bound:
     """Attention by its definition with `xp`, cupy or numpy."""
-    scale = case.head_dim**-0.5
+    scale, option = case.head_dim**-0.5, options.named(case.option)
     dtype = DTYPES[case.dtype]
+    split = (case.heads_k, case.group)
 
     def grouped(a: Any) -> Any:
         return a.reshape(case.batch, case.heads_k, -1, *a.shape[2:])
@@ -158,26 +173,34 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
         return a.reshape(case.batch, -1, *a.shape[3:])
 
     q, k, v = grouped(x.q), grouped(x.k), grouped(x.v)
-    if case.causal:
-        i, j = xp.arange(case.seqlen_q)[:, None], xp.arange(case.seqlen_k)
-        mask = xp.where(j > i + (case.seqlen_k - case.seqlen_q), dtype.type(-xp.inf), dtype.type(0))
+    shown, bias = options.seen(xp, case), options.added(xp, case)
+    if shown is not None:
+        hidden = xp.where(shown, dtype.type(0), dtype.type(-xp.inf))
+        hidden = hidden[:, :, None] if hidden.ndim == 4 else hidden
 
-    def probabilities() -> Any:
+    def probabilities() -> tuple[Any, Any]:
+        """And the slope of the scores that they are of, where it is not 1."""
         s = xp.matmul(q, k.swapaxes(-1, -2))
         s *= dtype.type(scale)
-        if case.causal:
-            s += mask
+        s = option.score(s)
+        slope = option.slope(s)
+        if bias is not None:
+            s += bias.reshape(*split, *bias.shape[1:])
+        if shown is not None:
+            s += hidden
         s -= s.max(-1, keepdims=True)
         xp.exp(s, out=s)
         s /= s.sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
-        return s
+        return s, slope
 
-    def backward(p: Any, dout: Any) -> tuple[Any, Any, Any]:
-        do = grouped(dout)
+    def backward(saved: Any, dout: Any) -> tuple[Any, Any, Any]:
+        (p, slope), do = saved, grouped(dout)
         dv = xp.matmul(p.swapaxes(-1, -2), do)
         ds = xp.matmul(do, v.swapaxes(-1, -2))
         ds -= (p * ds).sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
         ds *= p
+        if slope is not None:
+            ds *= slope
         ds *= dtype.type(scale)
         dk = xp.matmul(ds.swapaxes(-1, -2), q)
         if case.group > 1:
@@ -185,7 +208,7 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
         return tuple(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv))
 
     return Bound(
-        forward=lambda: ungrouped(xp.matmul(probabilities(), v)),
+        forward=lambda: ungrouped(xp.matmul(probabilities()[0], v)),
         saved=probabilities,
         backward=backward,
         take=lambda a: a,
@@ -249,11 +272,17 @@ class Torch(Method):
 
             return cupy.from_dlpack(t.detach().view(torch.int16)).view(DTYPES[case.dtype])
 
-        return autograd_bound(self.prepare(case), x, take, give, retain_graph=True)
+        return autograd_bound(self.prepare(case, namespace(x), take), x, take, give, retain_graph=True)
 
-    def prepare(self, case: Case) -> Callable[..., Any]:
-        """The function of (q, k, v) for one case."""
+    def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
+        """The function of (q, k, v) for one case; `xp` makes arrays that PyTorch can `take`."""
         return lambda q, k, v: self.attend(case, q, k, v)
+
+    @staticmethod
+    def bools(a: Any) -> Any:
+        """A CuPy array of bools as a tensor: not every version passes them."""
+        torch = import_module("torch")
+        return torch.from_dlpack(a.view("uint8")).view(torch.bool)
 
     def peak_bytes(self, machine: Machine, call: Callable[[], Any]) -> int | None:
         cuda = import_module("torch").cuda
@@ -271,21 +300,31 @@ class Torch(Method):
 
 
 class Sdpa(Torch):
-    """torch.nn.functional.scaled_dot_product_attention with one of its backends."""
+    """torch.nn.functional.scaled_dot_product_attention with one of its backends; all but flash take a mask."""
 
     def __init__(self, name: str, backend: str) -> None:
         self.name, self.backend = f"torch {name}", backend
         self.turn = SLOW if name == "math" else FAST
+        self.kinds = ("",) if name == "flash" else MASKS
 
     def load(self) -> None:
         super().load()
         getattr(import_module("torch.nn.attention").SDPBackend, self.backend)
 
-    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
+    def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
         attention, functional = import_module("torch.nn.attention"), import_module("torch.nn.functional")
-        options = {"enable_gqa": True} if case.group > 1 else {}
-        with attention.sdpa_kernel([getattr(attention.SDPBackend, self.backend)]):
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=case.causal, **options)
+        given: dict[str, Any] = {"enable_gqa": True} if case.group > 1 else {}
+        if case.option:
+            mask = options.attn_mask(xp, case)
+            given["attn_mask"] = self.bools(mask) if mask.dtype == bool else take(mask)
+        else:
+            given["is_causal"] = case.causal
+
+        def attend(q: Any, k: Any, v: Any) -> Any:
+            with attention.sdpa_kernel([getattr(attention.SDPBackend, self.backend)]):
+                return functional.scaled_dot_product_attention(q, k, v, **given)
+
+        return attend
 
 
 class Flex(Torch):
@@ -298,16 +337,27 @@ class Flex(Torch):
         super().load()
         import_module("torch.nn.attention.flex_attention")
 
-    def prepare(self, case: Case) -> Callable[..., Any]:
+    def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
         torch, flex = import_module("torch"), import_module("torch.nn.attention.flex_attention")
         torch._dynamo.reset()  # else it stops compiling after a few shapes
         compiled = torch.compile(flex.flex_attention, dynamic=False)
-        options = {"enable_gqa": True} if case.group > 1 else {}
-        if case.causal:
-            options["block_mask"] = flex.create_block_mask(
-                lambda b, h, i, j: i >= j, None, None, case.seqlen_q, case.seqlen_k, device="cuda"
-            )
-        return lambda q, k, v: compiled(q, k, v, **options)
+        given: dict[str, Any] = {"enable_gqa": True} if case.group > 1 else {}
+        option = options.named(case.option)
+        arrays = {name: torch.from_dlpack(x) for name, x in options.arrays_of(case, xp).items() if name != "mask"}
+
+        def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+            bias = option.bias(case, arrays, h, i, j)
+            return option.score(s) if bias is None else s + bias
+
+        scored = option.kind in ("softcap", "alibi")
+        if scored:
+            given["score_mod"] = score
+        if case.causal or (option.kind and not scored):
+            given["block_mask"] = flex.create_block_mask(
+                lambda b, h, i, j: options.shown(case, arrays, b, i, j),
+                case.batch if option.kind == "lengths" else None, None, case.seqlen_q, case.seqlen_k, device="cuda",
+            )  # fmt: skip
+        return lambda q, k, v: compiled(q, k, v, **given)
 
 
 class FlashAttentionFunc(Torch):
@@ -316,15 +366,19 @@ class FlashAttentionFunc(Torch):
     def __init__(self, name: str, module: str, install: str, turn: int) -> None:
         self.name = self.distribution = name
         self.module, self.install, self.turn = module, install, turn
+        self.kinds = ("", "window", "softcap")
 
     def load(self) -> None:
         super().load()
         import_module(self.module)
 
     def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
+        names = {"window": "window_size", "softcap": "softcap"}
+        values = options.named(case.option).values()
         out = import_module(self.module).flash_attn_func(
             *(t.transpose(1, 2) for t in (q, k, v)),
             causal=case.causal,
+            **{names[name]: value for name, value in values.items()},
             num_splits=0 if case.direction == "decode" else 1,  # 0: by its own rule
         )
         return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
@@ -335,6 +389,7 @@ class Jax(Method):
 
     name = "jax cudnn"
     module, distribution, install = "jax", "jax", "pip install 'jax[cuda13]'"
+    kinds = MASKS
 
     def load(self) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it takes most of the GPU's memory otherwise
@@ -353,8 +408,10 @@ class Jax(Method):
 
             return cupy.from_dlpack(jax.block_until_ready(a)).swapaxes(1, 2)
 
+        given = self._given(case, namespace(x))
+
         def attend(q: Any, k: Any, v: Any) -> Any:
-            return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal, implementation="cudnn")
+            return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal, **given, implementation="cudnn")
 
         q, k, v = (take(a) for a in x[:3])
         forward = jax.jit(attend)
@@ -367,6 +424,19 @@ class Jax(Method):
             take=take,
             give=give,
         )
+
+    def _given(self, case: Case, xp: Any) -> dict[str, Any]:
+        """The option by cuDNN's own means where it has some: windows and lengths."""
+        take, option = import_module("jax.dlpack").from_dlpack, options.named(case.option)
+        if option.kind == "window":
+            return {"local_window_size": option.values()["window"]}
+        if option.kind == "lengths":
+            return {"key_value_seq_lengths": take(options.arrays_of(case, xp)["k_lengths"].astype("int32"))}
+        if option.kind == "documents":
+            return {"mask": take(options.attn_mask(xp, case).view("uint8")).astype(bool)}
+        if option.kind == "alibi":
+            return {"bias": take(options.added(xp, case)[None])}
+        return {}
 
     def timer(self, machine: Machine) -> Timer:
         return HostTimer(import_module("jax").block_until_ready)

@@ -73,9 +73,13 @@ def files(stem: Path) -> dict[str, Path]:
 
 
 def _title(case: Case) -> str:
+    """Of the panel that it stands in; those with options have one."""
+    title = f"{case.dtype}, head dimension {case.head_dim}"
     if case.direction == "decode":
-        return f"{case.dtype}, head dimension {case.head_dim}, {case.heads_q} heads, {case.heads_k} of keys"
-    return f"{case.dtype}, head dimension {case.head_dim}{', causal' if case.causal else ''}"
+        title += f", {case.heads_q} heads, {case.heads_k} of keys"
+    elif case.causal and not case.option:
+        title += ", causal"
+    return title + ", with options" * bool(case.option)
 
 
 def _draw(ax: Any, title: str, panel: Panel, colors: dict[str, str], most: float | None) -> None:
@@ -119,4 +123,6 @@ def _draw(ax: Any, title: str, panel: Panel, colors: dict[str, str], most: float
 def _length(case: Case) -> str:
     seqlen = case.seqlen_k
     heads = f"{case.heads_q}" if case.group == 1 else f"{case.heads_q}/{case.heads_k}"
-    return f"{f'{seqlen // 1024}k' if seqlen % 1024 == 0 else seqlen}\n{case.batch} x {heads}"
+    length = f"{f'{seqlen // 1024}k' if seqlen % 1024 == 0 else seqlen}\n{case.batch} x {heads}"
+    words = [case.option, "causal" * case.causal]
+    return "\n".join([length, *(word for word in words if word)]) if case.option else length

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cupy_flash._src.cli.arguments import arrays_for
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.book import OK, Book, Row
 from cupy_flash._src.cli.bench.cases import Case, Inputs
 from cupy_flash._src.cli.bench.machine import Machine
-from cupy_flash._src.cli.bench.methods import Bound, Method
+from cupy_flash._src.cli.bench.methods import COMPILED, Bound, Method
 from cupy_flash._src.cli.bench.table import OURS
 from cupy_flash._src.cli.bench.timing import Timer, Timing
 from cupy_flash._src.cli.bench.verify import Expected
@@ -40,7 +42,9 @@ def launches(case: Case, device: Device) -> list[Launch]:
         np.broadcast_to(zero, (case.batch, heads, seqlen, case.head_dim))
         for heads, seqlen in ((case.heads_q, case.seqlen_q), (case.heads_k, case.seqlen_k))
     )
-    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal)
+    option = options.named(case.option)
+    given = option.values() | arrays_for(option.takes, (1, case.heads_q, 1, 1))
+    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal, **given)
     if case.direction == "backward":
         return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
     return plan_forward(problem, device).launches
@@ -67,9 +71,12 @@ def measure_limits(machine: Machine, book: Book, today: str) -> None:
 
 
 def pending(cases: Sequence[Case], methods: Sequence[Method], book: Book) -> list[tuple[Case, Method]]:
-    """What is not in the book, in the methods' turns."""
-    todo = [(c, m) for c in cases for m in methods if not book.find(c, m.name)]
-    return sorted(todo, key=lambda pair: pair[1].turn)
+    """What is not in the book, in the methods' turns.
+
+    Where each case is compiled those with options come first, which few others have, should time run out.
+    """
+    todo = [(c, m) for c in cases for m in methods if m.takes(c) and not book.find(c, m.name)]
+    return sorted(todo, key=lambda pair: (pair[1].turn, pair[1].turn == COMPILED and not pair[0].option))
 
 
 def measure_all(

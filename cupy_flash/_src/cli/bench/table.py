@@ -11,7 +11,7 @@ LIMITS = {"matmul": "tflops", "copy": "gbps"}  # measured in the same run; metho
 
 
 def by_case(rows: list[Row]) -> dict[Case, dict[str, Row]]:
-    """Rows of attention by case and method, in the order of the papers' tables."""
+    """Rows of attention by case and method, in the order of the papers' tables; options after the others."""
     found: dict[Case, dict[str, Row]] = {}
     for row in rows:
         if row["direction"] not in LIMITS:
@@ -19,7 +19,8 @@ def by_case(rows: list[Row]) -> dict[Case, dict[str, Row]]:
     order = ("forward", "backward", "decode")
 
     def key(case: Case) -> tuple[object, ...]:
-        return (order.index(case.direction), case.dtype, case.head_dim, case.causal, case.group, case.seqlen_k)
+        shape = case.head_dim, case.causal, case.group, case.seqlen_k
+        return order.index(case.direction), case.dtype, bool(case.option), *shape, case.option
 
     return {case: found[case] for case in sorted(found, key=key)}
 
@@ -66,7 +67,8 @@ def _table(unit: str, cases: dict[Case, dict[str, Row]], most: float | None, of_
     ]
     for case, methods in cases.items():
         ours, peer, column = methods[OURS], best_peer(case, methods), unit_of(case)
-        what = f"{case.direction}{', causal' if case.causal else ''}, {case.dtype}"
+        words = [case.direction, "causal" * case.causal, case.option, case.dtype]
+        what = ", ".join(word for word in words if word)
         heads = f"{case.heads_q}" if case.group == 1 else f"{case.heads_q}/{case.heads_k}"
         cells = [what, str(case.head_dim), str(case.batch), heads, str(case.seqlen_k)]
         if ours["status"] == OK:

@@ -12,10 +12,13 @@ import ml_dtypes
 import numpy as np
 
 from cupy_flash import attention_reference, attention_reference_backward
+from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.cases import Case, Inputs, row_blocks
 from cupy_flash._src.cli.bench.methods import Bound
+from cupy_flash._src.components import ARRAYS, COMPONENTS
 from cupy_flash._src.problem import DTYPES
 
+PLACED = [component.keyword for component in COMPONENTS if component.uses_offset]
 # Peers round where they like: twice what `check` grants our kernels, and a few roundings of the result.
 NAIVE_ERRORS, ROUNDINGS = 4.0, 4.0
 
@@ -34,15 +37,27 @@ class Expected:
         """The output's rows, or dq's rows and all of dk and dv."""
         parts: list[tuple[np.ndarray, ...]] = []
         for rows in self.blocks:
-            options: dict[str, Any] = {"causal": self.case.causal, "compute_dtype": dtype}
-            if self.case.causal:
-                options["q_offset"] = rows.start + self.case.seqlen_k - self.case.seqlen_q
+            given = self._given(rows) | {"compute_dtype": dtype}
             if self.backward:
-                parts.append(attention_reference_backward(dout[:, rows], q[:, rows], k, v, **options))
+                parts.append(attention_reference_backward(dout[:, rows], q[:, rows], k, v, **given))
             else:
-                parts.append((attention_reference(q[:, rows], k, v, **options),))
+                parts.append((attention_reference(q[:, rows], k, v, **given),))
         first, *sums = ([x.astype(np.float64) for x in part] for part in zip(*parts, strict=True))
         return np.concatenate(first, axis=-2), *(sum(x, np.zeros(())) for x in sums)
+
+    def _given(self, rows: slice) -> dict[str, Any]:
+        """The options, of arrays what belongs to these rows."""
+        case = self.case
+        found = options.given(case, np)
+        full = (case.batch, case.heads_q, case.seqlen_q, case.seqlen_k)
+        for name, component in ARRAYS.items():
+            if name in found:
+                axes = 4 - (component.lacks or 0)
+                index = (-1, self.heads, rows, slice(None))[:axes]
+                found[name] = np.broadcast_to(found[name], full[:axes])[index]
+        if any(found.get(keyword, False) is not False for keyword in PLACED):
+            found["q_offset"] = rows.start + case.seqlen_k - case.seqlen_q
+        return found
 
     def error(self, bound: Bound, x: Inputs) -> float:
         """The largest error of a method.

@@ -91,6 +91,10 @@ def _arrays(backend: str, p: Problem) -> list[Any]:
     return p.arrays(runtime_of(backend).namespace)
 
 
+def _options(backend: str, p: Problem) -> dict[str, Any]:
+    return p.given(runtime_of(backend).namespace)
+
+
 def _on_host(x: Any) -> np.ndarray:
     return x if isinstance(x, np.ndarray) else x.get()
 
@@ -98,7 +102,7 @@ def _on_host(x: Any) -> np.ndarray:
 def _values(backend: str, p: Problem) -> str:
     """Forward and backward within the error budget."""
     q, k, v, dout, dlse = _arrays(backend, p)
-    options = p.options | {"backend": backend}
+    options = _options(backend, p) | {"backend": backend}
     ready(backend, launches_of(runtime_of(backend).device, p))
     with one_by_one(backend):
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
@@ -113,12 +117,12 @@ def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
     q, k, v, dout, dlse = p.arrays()
     references = [
         (
-            *attention_reference(q, k, v, return_lse=True, compute_dtype=dtype, **p.options),
-            *attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.options),
+            *attention_reference(q, k, v, return_lse=True, compute_dtype=dtype, **p.given()),
+            *attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.given()),
         )
         for dtype in (None, np.float64)
     ]
-    sizes = magnitudes(q, k, v, dout, dlse, **p.options, approximate=approximate_on(backend))
+    sizes = magnitudes(q, k, v, dout, dlse, **p.given(), approximate=approximate_on(backend))
     shares, wrong = {}, []
     for n, x, naive, exact in zip(NAMES, results, *references, strict=True):
         error, budget = spent(x, naive, exact, sizes[n])
@@ -134,7 +138,7 @@ def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
 def _repeats(backend: str, p: Problem) -> str:
     """The same bits every time."""
     q, k, v, dout, dlse = _arrays(backend, p)
-    options = p.options | {"backend": backend, "deterministic": p.deterministic, "return_lse": True}
+    options = _options(backend, p) | {"backend": backend, "deterministic": p.deterministic, "return_lse": True}
     count = GPU_REPEATS if backend == "cuda" else EMULATED_REPEATS
 
     def bits() -> list[Any]:
@@ -209,9 +213,11 @@ def _graph(backend: str, p: Problem) -> str:
     q, k, v, dout, _ = _arrays(backend, p)
     ready(backend, launches_of(runtime_of(backend).device, p))
 
+    options = _options(backend, p)
+
     def step() -> tuple[Any, ...]:
-        out, lse = flash_attention(q, k, v, return_lse=True, **p.options)
-        return out, *flash_attention_backward(dout, q, k, v, out, lse, deterministic=p.deterministic, **p.options)
+        out, lse = flash_attention(q, k, v, return_lse=True, **options)
+        return out, *flash_attention_backward(dout, q, k, v, out, lse, deterministic=p.deterministic, **options)
 
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
