@@ -41,6 +41,7 @@ def problem_of(case, **options):
     case=cases(max_seqlen=40, head_dims=st.integers(1, 512), arrays=True), device=devices, deterministic=st.booleans(),
     wide_out=st.booleans(),
 )  # fmt: skip
+@example(case=Case(dtype="float16", group=3), device=NAMED["sm_80"], deterministic=True, wide_out=False)
 def test_plans_keep_the_limits_of_the_device(case, device, deterministic, wide_out):
     problem = problem_of(case, deterministic=deterministic)
     if wide_out and problem.storage != problem.accumulator:
