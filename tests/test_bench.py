@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import workload
+from stand_ins import Tensor
 
 from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash.__main__ import main
@@ -887,19 +888,6 @@ def test_the_plot_has_every_method_and_tells_no_memory_from_bad_memory(tmp_path,
 
 
 # The other libraries.
-
-
-class Tensor(np.ndarray):
-    """What the adapters ask of a torch.Tensor."""
-
-    def detach(self):
-        return self
-
-    def requires_grad_(self):
-        return self
-
-    def transpose(self, a, b):
-        return self.swapaxes(a, b)
 
 
 def attend(q, k, v, causal):

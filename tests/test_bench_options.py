@@ -16,6 +16,7 @@ from cpu.cases import Case as CpuCase
 from cpu.cases import cases as cpu_cases
 from cpu.libraries import LIBRARIES
 from cpu.results import Row, growth
+from stand_ins import Tensor
 
 from cupy_flash import attention_reference, flash_attention, flash_attention_backward
 from cupy_flash._src.cli import UserError, bench
@@ -181,19 +182,6 @@ def test_verification_knows_which_rows_and_heads_a_mask_is_of():
 
 
 # The other libraries.
-
-
-class Tensor(np.ndarray):
-    """What the adapters ask of a torch.Tensor."""
-
-    def detach(self):
-        return self
-
-    def requires_grad_(self):
-        return self
-
-    def transpose(self, a, b):
-        return self.swapaxes(a, b)
 
 
 def attend(q, k, v, change):

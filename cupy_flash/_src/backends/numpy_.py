@@ -302,11 +302,11 @@ class _Tile(NamedTuple):
         return rows.stop - rows.start, cols.stop - cols.start
 
     def _is_cut(self) -> bool:
-        """Whether a key is hidden from a query."""
+        """Whether a key may be hidden from a query."""
         place, rows, cols = self.region
         first, last = (self.problem.keys(i, place=place) for i in (rows.start, rows.stop - 1))
         inside = last.begin <= cols.start and first.end >= cols.stop
-        return not inside or any(mask.elementwise and not mask.shows(self.region).all() for mask in self.problem.masks)
+        return not inside or any(mask.elementwise for mask in self.problem.masks)
 
 
 def merge(problem: AttentionProblem, parts: Merge) -> None:
