@@ -69,7 +69,8 @@ def flash_attention(
         as these.
     alibi_slopes : array of float32, shape (Hq,) or (..., Hq), optional
         Linear biases [2]_: from the score of query i and key j, scaled and capped, ``slope * |p - j|`` is taken, where
-        ``p = i + q_offset`` and the slope is that of the query head.
+        ``p = i + q_offset`` and the slope is that of the query head. What is far away makes scores large, which lose
+        digits: 1e-7 of their size in float32.
     mask : array of bool, optional
         Of a shape that broadcasts to (..., Hq, Sq, Sk): query i sees key j only where it is true. It is read in place,
         whatever its strides, and never expanded.
