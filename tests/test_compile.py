@@ -100,9 +100,9 @@ def test_all_kernels_compile_without_spills(arch, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sides", [(3, 2), (5, None)])
-def test_kernels_of_windows_compile_without_spills(sides):
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_kernels_of_windows_compile_without_spills(arch, sides):
     """On tensor cores; a window that is open on the left cuts as causal masks do."""
-    arch = "sm_90a"
     for kernel in all_specializations(named(arch), [{"window": sides}]):
         if kernel.family == "mma" and ("Element", "Float16") in kernel.types:
             check_machine_code(kernel, arch)

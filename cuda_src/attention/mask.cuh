@@ -17,6 +17,7 @@
 #pragma once
 #include "attention/flags.cuh"
 #include "attention/place.cuh"
+#include "ptx/opaque.cuh"
 
 // Of nothing, begin and end are equal.
 struct Interval {
@@ -121,7 +122,8 @@ struct MaskOf : Parts... {
   __device__ bool within(int first, int last, int col0, int cols) const {
     bool all = true;
     if constexpr (Part::kCutsAbove) all = col0 + cols <= Part::key_end(first);
-    if constexpr (Part::kCutsBelow) all = all && col0 >= Part::key_begin(last);
+    // `last`'s first key, found before a loop, would hold a register through it, which spilt.
+    if constexpr (Part::kCutsBelow) all = all && col0 >= Part::key_begin(static_cast<int>(ptx::opaque(last)));
     return all;
   }
 
