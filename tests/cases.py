@@ -10,7 +10,8 @@ from oracle import attention
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import Sizes, example
+from cupy_flash._src.components.component import Sizes
+from cupy_flash._src.components.component import filled as filled_in
 from cupy_flash._src.problem import DTYPES
 
 SIZES = Sizes("float32", 64, 30, 20)
@@ -197,7 +198,7 @@ def check(case, on, *, dlse=True, **backward_options):
 
 def filled(options, full=(3, 2, SIZES.seqlen_q, SIZES.seqlen_k)):
     """Options, some of them examples of components, as a call takes them that has scores of this shape."""
-    return {name: example(value, np.random.default_rng(0), full) for name, value in options.items()}
+    return filled_in(options, np.random.default_rng(0), full)
 
 
 def in_effect(component, value):

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import Case, check
+from cases import Case, check, results, same_bits
 from conftest import On
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,17 +31,9 @@ X = np.random.default_rng(0).standard_normal((2, 5, 8))
 CALLS = [flash_attention, flash_attention_vjp, attention_reference]
 
 
-def results(on, case, **options):
-    """out, lse, dq, dk, dv of a case, its mask replaced by these options."""
-    q, k, v, dout, dlse = case.arrays()
-    options = {"scale": case.scale, "softcap": case.softcap, **options}
-    out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
-    return out, lse, *on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, deterministic=True, **options)
-
-
-def same_bits(first, second):
-    for x, y in zip(first, second, strict=True):
-        assert x.tobytes() == y.tobytes()
+def windowed(on, case, **options):
+    """Results of a case, its mask replaced by these options."""
+    return results(on, case.arrays(), scale=case.scale, softcap=case.softcap, **options)
 
 
 # --- what it takes ---
@@ -117,22 +109,22 @@ MANY = Case(heads_k=1, group=2, sq=70, sk=90, d=16)
 
 @pytest.mark.parametrize("q_offset", [None, -8, 37])
 def test_no_key_behind_is_causal_bit_for_bit(on, q_offset):
-    causal = results(on, MANY, causal=True, q_offset=q_offset)
+    causal = windowed(on, MANY, causal=True, q_offset=q_offset)
     for options in ({"window": (None, 0)}, {"causal": True, "window": (None, 5)}):
-        same_bits(results(on, MANY, q_offset=q_offset, **options), causal)
+        same_bits(windowed(on, MANY, q_offset=q_offset, **options), causal)
 
 
 def test_causal_is_the_right_side_of_a_window_bit_for_bit(on):
-    narrow = results(on, MANY, window=(9, 0))
+    narrow = windowed(on, MANY, window=(9, 0))
     for right in (None, 0, 6):
-        same_bits(results(on, MANY, causal=True, window=(9, right)), narrow)
+        same_bits(windowed(on, MANY, causal=True, window=(9, right)), narrow)
 
 
 def test_a_window_beyond_all_keys_changes_no_bit(on):
-    plain = results(on, MANY)
+    plain = windowed(on, MANY)
     for options in ({"window": (89, 69)}, {"window": (10**30, 10**30)}, {"window": (10**30, None), "q_offset": -5}):
-        same_bits(results(on, MANY, **options), plain)
-    same_bits(results(on, MANY, causal=True, window=(10**30, 0)), results(on, MANY, causal=True))
+        same_bits(windowed(on, MANY, **options), plain)
+    same_bits(windowed(on, MANY, causal=True, window=(10**30, 0)), windowed(on, MANY, causal=True))
 
 
 @pytest.mark.parametrize("q_offset", [0, 20, -20])
@@ -219,8 +211,8 @@ def test_a_window_may_cut_blocks_anywhere(monkeypatch):
 def test_a_shift_of_the_queries_is_one_of_the_window(on, sq, sk, left, right, data):
     """p - left and p + right are all that counts."""
     case, shift = Case(sq=sq, sk=sk, d=4), data.draw(st.integers(-left, right))
-    expected = results(on, case, window=(left, right), q_offset=2)
-    same_bits(results(on, case, window=(left + shift, right - shift), q_offset=2 + shift), expected)
+    expected = windowed(on, case, window=(left, right), q_offset=2)
+    same_bits(windowed(on, case, window=(left + shift, right - shift), q_offset=2 + shift), expected)
 
 
 # --- what is visited ---
@@ -282,7 +274,7 @@ def test_what_nobody_sees_never_shows(on, dtype, value):
     """Keys before and behind all windows, and queries without a key: out, lse and gradients are as without them."""
     case = Case(dtype=dtype, heads_k=1, group=2, sq=150, sk=170, d=24, dv=40)
     for options in ({"window": (9, 5), "q_offset": 90}, {"window": (30, 2), "q_offset": -70}, {"window": (6, 4)}):
-        clean = results(on, case, **options)
+        clean = windowed(on, case, **options)
         seen = visible(case.sq, case.sk, **{"q_offset": None, **options})
         q, k, v, dout, dlse = case.arrays()
         keys, queries = ~seen.any(axis=0), ~seen.any(axis=1)
@@ -315,7 +307,7 @@ def test_what_one_query_sees_shows_there_alone(value):
 
 @pytest.mark.parametrize("q_offset", [-(10**30), -90, 95, 10**30])
 def test_where_no_query_sees_a_key_all_is_0(on, q_offset):
-    out, lse, *grads = results(on, MANY, window=(5, 8), q_offset=q_offset)
+    out, lse, *grads = windowed(on, MANY, window=(5, 8), q_offset=q_offset)
     assert np.isneginf(lse).all() and not any(x.any() for x in (out, *grads))
 
 

@@ -123,7 +123,7 @@ struct MaskOf : Parts... {
     bool all = true;
     if constexpr (Part::kCutsAbove) all = col0 + cols <= Part::key_end(first);
     // `last`'s first key, found before a loop, would hold a register through it, which spilt.
-    if constexpr (Part::kCutsBelow) all = all && col0 >= Part::key_begin(static_cast<int>(ptx::opaque(last)));
+    if constexpr (Part::kCutsBelow) all = all && col0 >= Part::key_begin(ptx::opaque(last));
     return all;
   }
 

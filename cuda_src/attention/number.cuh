@@ -1,9 +1,9 @@
-// Integers of which each batch entry has one: tensors [batch..., Hq, 1, 1] with stride 0 over heads.
+// Integers of which each batch element has one: tensors [batch..., Hq, 1, 1] with stride 0 over heads.
 #pragma once
 #include "attention/matrix.cuh"
 #include "attention/place.cuh"
 
-// The number of a block's batch entry, the same in all its threads; `wide`: numbers have 64 bits, not 32. Nobody has
+// The number of a block's batch element, the same in all its threads; `wide`: numbers have 64 bits, not 32. Nobody has
 // seen what the tensor holds, so it is brought within [low, high], and only then narrowed.
 __device__ __forceinline__ int number_of(const Tensor& numbers, bool wide, const Place& place, int low, int high) {
   const int64_t at = batch_offset(numbers, place.shape, place.batch);

@@ -104,12 +104,12 @@ class PanelBlock {
   static Vector<T> finite_base(Vector<T> m) { return m == splat(-kInfinity<T>) ? Vector<T>{} : m; }
 
   void load_queries(int64_t unit, int64_t block) {
-    last_row_ = plan_.last_row(block);
+    const int64_t last_row = plan_.last_row(block);
     for (int64_t i = 0; i < used_; i += kPanel) {
       for (int64_t n = 0; n < kPanel; ++n) {
         // Columns that are left over repeat the last query.
         const int64_t column = clamp(i + n, 0, plan_.columns() - 1);
-        const int64_t row = clamp(plan_.row(block, column), 0, last_row_);
+        const int64_t row = clamp(plan_.row(block, column), 0, last_row);
         const char* q = at(call_.q, shape_.q, plan_.head(unit, column), row);
         E* line = (E*)line_ + n * pitch_;
         if constexpr (kIsPair<E>) load_pairs(line, pitch_, q, shape_.q, 1, shape_.head_dim);
@@ -298,7 +298,7 @@ class PanelBlock {
   const ForwardPlan plan_;
   KeyMask mask_;
   Score<T> score_;
-  int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0, last_row_ = 0;
+  int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0;
   T *line_, *p_;
   E *q_, *k_tile_, *v_tile_, *pairs_;
   const E *k_ = nullptr, *v_ = nullptr;  // the tile, in place or loaded

@@ -67,10 +67,5 @@ def check_aligned(name: str, array: Described) -> None:
 def described(name: str, array: Any, *dtypes: np.dtype) -> Described:
     """What describes an array that kernels can read in place and that has one of these dtypes; else raise."""
     fields = describe(array)
-    _check_kind(name, fields, dtypes)
-    return Described(*fields)
-
-
-@functools.lru_cache(maxsize=1024)
-def _check_kind(name: str, fields: Fields, dtypes: tuple[np.dtype, ...]) -> None:
     check_description(name, fields, fields[1], dtypes)
+    return Described(*fields)

@@ -134,6 +134,11 @@ class AttentionProblem:
         return tuple(component for component in self.components if isinstance(component, Mask))
 
     @functools.cached_property
+    def elementwise(self) -> bool:
+        """Whether a mask hides keys inside the intervals of all."""
+        return any(mask.elementwise for mask in self.masks)
+
+    @functools.cached_property
     def uses_offset(self) -> bool:
         """Whether positions of queries among the keys matter."""
         return any(component.uses_offset for component in self.components)

@@ -43,7 +43,7 @@ BUGS = [
     Bug(
         ARRAYS,
         "arrays among the options are taken as they are",
-        "    _check_kind(name, fields, dtypes)\n",
+        "    check_description(name, fields, fields[1], dtypes)\n",
         "",
         (OPTION,),
     ),

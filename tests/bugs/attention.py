@@ -98,7 +98,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "a block is whole that hides its first key from its last query",
-        "Part::key_begin(static_cast<int>(ptx::opaque(last)))", "Part::key_begin(first)", (COMPOSED,),
+        "Part::key_begin(ptx::opaque(last))", "Part::key_begin(first)", (COMPOSED,),
     ),
     Bug(
         "cuda_src/attention/mask.cuh", "keys meet queries beyond all that see them",

@@ -1,4 +1,4 @@
-// Key j exists when j >= k_starts of its batch entry.
+// Key j exists when j >= k_starts of its batch element.
 #pragma once
 #include "attention/number.cuh"
 #include "attention/place.cuh"

@@ -1,4 +1,4 @@
-// Query i exists when i < q_lengths of its batch entry: the others see nothing.
+// Query i exists when i < q_lengths of its batch element: the others see nothing.
 #pragma once
 #include "attention/number.cuh"
 #include "attention/place.cuh"

@@ -1,4 +1,4 @@
-// Where each batch entry's first query stands: what an array says, or, by what exists, the last query at the last key.
+// Where each batch element's first query stands: what an array says, or the last one that exists at the last such key.
 #pragma once
 #include "attention/number.cuh"
 #include "attention/place.cuh"

@@ -256,7 +256,7 @@ class _Tile(NamedTuple):
             inputs.append(s)
             s = step.forward(np, s, self.region)
         if self._is_cut():
-            if any(mask.elementwise for mask in self.problem.masks):
+            if self.problem.elementwise:
                 np.copyto(s, -np.inf, where=~self._seen())
                 return s, inputs
             begin, end, keys = self._ends()
@@ -306,7 +306,7 @@ class _Tile(NamedTuple):
         place, rows, cols = self.region
         first, last = (self.problem.keys(i, place=place) for i in (rows.start, rows.stop - 1))
         inside = last.begin <= cols.start and first.end >= cols.stop
-        return not inside or any(mask.elementwise for mask in self.problem.masks)
+        return not inside or self.problem.elementwise
 
 
 def merge(problem: AttentionProblem, parts: Merge) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from cupy_flash._src import backends, device
 from cupy_flash._src.cli import Unavailable, UserError
 from cupy_flash._src.components import ARRAYS
-from cupy_flash._src.components.component import example
+from cupy_flash._src.components.component import filled
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def arrays_for(keywords: Iterable[str], full: tuple[int, ...]) -> dict[str, np.n
     With ones for all but the heads they are small, and fit every call that has as many.
     """
     rng = np.random.default_rng(0)
-    return {name: example(ARRAYS[name].examples[0], rng, full) for name in keywords}
+    return filled({name: ARRAYS[name].examples[0] for name in keywords}, rng, full)
 
 
 def architecture(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cupy_flash._src.components import COMPONENTS
-from cupy_flash._src.components.component import example
+from cupy_flash._src.components.component import filled
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 REDUCTION = 3  # of the sequence lengths where the emulator computes
@@ -72,7 +72,7 @@ class Problem:
     def given(self, xp: Any = np) -> dict[str, Any]:
         """The options as calls take them."""
         rng, full = np.random.default_rng(1), (*self.shapes[3][:-1], self.sk)
-        made = {name: example(value, rng, full) for name, value in self.options.items()}
+        made = filled(self.options, rng, full)
         return {name: xp.asarray(value) if callable(self.options[name]) else value for name, value in made.items()}
 
     def arrays(self, xp: Any = np) -> list[Any]:

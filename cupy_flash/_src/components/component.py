@@ -216,6 +216,11 @@ def example(value: Any, rng: np.random.Generator, full: tuple[int, ...]) -> Any:
     return value(rng, full) if callable(value) else value
 
 
+def filled(options: Mapping[str, Any], rng: np.random.Generator, full: tuple[int, ...]) -> dict[str, Any]:
+    """The same of options by their keywords, some of which are examples."""
+    return {name: example(value, rng, full) for name, value in options.items()}
+
+
 def declarations(components: Sequence[type[Component]], folder: str, suffix: str) -> str:
     """Includes of the components' headers, and the struct `Components` of all that they are told."""
     includes = "".join(f'#include "{folder}/{component.header}.{suffix}"\n' for component in components)
