@@ -282,6 +282,16 @@ def test_adapters_pass_the_option_on(libraries, method, case):
     assert verify.Expected(case, x).error(bound, x) < 0.03
 
 
+def test_a_forward_alone_is_not_timed_with_what_the_backward_needs(monkeypatch):
+    case, asked, slope = small("softcap7"), [], options.Softcap.slope
+    monkeypatch.setattr(options.Softcap, "slope", lambda self, score: asked.append(score) or slope(self, score))
+    bound = methods.standard(np, case, Numbers(np).inputs(case))
+    bound.forward()
+    assert not asked
+    bound.saved()
+    assert len(asked) == 1
+
+
 def test_what_a_method_takes():
     taken = {m.name: {options.named(c.option).kind for c in SMALL if m.takes(c)} for m in methods.all_methods("cuda")}
     every = set(options.KINDS) - {""}
@@ -328,7 +338,7 @@ def test_what_a_method_lacks_is_left_out_and_told(capsys):
     ]  # fmt: skip
     bench._tell_what_is_left_out(chosen, [flash, flex, fa4])
     assert capsys.readouterr().out.splitlines() == [
-        "left out: torch flash has no window9, lengths", "left out: flash-attn-4 has no lengths",
+        "left out: torch flash is not given window9, lengths", "left out: flash-attn-4 is not given lengths",
     ]  # fmt: skip
 
 
@@ -390,6 +400,14 @@ def test_options_have_a_panel_of_their_own(monkeypatch, tmp_path):
         f"{title}, causal": ["80\n3 x 4/2"],
         f"{title}, with options": ["80\n3 x 4/2\ndocuments2", "80\n3 x 4/2\nlengths", "80\n3 x 4/2\nwindow9\ncausal"],
     }
+
+
+def test_a_plot_has_no_empty_panels(monkeypatch, tmp_path):
+    """Panels stand in two columns; of an odd number the last place stays free."""
+    figure, saved = pytest.importorskip("matplotlib.figure"), []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path: saved.append(self))
+    plot([row(case) for case in (small(""), small("", causal=True), small("window9"))], tmp_path / "x")
+    assert [bool(ax.patches) for ax in saved[0].axes if ax.get_visible()] == [True] * 3
 
 
 @functools.cache

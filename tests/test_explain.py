@@ -12,6 +12,7 @@ from cupy_flash._src.analysis.traffic import launch_bytes
 from cupy_flash._src.cli import explain
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompiledKernel
+from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.device import NAMED, named
 from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import AttentionProblem
@@ -133,6 +134,22 @@ def test_explain_tells_the_numbers_of_the_call(call, arch, monkeypatch, tmp_path
     for (label, point), size in zip(points.items(), known.values(), strict=True):
         assert point == pytest.approx((work / size, min(peaks[mma], work / size * bandwidth / 1e3)))
         assert format_bytes(size) in label and low < point[0] < high
+
+
+def test_the_title_of_the_roofline_fits_the_figure(monkeypatch, tmp_path):
+    """However many options a call has."""
+    figure, drawn = pytest.importorskip("matplotlib.figure"), []
+    monkeypatch.setattr(explain, "check_path", lambda path: None)
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path: drawn.append(self))
+    monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
+    monkeypatch.setattr(explain, "_print_counts", lambda *_: None)
+    options = ["--causal", "--window", "512,0", "--softcap", "30", *(f"--{x.replace('_', '-')}" for x in ARRAYS)]
+    path = str(tmp_path / "x.svg")
+    assert main(["explain", "--shape", "1,8,4096,4096,128", *options, "--arch", "sm_90a", "--plot", path]) == 0
+    drawn[0].draw_without_rendering()
+    (title,) = (axes._left_title for axes in drawn[0].axes)
+    assert all(keyword in title.get_text() for keyword in ARRAYS)
+    assert title.get_window_extent().x1 <= drawn[0].bbox.x1
 
 
 @pytest.mark.parametrize(("options", "extra"), [([], 0), ([], 64), (["--backward"], 0), (["--backward"], -1)])

@@ -92,6 +92,18 @@ def test_forms_of_the_same_numbers(on, name, options):
         same_bits(results(on, arrays, **options, **{name: value}), expected)
 
 
+@pytest.mark.parametrize("name", [*LENGTHS, "q_offset"])
+def test_numbers_of_a_library_that_has_dlpack_alone(name):
+    numbers = np.array([5, 60, 33])
+
+    class Exported:
+        __dlpack__, __dlpack_device__ = numbers.__dlpack__, numbers.__dlpack_device__
+
+    arrays = CASE.arrays()
+    found, expected = (results(On("cpu"), arrays, causal=True, **{name: x}) for x in (Exported(), numbers))
+    same_bits(found, expected)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_lengths_are_shorter_arrays(on, options):
     """Of each batch element; the rest of its gradients is 0."""

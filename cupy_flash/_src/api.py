@@ -70,7 +70,7 @@ def flash_attention(
     alibi_slopes : array of float32, shape (Hq,) or (..., Hq), optional
         Linear biases [2]_: from the score of query i and key j, scaled and capped, ``slope * |p - j|`` is taken, where
         ``p = i + q_offset`` and the slope is that of the query head. What is far away makes scores large, which lose
-        digits: 1e-7 of their size in float32.
+        digits: 1e-7 of their size in float32. Slopes are finite times ``log2(e)``, as `scale` is.
     mask : array of bool, optional
         Of a shape that broadcasts to (..., Hq, Sq, Sk): query i sees key j only where it is true. It is read in place,
         whatever its strides, and never expanded.
@@ -84,7 +84,8 @@ def flash_attention(
     q_offset : int or array of int, optional
         Position of the first query among the keys, only with `causal`, `window` or `alibi_slopes`; an array has one for
         each batch element. By default ``k_lengths - q_lengths``, with Sk and Sq where these are not given: the last
-        query stands at the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do.
+        query stands at the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do. A number is at
+        most 2^29 in size where there are `alibi_slopes`.
     return_lse : bool
         Also return the log-sum-exp of each row's scores, after all options that change them.
     out : array, shape (..., Hq, Sq, Dv), optional

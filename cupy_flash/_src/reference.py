@@ -49,6 +49,7 @@ def attention_reference(
         Values, of the same kind.
     causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, return_lse
         As in `flash_attention`.
+        Here a hidden key takes part with weight 0, so that an inf or NaN in its value spreads, in padding too.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
         sums of float16 and bfloat16 run in float32 before they are rounded). ``numpy.float64`` makes the

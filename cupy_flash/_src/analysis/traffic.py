@@ -35,11 +35,12 @@ def array_bytes(
 ) -> dict[str, int]:
     """Bytes that the launches of a plan read of options that are arrays, by their keywords.
 
-    Of one with an element for each score these, where they are seen, in each launch that computes scores; of the others
-    a number for each block of threads, or for each head that the block has.
+    Of one with an element for each score, in each kernel that computes scores: in the forward on CUDA cores those of
+    pairs that are seen, elsewhere those of blocks that are met, at most. Of the others a number for each block of
+    threads, or for each head that the block has, whose threads count as one.
     """
     launches = [launch for launch in plan.launches if launch.kernel.family != "attention"]
-    scores = visible_pairs(problem) * len({launch.kernel for launch in launches})
+    scores = sum(_scores(problem, plan, launch) for launch in {launch.kernel: launch for launch in launches}.values())
     blocks, heads = sum(launch.grid for launch in launches), _packed_heads(plan)
     counts = {0: scores, 2: blocks * heads, 3: blocks}
     return {name: x.itemsize * counts[ARRAYS[name].lacks or 0] for name, x in arrays.items()}
@@ -48,13 +49,36 @@ def array_bytes(
 def block_pairs(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> tuple[int, int]:
     """Blocks of keys that the blocks of queries of one head meet, and how many that would be if they saw all."""
     block_m, block_n = launch.kernel.constant("kBlockM"), launch.kernel.constant("kBlockN")
-    rows, cols = problem.seqlen_q * _packed_heads(plan), problem.seqlen_k
+    every = ceil_div(problem.seqlen_q * _packed_heads(plan), block_m) * ceil_div(problem.seqlen_k, block_n)
+    return _size(_met(problem, plan, launch)[1]), every
+
+
+def _scores(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> int:
+    """Those that the launch's kernel looks at, of all heads."""
+    if (launch.kernel.family, launch.kernel.entry) == ("simt", "attention_forward"):
+        return visible_pairs(problem)
+    sizes, blocks, (block, rows) = _met(problem, plan, launch)
+    met = np.minimum(blocks.end * block, rows) - np.minimum(blocks.begin * block, rows)
+    return prod(problem.batch) * problem.num_heads_q // _packed_heads(plan) * int((sizes * met).sum())
+
+
+def _met(
+    problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch
+) -> tuple[np.ndarray, Interval, tuple[int, int]]:
+    """The rows of each block of queries of a head, and which blocks of keys it meets, of how many of how many keys.
+
+    Of dkdv likewise the blocks of keys, and the blocks of queries that they meet.
+    """
+    block_m, block_n = launch.kernel.constant("kBlockM"), launch.kernel.constant("kBlockN")
     if launch.kernel.entry == "attention_dkdv":
-        found, block = problem.queries(*_blocks(cols, block_n)), block_m
+        first, last = _blocks(problem.seqlen_k, block_n)
+        found, others = problem.queries(first, last), (block_m, problem.seqlen_q)
     else:
-        found, block = problem.keys(*_query_blocks(problem, plan, block_m)), block_n
-    met = np.where(found.begin < found.end, ceil_div(found.end, block) - found.begin // block, 0)
-    return int(met.sum()), ceil_div(rows, block_m) * ceil_div(cols, block_n)
+        first, last = _blocks(problem.seqlen_q * _packed_heads(plan), block_m)
+        found, others = problem.keys(*_query_blocks(problem, plan, block_m)), (block_n, problem.seqlen_k)
+    begin = found.begin // others[0]
+    end = np.where(found.begin < found.end, ceil_div(found.end, others[0]), begin)
+    return last - first + 1, Interval(begin, end), others
 
 
 def _packed_heads(plan: ForwardPlan | BackwardPlan) -> int:

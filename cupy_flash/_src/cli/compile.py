@@ -55,16 +55,17 @@ def run(args: argparse.Namespace) -> None:
     Raises
     ------
     UserError
-        If a compiler is missing or refuses a kernel, or there is neither a GPU nor an architecture for kernels that
-        were asked for.
+        If a compiler is missing or refuses a kernel, there is neither a GPU nor an architecture for kernels that were
+        asked for, or no call takes these options.
     """
+    calls = _calls(args)  # before the minutes that compiling takes
     purposes = list(dict.fromkeys(args.purposes or ("core", CPU)))
     kernels = [name for name in purposes if name != CPU]
     try:
         if CPU in purposes:
             _compile_cpu()
         if kernels:
-            _compile_kernels(args, kernels)
+            _compile_kernels(args, kernels, calls)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 
@@ -90,7 +91,7 @@ def _compile_cpu() -> None:
     print(f"CPU backend: {', '.join(made)}, {seconds}, in {cache.folder('cpu')}", flush=True)
 
 
-def _compile_kernels(args: argparse.Namespace, purposes: list[str]) -> None:
+def _compile_kernels(args: argparse.Namespace, purposes: list[str], calls: Calls) -> None:
     targets = [device.named(arch) for arch in dict.fromkeys(args.arch or ())]
     if not targets:
         try:
@@ -101,7 +102,6 @@ def _compile_kernels(args: argparse.Namespace, purposes: list[str]) -> None:
             print(f"CUDA kernels: none without --arch, for {error}")
             return
     print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
-    calls = _calls(args)
     for target in targets:
         _compile(target, purposes, calls)
 

@@ -220,7 +220,7 @@ def _read_as(problem: AttentionProblem, lacks: int | None, itemsize: int) -> str
     shared = problem.seqlen_q * problem.seqlen_k * itemsize
     whole = prod(problem.batch) * problem.num_heads_q * shared
     return (
-        "an element for each pair that is seen, once in each kernel that computes scores; it lies in "
+        "an element for each score that is looked at, once in each kernel that computes scores; it lies in "
         f"{format_bytes(whole)}, or {format_bytes(shared)} where batch and heads share it"
     )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from cupy_flash._src.analysis.roofline import Rates
 from cupy_flash._src.cli.plot import FLASH_COLOR, GUIDE_COLOR, STANDARD_COLOR
 from cupy_flash._src.cli.units import format_bytes
+
+TITLE_WIDTH = 85  # characters of a line that fit the figure
 
 
 def plot(
@@ -63,8 +66,9 @@ def plot(
         )
     axes.set_xlabel("arithmetic intensity, FLOP a byte")
     axes.set_ylabel("TFLOP/s at most")
-    axes.set_title(f"{title}\n{rates.card}, by its datasheet: {rates.bandwidth:g} GB/s", loc="left", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    lines = *textwrap.wrap(title, TITLE_WIDTH), f"{rates.card}, by its datasheet: {rates.bandwidth:g} GB/s"
+    axes.set_title("\n".join(lines), loc="left", fontsize=10)
+    figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     axes.grid(True, color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -64,7 +64,7 @@ class Lengths(Mask):
     @classmethod
     def array(cls, value: Any) -> Any:
         """The array that is given, or one of a number that all batch elements have in common."""
-        if hasattr(value, "ndim") and not isinstance(value, np.generic):
+        if not isinstance(value, np.generic) and (hasattr(value, "ndim") or hasattr(value, "__dlpack__")):
             return value
         number = integer(cls.keyword, value)
         if abs(number) > np.iinfo(np.int64).max:

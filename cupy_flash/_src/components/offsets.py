@@ -35,7 +35,8 @@ class Offsets(Component):
     @staticmethod
     def array(value: Any) -> Any:
         # One without axes is a number; but not on a GPU, which would have to be waited for.
-        return value if getattr(value, "ndim", 0) or hasattr(value, "__cuda_array_interface__") else None
+        has_axes = getattr(value, "ndim", hasattr(value, "__dlpack__"))
+        return value if has_axes or hasattr(value, "__cuda_array_interface__") else None
 
     @staticmethod
     def check(value: Any) -> Any:

@@ -177,7 +177,7 @@ def _tell_what_is_left_out(chosen: list[Case], methods: list[Method]) -> None:
     for method in methods:
         lacking = dict.fromkeys(case.option for case in chosen if not method.takes(case))
         if lacking:
-            print(f"left out: {method.name} has no {', '.join(lacking)}")
+            print(f"left out: {method.name} is not given {', '.join(lacking)}")
 
 
 def commit_of_sources() -> str:

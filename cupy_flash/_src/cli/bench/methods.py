@@ -178,12 +178,12 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
         hidden = xp.where(shown, dtype.type(0), dtype.type(-xp.inf))
         hidden = hidden[:, :, None] if hidden.ndim == 4 else hidden
 
-    def probabilities() -> tuple[Any, Any]:
-        """And the slope of the scores that they are of, where it is not 1."""
+    def probabilities(*, differentiated: bool) -> tuple[Any, Any]:
+        """And, for a backward, the slope of the scores that they are of, where it is not 1."""
         s = xp.matmul(q, k.swapaxes(-1, -2))
         s *= dtype.type(scale)
         s = option.score(s)
-        slope = option.slope(s)
+        slope = option.slope(s) if differentiated else None
         if bias is not None:
             s += bias.reshape(*split, *bias.shape[1:])
         if shown is not None:
@@ -208,8 +208,8 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
         return tuple(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv))
 
     return Bound(
-        forward=lambda: ungrouped(xp.matmul(probabilities()[0], v)),
-        saved=probabilities,
+        forward=lambda: ungrouped(xp.matmul(probabilities(differentiated=False)[0], v)),
+        saved=lambda: probabilities(differentiated=True),
         backward=backward,
         take=lambda a: a,
         give=lambda a: a,
@@ -256,10 +256,6 @@ class Torch(Method):
         torch = import_module("torch")
         return torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr))
 
-    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
-        """The output of tensors (B, H, S, D)."""
-        raise NotImplementedError
-
     def bind(self, case: Case, x: Inputs) -> Bound:
         torch = import_module("torch")
         half = {"float16": torch.float16, "bfloat16": torch.bfloat16}[case.dtype]
@@ -275,8 +271,8 @@ class Torch(Method):
         return autograd_bound(self.prepare(case, namespace(x), take), x, take, give, retain_graph=True)
 
     def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
-        """The function of (q, k, v) for one case; `xp` makes arrays that PyTorch can `take`."""
-        return lambda q, k, v: self.attend(case, q, k, v)
+        """The function of tensors q, k, v (B, H, S, D) for one case; `xp` makes arrays that PyTorch can `take`."""
+        raise NotImplementedError
 
     @staticmethod
     def bools(a: Any) -> Any:
@@ -354,7 +350,7 @@ class Flex(Torch):
             given["score_mod"] = score
         if case.causal or (option.kind and not scored):
             given["block_mask"] = flex.create_block_mask(
-                lambda b, h, i, j: options.shown(case, arrays, b, i, j),
+                lambda b, h, i, j: option.shown(case, arrays, b, i, j),
                 case.batch if option.kind == "lengths" else None, None, case.seqlen_q, case.seqlen_k, device="cuda",
             )  # fmt: skip
         return lambda q, k, v: compiled(q, k, v, **given)
@@ -372,16 +368,16 @@ class FlashAttentionFunc(Torch):
         super().load()
         import_module(self.module)
 
-    def attend(self, case: Case, q: Any, k: Any, v: Any) -> Any:
-        names = {"window": "window_size", "softcap": "softcap"}
-        values = options.named(case.option).values()
-        out = import_module(self.module).flash_attn_func(
-            *(t.transpose(1, 2) for t in (q, k, v)),
-            causal=case.causal,
-            **{names[name]: value for name, value in values.items()},
-            num_splits=0 if case.direction == "decode" else 1,  # 0: by its own rule
-        )
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+    def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
+        function, names = import_module(self.module).flash_attn_func, {"window": "window_size", "softcap": "softcap"}
+        given: dict[str, Any] = {names[name]: value for name, value in options.named(case.option).values().items()}
+        given |= {"causal": case.causal, "num_splits": 0 if case.direction == "decode" else 1}  # 0: by its own rule
+
+        def attend(q: Any, k: Any, v: Any) -> Any:
+            out = function(*(t.transpose(1, 2) for t in (q, k, v)), **given)
+            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+        return attend
 
 
 class Jax(Method):
@@ -408,33 +404,37 @@ class Jax(Method):
 
             return cupy.from_dlpack(jax.block_until_ready(a)).swapaxes(1, 2)
 
-        given = self._given(case, namespace(x))
+        fixed = {"is_causal": case.causal, "implementation": "cudnn"}
+        option = options.named(case.option)
+        if option.kind == "window":
+            fixed["local_window_size"] = option.values()["window"]
+        arrays = self._arrays(case, namespace(x))
 
-        def attend(q: Any, k: Any, v: Any) -> Any:
-            return jax.nn.dot_product_attention(q, k, v, is_causal=case.causal, **given, implementation="cudnn")
+        def attend(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
+            return jax.nn.dot_product_attention(q, k, v, **fixed, **arrays)
+
+        def differentiated(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
+            return jax.vjp(lambda q, k, v: attend(q, k, v, arrays), q, k, v)[1]
 
         q, k, v = (take(a) for a in x[:3])
-        forward = jax.jit(attend)
-        saved = jax.jit(lambda q, k, v: jax.vjp(attend, q, k, v)[1])
+        forward, saved = jax.jit(attend), jax.jit(differentiated)  # arrays that they just saw would be constants
         backward = jax.jit(lambda vjp, dout: vjp(dout))
         return Bound(
-            forward=lambda: forward(q, k, v),
-            saved=lambda: saved(q, k, v),
+            forward=lambda: forward(q, k, v, arrays),
+            saved=lambda: saved(q, k, v, arrays),
             backward=backward,
             take=take,
             give=give,
         )
 
-    def _given(self, case: Case, xp: Any) -> dict[str, Any]:
-        """The option by cuDNN's own means where it has some: windows and lengths."""
-        take, option = import_module("jax.dlpack").from_dlpack, options.named(case.option)
-        if option.kind == "window":
-            return {"local_window_size": option.values()["window"]}
-        if option.kind == "lengths":
+    def _arrays(self, case: Case, xp: Any) -> dict[str, Any]:
+        """What the option is for it but a window: by cuDNN's own means where it has some, as for lengths."""
+        take, kind = import_module("jax.dlpack").from_dlpack, options.named(case.option).kind
+        if kind == "lengths":
             return {"key_value_seq_lengths": take(options.arrays_of(case, xp)["k_lengths"].astype("int32"))}
-        if option.kind == "documents":
+        if kind == "documents":
             return {"mask": take(options.attn_mask(xp, case).view("uint8")).astype(bool)}
-        if option.kind == "alibi":
+        if kind == "alibi":
             return {"bias": take(options.added(xp, case)[None])}
         return {}
 

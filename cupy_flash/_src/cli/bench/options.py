@@ -55,6 +55,14 @@ class Option:
         """Whether query i of batch element b sees key j; None where each does."""
         return None
 
+    def shown(self, case: Case, arrays: dict[str, Array], b: Array, i: Array, j: Array) -> Array | None:
+        """The same with `causal`."""
+        found = self.sees(case, arrays, b, i, j)
+        if not case.causal:
+            return found
+        before = j <= i + (case.seqlen_k - case.seqlen_q)
+        return before if found is None else found & before
+
     def bias(self, case: Case, arrays: dict[str, Array], h: Array, i: Array, j: Array) -> Array | None:
         """What is added to the score of query i and key j in head h; None for nothing."""
         return None
@@ -143,7 +151,10 @@ class Documents(Option):
 
 
 class Lengths(Option):
-    """Batch elements of different lengths, padded: from a part of the sequence, in even steps, half on average."""
+    """Batch elements of different lengths, padded: from a part of the sequence, in even steps, half on average.
+
+    Not with `causal`, where our calls let the last query stand at the last key that exists, and others elsewhere.
+    """
 
     takes = ("k_lengths",)
 
@@ -183,19 +194,10 @@ def given(case: Case, xp: Any) -> dict[str, Any]:
     return {"causal": case.causal, **named(case.option).values(), **arrays_of(case, xp)}
 
 
-def shown(case: Case, arrays: dict[str, Array], b: Array, i: Array, j: Array) -> Array:
-    """Whether query i of batch element b sees key j, or None where each does."""
-    found = named(case.option).sees(case, arrays, b, i, j)
-    if not case.causal:
-        return found
-    before = j <= i + (case.seqlen_k - case.seqlen_q)
-    return before if found is None else found & before
-
-
 def seen(xp: Any, case: Case) -> Array:
-    """The same of all, broadcasting to scores (B, Hq, Sq, Sk)."""
+    """Whether queries see keys, broadcasting to scores (B, Hq, Sq, Sk), or None where all see all."""
     b, i, j = xp.arange(case.batch)[:, None, None, None], xp.arange(case.seqlen_q)[:, None], xp.arange(case.seqlen_k)
-    return shown(case, arrays_of(case, xp), b, i, j)
+    return named(case.option).shown(case, arrays_of(case, xp), b, i, j)
 
 
 def added(xp: Any, case: Case) -> Array:

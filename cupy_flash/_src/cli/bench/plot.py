@@ -35,11 +35,11 @@ def plot(rows: list[Row], stem: Path) -> list[Path]:
         columns = min(2, len(panels))
         lines = -(-len(panels) // columns)
         figure = Figure(figsize=(8 * columns, 4.2 * lines + 1), dpi=120, layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False).flat
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
         most = limit(rows, "copy" if direction == "decode" else "matmul")
         for ax, (title, panel) in zip(axes, panels.items(), strict=False):
             _draw(ax, title, panel, colors, most)
-        for ax in list(axes)[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.set_visible(False)
         handles, labels = [], []
         for ax in figure.axes:
