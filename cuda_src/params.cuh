@@ -94,6 +94,34 @@ struct BackwardParams {
   Tensor dv_acc;  // [batch..., Hk, Sk, Dv], accumulator type; used with several splits
 };
 
+// Which scores the elements of an option have in common, axis by axis: along its own axes it has an element, or one of
+// its blocks, for each position, along the others all positions add up. Of each pair one is 1.
+struct TermSchedule {
+  Divisor own_batch[kBatchDims], summed_batch[kBatchDims];
+  Divisor own_heads, summed_heads;
+  Divisor own_query_blocks, summed_query_blocks;
+  Divisor own_key_blocks, summed_key_blocks;
+  Divisor num_splits;  // blocks that share what adds up; each writes a partial result if there are several
+  int own_rows, own_cols;  // 0 or 1: whether queries and keys are its own
+  int64_t split_stride;    // elements from one partial result to the next
+  int is_added;            // 0 or 1: what adds up is more than this launch has; the result joins what is there
+};
+
+struct TermParams {
+  Shape shape;
+  TermSchedule schedule;
+  Tensor q;       // [batch..., Hq, Sq, D]
+  Tensor k;       // [batch..., Hk, Sk, D]
+  Tensor v;       // [batch..., Hk, Sk, Dv]
+  Tensor dout;    // [batch..., Hq, Sq, Dv]
+  Tensor lse;     // [batch..., Hq, Sq, 1], accumulator type
+  Tensor delta;   // [batch..., Hq, Sq, 1], accumulator type
+  Tensor sinks;   // [batch..., Hq, 1, 1]; unused but by attention_dsinks
+  Tensor dterm;   // [batch..., Hq, Sq, Sk], type Out; stride 0 along axes that add up
+  Tensor dterm_parts;  // [splits, ...] of the same, contiguous, accumulator type; unused (null) with one split
+  Tensor changed;      // as in SealParams; unused but by attention_spoil_term
+};
+
 struct MergeParams {
   Shape shape;
   Tensor out_a;  // [batch..., Hq, Sq, Dv], as out_b and out; accumulator type if it was merged before

@@ -9,7 +9,7 @@ from oracle import attention
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
-from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components import COMPONENTS, LEARNING
 from cupy_flash._src.components.component import Sizes
 from cupy_flash._src.components.component import filled as filled_in
 from cupy_flash._src.problem import DTYPES
@@ -38,6 +38,8 @@ class Case:
     scale: float | None = None
     softcap: float | None = None
     alibi_slopes: tuple | None = None  # leading axes that are not 1 in front of the heads
+    bias: tuple | None = None  # axes of (..., Hq, Sq, Sk) that are not 1
+    sinks: tuple | None = None  # as alibi_slopes
     mask: tuple | None = None  # axes of (..., Hq, Sq, Sk) that are not 1
     k_lengths: int | str | None = None
     q_lengths: int | str | None = None
@@ -64,13 +66,21 @@ class Case:
             "q_offset": lengths(rng, self.q_offset, batch, -sq - 5, sk + 5) if placed else None,
         }
         if self.alibi_slopes is not None:
-            lead = [n if real else 1 for n, real in zip(batch[::-1], self.alibi_slopes[::-1], strict=False)][::-1]
-            found["alibi_slopes"] = rng.uniform(-0.05, 0.3, (*lead, heads)).astype(np.float32)
+            found["alibi_slopes"] = rng.uniform(-0.05, 0.3, (*real(batch, self.alibi_slopes), heads)).astype(np.float32)
         if self.mask is not None:
-            full = (*batch, heads, sq, sk)[-len(self.mask) :]
-            shape = [n if real else 1 for n, real in zip(full, self.mask[-len(full) :], strict=True)]
+            shape = real((*batch, heads, sq, sk), self.mask)
             found["mask"] = rng.random(shape) < rng.choice([0.1, 0.8])
             found["mask"] &= rng.random((*shape[:-1], 1)) < 0.8  # some rows see nothing
+        wide = [np.dtype(np.float32), DTYPES[self.dtype]]
+        if self.bias is not None:
+            x = self.magnitude * rng.standard_normal(real((*batch, heads, sq, sk), self.bias))
+            if rng.random() < 0.5:  # some keys are hidden, and some rows see nothing
+                x[(rng.random(x.shape) < 0.3) | (rng.random((*x.shape[:-1], 1)) < 0.1)] = -np.inf
+            found["bias"] = self.laid_out("bias", x.astype(wide[rng.integers(2)]))
+        if self.sinks is not None:
+            x = rng.normal(0, 3, (*real(batch, self.sinks), heads))
+            x[rng.random(x.shape) < 0.2] = -np.inf
+            found["sinks"] = x.astype(wide[rng.integers(2)])
         return {name: x for name, x in found.items() if x is not None}
 
     def shapes(self):
@@ -89,6 +99,11 @@ class Case:
             "lse": out[:-1],
         }
 
+    @property
+    def wrt(self):
+        """All that there are gradients of."""
+        return ("q", "k", "v", *(name for name in LEARNING if name in self.options))
+
     def laid_out(self, name, x):
         """The array in its layout."""
         return lay_out(x, self.layouts.get(name, CONTIGUOUS))
@@ -102,9 +117,11 @@ class Case:
 
     def laid_out_by(self, seed):
         """The same case, each array in a layout of its own."""
+        shapes = self.shapes()
+        if self.bias is not None and len(self.bias) > 1:
+            shapes["bias"] = real((*shapes["lse"], self.sk), self.bias)
         return replace(self, layouts={
-            name: any_layout(f"{seed} {name}", shape, constant=name not in RESULTS)
-            for name, shape in self.shapes().items()
+            name: any_layout(f"{seed} {name}", shape, constant=name not in RESULTS) for name, shape in shapes.items()
         })  # fmt: skip
 
     def arrays(self):
@@ -116,6 +133,11 @@ class Case:
             size = self.magnitude if name in "qkv" else 1.0
             values[name] = self.laid_out(name, (size * x).astype(accumulator if name == "dlse" else DTYPES[self.dtype]))
         return tuple(values.values())
+
+
+def real(full, axes):
+    """The last axes of `full`, of which those are 1 that are not true."""
+    return tuple(n if own else 1 for n, own in zip(full[::-1], axes[::-1], strict=False))[::-1]
 
 
 def lengths(rng, kind, batch, low, high):
@@ -163,20 +185,26 @@ def cases(draw, max_seqlen=150, head_dims=HEAD_DIMS, dtypes=ANY_DTYPE, arrays=Fa
         drawn |= {name: draw(st.one_of(LENGTHS, LENGTHS, st.integers(0, side))) for name, side in sides.items()}
         axes = st.tuples(*[st.booleans()] * draw(st.integers(1, 3 + len(batch))))
         drawn["mask"] = draw(st.one_of(st.none(), st.none(), axes))
-        drawn["alibi_slopes"] = draw(st.one_of(st.none(), st.none(), st.tuples(*[st.booleans()] * len(batch))))
+        of_heads = st.one_of(st.none(), st.none(), st.tuples(*[st.booleans()] * len(batch)))
+        drawn |= {name: draw(of_heads) for name in ("alibi_slopes", "sinks")}
+        axes = st.tuples(*[st.booleans()] * draw(st.integers(1, 3 + len(batch))))
+        drawn["bias"] = draw(st.one_of(st.none(), axes))
         drawn["q_offset"] = draw(st.sampled_from([drawn["q_offset"], drawn["q_offset"], "each", "each32"]))
     case = Case(**{**drawn, **fixed})
     return case if "layouts" in fixed else case.laid_out_by(case.seed)
 
 
 def check(case, on, *, dlse=True, **backward_options):
-    """Forward and backward of a case stay within the error budget; returns (out, lse, dq, dk, dv)."""
+    """Forward and backward of a case stay within the error budget; returns (out, lse, dq, dk, dv), and gradients of
+    options.
+    """
     q, k, v, dout, grad_lse = case.arrays()
+    wrt = case.wrt
     if not dlse:
         grad_lse = None
     expected = attention(q, k, v, dout=dout, dlse=grad_lse, **case.options)
     naive_out, naive_lse = attention_reference(q, k, v, return_lse=True, **case.options)
-    naive_grads = attention_reference_backward(dout, q, k, v, dlse=grad_lse, **case.options)
+    naive_grads = attention_reference_backward(dout, q, k, v, dlse=grad_lse, **case.options, wrt=wrt)
 
     space = case.laid_out("out", np.zeros(expected.out.shape, q.dtype))
     out, lse = on(flash_attention, q, k, v, return_lse=True, out=space, **case.options)
@@ -185,14 +213,14 @@ def check(case, on, *, dlse=True, **backward_options):
     else:
         assert on.name == "cuda", "out is not what was given as out"
     out, lse = case.laid_out("out", out), case.laid_out("lse", lse)
-    grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=grad_lse, **case.options, **backward_options)
+    options = {"dlse": grad_lse, **case.options, "wrt": wrt, **backward_options}
+    grads = on(flash_attention_backward, dout, q, k, v, out, lse, **options)
     approximate = getattr(on, "approximate", False)  # a function that is no On calls the CPU's backend
-    sizes = magnitudes(q, k, v, dout, grad_lse, **case.options, approximate=approximate)
-    results = zip(
-        sizes, (out, lse, *grads), (naive_out, naive_lse, *naive_grads), expected, sizes.values(), strict=True
-    )
-    for name, x, naive, exact, size in results:
-        within_budget(name, x, naive, exact, size)
+    sizes = magnitudes(q, k, v, dout, grad_lse, **case.options, wrt=wrt, approximate=approximate)
+    within_budget("out", out, naive_out, expected.out, sizes["out"])
+    within_budget("lse", lse, naive_lse, expected.lse, sizes["lse"])
+    for name, x, naive in zip(wrt, grads, naive_grads, strict=True):
+        within_budget(f"d{name}", x, naive, expected.of(name), sizes[f"d{name}"])
     return out, lse, *grads
 
 
@@ -234,11 +262,12 @@ def within_budget(name, x, naive, exact, size=1.0):
     assert error <= budget, f"{name}: error {error:.3g}, the budget is {budget:.3g}"
 
 
-def results(on, arrays, **options):
-    """out, lse, dq, dk, dv of the arrays q, k, v, dout, dlse; the gradients are deterministic."""
+def results(on, arrays, wrt=("q", "k", "v"), **options):
+    """out, lse and gradients of the arrays q, k, v, dout, dlse; they are deterministic."""
     q, k, v, dout, dlse = arrays
     out, lse = on(flash_attention, q, k, v, return_lse=True, **options)
-    return out, lse, *on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, deterministic=True, **options)
+    options |= {"dlse": dlse, "deterministic": True, "wrt": wrt}
+    return out, lse, *on(flash_attention_backward, dout, q, k, v, out, lse, **options)
 
 
 def same_bits(first, second):

@@ -12,14 +12,24 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Oracle(NamedTuple):
-    """Results in float64, in the shapes that the public calls return."""
+class Results(NamedTuple):
+    """In float64, in the shapes that the public calls return."""
 
     out: np.ndarray
     lse: np.ndarray
     dq: np.ndarray
     dk: np.ndarray
     dv: np.ndarray
+
+
+class Oracle(Results):
+    """The same, and gradients of the options that have them."""
+
+    terms: dict
+
+    def of(self, name):
+        """The gradient that `wrt` calls so."""
+        return self.terms[name] if name in self.terms else getattr(self, f"d{name}")
 
 
 def attention(
@@ -34,11 +44,13 @@ def attention(
     scale=None,
     softcap=None,
     alibi_slopes=None,
+    bias=None,
     mask=None,
     k_lengths=None,
     q_lengths=None,
     k_starts=None,
     q_offset=None,
+    sinks=None,
 ) -> Oracle:
     """Attention of arrays as for `flash_attention`, and gradients for `dout` (default 1) and `dlse` (0)."""
     shapes = [x.shape for x in (q, k, v)]
@@ -47,7 +59,10 @@ def attention(
     (hq, sq, d), (hk, sk, dv) = q.shape[-3:], v.shape[-3:]
     full = [np.broadcast_to(x, batch + x.shape[-3:]) for x in (q, k, v)]
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
-    slopes = None if alibi_slopes is None else np.broadcast_to(alibi_slopes, (*batch, hq))
+    learned = {"alibi_slopes": alibi_slopes, "bias": bias, "sinks": sinks}
+    shape_of = {"alibi_slopes": (*batch, hq), "bias": (*batch, hq, sq, sk), "sinks": (*batch, hq)}
+    learned = {name: np.broadcast_to(x, shape_of[name]) for name, x in learned.items() if x is not None}
+    terms = {name: np.zeros(x.shape) for name, x in learned.items()}
     hiding = {"causal": causal, "window": window, "mask": mask, "q_offset": q_offset}
     hiding |= {"k_lengths": k_lengths, "q_lengths": q_lengths, "k_starts": k_starts}
 
@@ -59,20 +74,37 @@ def attention(
         for index in np.ndindex(*batch, hq):
             key_index = (*index[:-1], index[-1] // (hq // hk))
             seen, offset = seen_in(index, (*batch, hq, sq, sk), **hiding)
-            for i in range(sq):
+            queries = sq if q_lengths is None else int(np.broadcast_to(q_lengths, batch)[index[:-1]])
+            sink = float(learned["sinks"][index]) if sinks is not None else -np.inf
+            for i in range(queries):
                 row, keys = (*index, i), seen[i]
-                if keys.any():
-                    operands = full[0][row], full[1][key_index][keys], full[2][key_index][keys]
-                    bias = 0.0
-                    if slopes is not None:
-                        bias = -float(slopes[index]) * abs(i + offset - np.flatnonzero(keys)).astype(float)
-                    out[row], lse[row], (gq, gk, gv) = _row(*operands, dout[row], dlse[row], scale, softcap, bias)
-                    grads[0][row] += gq
-                    grads[1][key_index][keys] += gk
-                    grads[2][key_index][keys] += gv
+                far = abs(i + offset - np.flatnonzero(keys)).astype(float) if alibi_slopes is not None else 0.0
+                added = np.zeros(np.count_nonzero(keys))
+                if alibi_slopes is not None:
+                    added -= float(learned["alibi_slopes"][index]) * far
+                if bias is not None:
+                    added += learned["bias"][row][keys].astype(np.float64)
+                if not (added > -np.inf).any() and sink == -np.inf:
+                    continue
+                operands = full[0][row], full[1][key_index][keys], full[2][key_index][keys]
+                out[row], lse[row], (gq, gk, gv), dscore, dsink = _row(
+                    *operands, dout[row], dlse[row], scale, softcap, added, sink
+                )
+                grads[0][row] += gq
+                grads[1][key_index][keys] += gk
+                grads[2][key_index][keys] += gv
+                if alibi_slopes is not None:
+                    terms["alibi_slopes"][index] -= (dscore * far).sum()
+                if bias is not None:
+                    terms["bias"][row][keys] += dscore
+                if sinks is not None:
+                    terms["sinks"][index] += dsink
     if len(shapes[0]) == 2 and not batch:
         out, lse = out[0], lse[0]
-    return Oracle(out, lse, *(_unbroadcast(g, s) for g, s in zip(grads, shapes, strict=True)))
+    given = {"alibi_slopes": alibi_slopes, "bias": bias, "sinks": sinks}
+    found = Oracle(out, lse, *(_unbroadcast(g, s) for g, s in zip(grads, shapes, strict=True)))
+    found.terms = {name: _summed(x, given[name].shape) for name, x in terms.items()}
+    return found
 
 
 def seen_in(index, full, *, mask=None, k_lengths=None, q_lengths=None, k_starts=None, q_offset=None, **rules):
@@ -114,24 +146,31 @@ def visible(sq, sk, *, causal=False, window=None, mask=None, k_length=None, q_le
     return seen
 
 
-def _row(q, k, v, dout, dlse, scale, softcap, bias):
-    """Output, log-sum-exp and gradients of one query: out = p @ v with p = softmax(cap(scale * k @ q) + bias)."""
+def _row(q, k, v, dout, dlse, scale, softcap, bias, sink):
+    """Output, log-sum-exp and gradients of one query: out = p @ v with p = softmax(cap(scale * k @ q) + bias), where
+    the sum has exp(sink) too. The gradients are those of q, k and v, of the bias, and of the sink.
+    """
     s, slope = scale * (k @ q), 1.0
     if softcap is not None:
         s, slope = softcap * np.tanh(s / softcap), 1 / np.cosh(s / softcap) ** 2
     s = s + bias
-    m = s.max()
+    m = max(s.max(initial=-np.inf), sink)
     e = np.exp(s - m)
-    p = e / e.sum()
+    total = e.sum() + np.exp(sink - m)
+    p, of_sink = e / total, np.exp(sink - m) / total
     out = p @ v
     dp = v @ dout
-    ds = slope * (p * (dp - p @ dp) + p * dlse)  # Jacobian of softmax is diag(p) - p p^T; gradient of lse is p
-    return out, m + np.log(e.sum()), (scale * (ds @ k), scale * np.outer(ds, q), np.outer(p, dout))
+    dscore = p * (dp - p @ dp) + p * dlse  # Jacobian of softmax is diag(p) - p p^T; gradient of lse is p
+    ds, dsink = slope * dscore, of_sink * (0 - p @ dp) + of_sink * dlse
+    return out, m + np.log(total), (scale * (ds @ k), scale * np.outer(ds, q), np.outer(p, dout)), dscore, dsink
 
 
 def _unbroadcast(grad, shape):
-    shape3 = shape if len(shape) > 2 else (1, *shape)
+    return _summed(grad, shape if len(shape) > 2 else (1, *shape)).reshape(shape)
+
+
+def _summed(grad, shape3):
     lead = grad.ndim - len(shape3)
     grad = grad.sum(axis=tuple(range(lead)))
     axes = tuple(i for i, n in enumerate(shape3) if n == 1 and grad.shape[i] != 1)
-    return grad.sum(axis=axes, keepdims=True).reshape(shape)
+    return grad.sum(axis=axes, keepdims=True)

@@ -271,7 +271,7 @@ def counted(problem, plan, launch, seen):
         for c in range(0, sk, block["kBlockN"]):
             rows = seen[:, c : c + block["kBlockN"]].any(1)
             total += hq * rows.sum() * ((d + dv) * size + 8)
-            if plan.dq is None:  # dq in whole blocks of rows, in float32
+            if plan.atomic_dq:  # dq in whole blocks of rows, in float32
                 whole = sum(
                     min(block["kBlockM"], sq - r) for r in range(0, sq, block["kBlockM"])
                     if rows[r : r + block["kBlockM"]].any()
@@ -308,6 +308,86 @@ def test_traffic_is_what_a_walk_over_the_blocks_counts(drawn, arch, deterministi
                 assert found == prod(of.batch) * counted(of, plan, launch, seen), launch.kernel
             else:
                 assert found is None
+
+
+LEARNED = st.sampled_from([None, (False,) * 5, (False, True), (True, False), (True, True, True)])
+
+
+@settings(max_examples=40)
+@given(
+    drawn=problems(("float16", "bfloat16"), (32, 64, 100, 128), 1, 300), bias=LEARNED, wide=st.booleans(),
+    slopes=st.sampled_from([None, True, False]), sinks=st.sampled_from([None, True, False]),
+    wrt=st.sets(st.sampled_from(["q", "k", "v"])), deterministic=st.booleans(),
+)  # fmt: skip
+def test_work_and_traffic_of_what_is_wanted(drawn, bias, wide, slopes, sinks, wrt, deterministic):
+    """By a walk over tiles; an array has its own axes, and a number for each head, or for each of the batch too."""
+    plain, (q, k, v), out, seen = drawn
+    full, dtype = (*plain.lse_shape, plain.seqlen_k), np.float32 if wide else q.dtype
+    options = {}
+    if bias is not None:
+        own = (*[True] * (len(full) - len(bias)), *bias)[-len(full) :]
+        options["bias"] = np.zeros(tuple(n if x else 1 for n, x in zip(full, own, strict=True)), dtype)
+    for name, of_batch in (("alibi_slopes", slopes), ("sinks", sinks)):
+        if of_batch is not None:
+            options[name] = np.zeros(full[:-2] if of_batch else full[-3:-2], np.float32)
+    wrt = tuple(wrt) + tuple(options)
+    if not wrt:
+        return
+    problem = AttentionProblem.from_arrays(q, k, v, **options, deterministic=deterministic, wrt=wrt)
+    problem = dataclasses.replace(problem, components=(*problem.components, *plain.masks), q_offset=plain.q_offset)
+    d, dv, size = problem.head_dim, problem.head_dim_v, problem.storage.itemsize
+    scores, dscores = set(wrt) - {"sinks"}, set(wrt) - {"sinks", "v"}
+    products = d * bool(scores) + dv * bool(dscores) + sum({"q": d, "k": d, "v": dv}.get(x, 0) for x in wrt)
+    assert flops(problem, backward=True) == 2 * prod(full[:-2]) * seen.sum() * products
+    rows, keys, lse = seen.any(1), seen.any(0), 4 * prod(full[:-1])
+    once = (q[..., rows, :].nbytes + k[..., keys, :].nbytes) * bool(scores) + v[..., keys, :].nbytes * bool(dscores)
+    once += out[..., rows, :].nbytes * (1 + (wrt != ("v",))) + lse
+    gradients = {"q": q, "k": k, "v": v} | options
+    assert compulsory_bytes(problem, backward=True) == once + sum(gradients[x].nbytes for x in wrt)
+
+    plan, heads = plan_backward(problem, named("sm_80")), prod(full[:-2])
+    for step in plan.launches:
+        found, entry = launch_bytes(problem, plan, step), step.kernel.entry
+        of = next((x for x in plan.terms if any(step is y for y in x.launches)), None)
+        if of is None:
+            columns = {"attention_dkdv": d * ("k" in wrt) + dv * ("v" in wrt)}
+            columns["attention_convert_dkdv"] = columns["attention_dkdv"]
+            less = (d + dv - columns.get(entry, d + dv)) * problem.num_heads_k * problem.seqlen_k
+            gradient = plan.num_splits * (4 if plan.convert_dkdv else size)
+            less *= size + 4 if entry == "attention_convert_dkdv" else gradient
+            assert found == prod(problem.batch) * (counted(problem, plan, step, seen) - less), entry
+            continue
+        gradient = options[of.term.keyword]
+        written = of.num_splits * gradient.size * 4 if of.num_splits > 1 else gradient.nbytes
+        if entry == "attention_sum_splits":
+            assert found == written + gradient.nbytes
+        elif entry == "attention_dsinks":
+            assert found == 2 * lse + heads * 32 * 4 + written  # of so few rows a block has all
+        else:
+            block_m, block_n = step.kernel.constant("kBlockM"), step.kernel.constant("kBlockN")
+            read = 0
+            for r in range(0, seen.shape[0], block_m):
+                for c in range(0, seen.shape[1], block_n):
+                    tile = seen[r : r + block_m, c : c + block_n]
+                    if tile.any():
+                        read += (tile.any(1).sum() + tile.any(0).sum()) * (d + dv) * size + len(tile) * 4 * 8
+            assert found == heads * read + written
+
+
+@pytest.mark.parametrize(("wrt", "columns"), [
+    (("v",), 8 + 24), (("k",), 8 + 24 + 8), (("q", "v"), 8 + 24 + 8 + 24), (("bias",), 8 + 24), (("sinks",), 0),
+    (("v", "sinks"), 8 + 24), (("q", "k", "v", "bias", "sinks"), 3 * 8 + 2 * 24),
+])  # fmt: skip
+def test_products_that_gradients_take(wrt, columns):
+    """S and dV for v; S and dP, from which dQ and dK, and a bias' gradient, are made; for sinks nothing."""
+    q, v = np.zeros((3, 5, 8), np.float16), np.zeros((3, 5, 24), np.float16)
+    bias, sinks = np.zeros((5, 5), np.float16), np.zeros(3, np.float32)
+    problem = AttentionProblem.from_arrays(q, q, v, bias=bias, sinks=sinks, wrt=wrt)
+    assert flops(problem, backward=True) == 2 * 3 * 25 * columns
+    read = {"v": 2 * q.nbytes + v.nbytes, "sinks": 2 * v.nbytes}.get(wrt[0] if len(wrt) == 1 else "")
+    sizes = {"q": q.nbytes, "k": q.nbytes, "v": v.nbytes, "bias": bias.nbytes, "sinks": sinks.nbytes}
+    if read is not None:
+        assert compulsory_bytes(problem, backward=True) == read + 3 * 5 * 4 + sum(sizes[name] for name in wrt)
 
 
 def test_kernels_on_cuda_cores_have_no_formula():

@@ -1,6 +1,7 @@
 """Options on the command line: what `compile` makes is what calls launch, and `explain` tells what each adds."""
 
 import argparse
+import dataclasses
 import itertools
 import re
 
@@ -13,16 +14,17 @@ from cupy_flash._src.cli import arguments, explain
 from cupy_flash._src.cli import compile as compile_command
 from cupy_flash._src.cli.units import format_bytes
 from cupy_flash._src.compile import CompiledKernel
-from cupy_flash._src.components import ARRAYS, COMPONENTS, KEYWORDS
+from cupy_flash._src.components import ARRAYS, COMPONENTS, FLOATS, INPUTS, KEYWORDS, LEARNING
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import all_specializations, plan_backward, plan_forward
-from cupy_flash._src.problem import DTYPES, AttentionProblem
-from cupy_flash._src.specialization import parts_of
+from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
+from cupy_flash._src.specialization import ELEMENT, Variant, parts_of
 
 # Arrays are flags; each of these alone and together with others, as calls combine them.
 CALLS = [
     "--alibi-slopes", "--mask", "--k-lengths", "--q-lengths", "--k-starts", "--causal --q-offset",
     "--causal --k-lengths", "--causal --k-lengths --q-lengths", "--window 64,0 --q-offset --k-starts",
+    "--bias", "--sinks", "--causal --bias --sinks --alibi-slopes",
     "--causal --alibi-slopes --softcap 30", "--mask --causal --k-lengths --q-lengths --k-starts --alibi-slopes",
 ]  # fmt: skip
 
@@ -49,6 +51,15 @@ def test_flags_that_are_not_given_are_no_options():
         assert list(given) == [name] and isinstance(given[name], np.ndarray) and given[name].size <= 3
 
 
+def test_what_gradients_are_of():
+    parser = argparse.ArgumentParser()
+    arguments.add_wrt(parser, "all")
+    assert parser.parse_args([]).wrt is None
+    assert parser.parse_args(["--wrt", "v", "sinks"]).wrt == ["v", "sinks"]
+    (action,) = (x for x in parser._actions if x.dest == "wrt")
+    assert set(action.choices) == {*INPUTS, *LEARNING} and "all" in action.help
+
+
 def problems(options):
     """Of both families and all plans: long, of few queries, of few keys, with grouped heads; each kind of gradient."""
     for dtype, (heads_k, group, sq, sk, d), deterministic in itertools.product(
@@ -57,7 +68,9 @@ def problems(options):
         heads, zero = heads_k * group, np.zeros((), DTYPES[dtype])
         q, k = (np.broadcast_to(zero, (2, n, s, d)) for n, s in ((heads, sq), (heads_k, sk)))
         given = arguments.options(options, (1, heads, 1, 1))
-        yield AttentionProblem.from_arrays(q, k, k, **given, deterministic=deterministic)
+        for numbers in {np.dtype(np.float32), DTYPES[dtype]}:
+            taken = given | {name: given[name].astype(numbers) for name in FLOATS if name in given}
+            yield AttentionProblem.from_arrays(q, k, k, **taken, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("line", CALLS)
@@ -65,14 +78,16 @@ def problems(options):
 def test_what_is_compiled_is_what_calls_with_these_options_launch(line, arch):
     device, options = named(arch), parsed(line)
     made = set(all_specializations(device, [arguments.options(options)]))
-    composed = {kernel for kernel in made if kernel.family != "attention"}
-    launched = set()
+    composed = {(kernel.types[0], kernel.parts) for kernel in made if kernel.family != "attention"}
+    launched, asked = set(), set()
     for problem in problems(options):
-        assert {kernel.parts for kernel in composed} == {parts_of(problem.components)}
+        parts = parts_of(problem.components)
+        of_backward = Variant(problem.dtype, 1, 1, parts).backward.parts
+        asked |= {(("Element", ELEMENT[problem.dtype]), of) for of in (parts, of_backward)}
         plans = [plan_forward(problem, device)]
         plans += [plan_backward(each, device) for each in (problem, problem.with_wide_out)]
         launched |= {launch.kernel for plan in plans for launch in plan.launches}
-    assert launched <= made
+    assert launched <= made and asked == composed
     assert {kernel.entry for kernel in launched} >= {"attention_forward", "attention_combine", "attention_dq"}
 
 
@@ -93,7 +108,38 @@ def test_compile_takes_the_options(line, monkeypatch, tmp_path, capsys):
     assert f"sm_80: {len(compiled)} kernels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("wrt", ["q", "k", "v", "k v", "q v bias", "bias", "sinks", "alibi_slopes sinks"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+def test_compile_makes_the_kernels_of_gradients_that_are_asked_for(wrt, arch, monkeypatch, tmp_path):
+    """All that such calls launch, and none that only others do."""
+    line, made, launched = "--causal --bias --sinks --alibi-slopes", set(), set()
+    monkeypatch.setattr(compile_command, "compile_all", lambda kernels, arch, done: made.update(kernels) or [
+        done(kernel, CompiledKernel(tmp_path, 100, 0, 0)) for kernel in kernels
+    ])  # fmt: skip
+    monkeypatch.setattr(compile_command, "nvrtc_version", lambda: (13, 0))
+    assert main(["compile", "--arch", arch, "--for", "all", *line.split(), "--wrt", *wrt.split()]) == 0
+    for problem in problems(parsed(line)):
+        shape = (*problem.lse_shape, problem.seqlen_k)
+        own = (*(1 for _ in shape[:-3]), shape[-3], 1, 1)
+        terms = [Term(name, own, "float32") for name in LEARNING if name in wrt.split()]
+        for each in (problem, problem.with_wide_out):
+            wanted = dataclasses.replace(each, wrt=tuple(wrt.split()), terms=tuple(terms))
+            launched |= {launch.kernel for launch in plan_backward(wanted, named(arch)).launches}
+        launched |= {launch.kernel for launch in plan_forward(problem, named(arch)).launches}
+    assert launched <= made
+    usual = {"attention_merge", "attention_seal", "attention_find_changed", "attention_spoil", "attention_spoil_term"}
+    assert {kernel.entry for kernel in made} <= {kernel.entry for kernel in launched} | usual
+    of_keys = [kernel for kernel in made if kernel.entry == "attention_dkdv"]
+    wants = {(kernel.constant("kWantsDk"), kernel.constant("kWantsDv")) for kernel in of_keys}
+    terms = [kernel for kernel in made if kernel.entry == "attention_dterm"]
+    learned = {kernel.parts[kernel.constant("kTerm")].component.keyword for kernel in terms}
+    assert learned == {"bias", "alibi_slopes"} & set(wrt.split())
+    asked = ("k" in wrt.split(), "v" in wrt.split())
+    assert wants == ({asked} if any(asked) else set())
+
+
 @pytest.mark.parametrize(("line", "message"), [
+    ("--wrt q bias", "wrt has 'bias', which was not passed"),
     ("--q-offset", "q_offset is an array: expected none without"), ("--softcap -1", "softcap is -1.0: expected"),
 ])  # fmt: skip
 def test_options_that_no_call_has_together_are_refused(line, message, monkeypatch, capsys):
@@ -172,6 +218,38 @@ def test_explain_tells_what_arrays_add(more, kernels, monkeypatch, tmp_path, cap
     assert "only the call knows" not in explained("--causal --softcap 2", monkeypatch, tmp_path, capsys)
 
 
+@pytest.mark.parametrize(("line", "kernels"), [("", 1), ("--wrt q k bias", 2), ("--deterministic --wrt bias q v", 3)])
+def test_explain_tells_what_gradients_of_options_add(line, kernels, monkeypatch, tmp_path, capsys):
+    made, plan_of = [], explain._plan
+    monkeypatch.setattr(explain, "_plan", lambda *a: made.append(plan_of(*a)) or made[-1])
+    printed = explained(f"--backward --bias --sinks {line}", monkeypatch, tmp_path, capsys)
+    (plan,) = made
+    assert f"  bias                    {format_bytes(kernels * 2 * 6 * 256 * 512 * 4)} read, " in printed
+    assert "  sinks                   0 B read, " in printed
+    for term in plan.terms:
+        shape, splits = "1x6x256x512", f"{term.kernel.grid} blocks, {term.num_splits} to an element"
+        assert f"gradient of {term.term.keyword}, {shape}, by {splits}" in printed
+    assert len(plan.terms) == ("bias" in line)
+    assert ("mma/attention_dterm" in printed) == ("bias" in line)
+    assert ("two passes" in printed) == ("deterministic" in line)
+    assert f", wrt {line.partition('--wrt ')[2]}\n" in printed or not line
+
+
+def test_explain_tells_what_sinks_add(monkeypatch, tmp_path, capsys):
+    """In the forward, whose last kernel reads them; their gradient takes no scores."""
+    for shape, numbers in (("16,16,512,512,64", None), ("1,8,1,4096,64", 8)):
+        printed = explained("--sinks", monkeypatch, tmp_path, capsys, shape)
+        b, h, sq, sk, d = map(int, shape.split(","))
+        q, k = np.broadcast_to(np.float16(0), (b, h, sq, d)), np.broadcast_to(np.float16(0), (b, h, sk, d))
+        plan = plan_forward(AttentionProblem.from_arrays(q, k, k, sinks=np.zeros(h, np.float32)), named("sm_80"))
+        assert (plan.combine is None) == (numbers is None)
+        size = 4 * (numbers or plan.forward.grid * plan.packed_heads)
+        assert f"  sinks                   {format_bytes(size)} read, " in printed
+    printed = explained("--sinks --backward --wrt sinks", monkeypatch, tmp_path, capsys)
+    assert "\ngradient of sinks, 1x6x1x1, by " in printed and "arithmetic              0 TFLOP" in printed
+    assert "attention/attention_dsinks" in printed and "mma/" not in printed
+
+
 def test_a_mask_is_read_where_windows_show_and_once_in_all_spans():
     x = np.broadcast_to(np.float32(0), (1, 1, 2**16, 64))
     mask = {"mask": np.zeros((1, 1), bool), "alibi_slopes": np.zeros(1, np.float32)}
@@ -200,7 +278,8 @@ def test_counts_of_calls_with_arrays_have_no_formula(monkeypatch, tmp_path, caps
     monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
     monkeypatch.setattr(explain, "flash_attention", forward)
     monkeypatch.setattr(explain, "flash_attention_backward", lambda *_, **given: asked.update(backward=given))
-    report = type("Report", (), {"launches": [type("Launch", (), {"bytes_read": 7, "bytes_written": 5})] * 4})
+    launch = type("Launch", (), {"bytes_read": 7, "bytes_written": 5, "buffers": {}})
+    report = type("Report", (), {"launches": [launch] * 4})
     monkeypatch.setattr(explain.emulator, "last_run", lambda: report)
     line = "--heads-k 1 --causal --mask --k-lengths --alibi-slopes --backward"
     assert main(["explain", "--shape", "3,2,100,60,64", "--arch", "sm_80", *line.split()]) == 0

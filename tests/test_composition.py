@@ -8,7 +8,7 @@ from cases import filled, in_effect
 from emulator.both_paths import pointers, run_path
 
 from cupy_flash._src import launch, packing, source
-from cupy_flash._src.components import ARRAYS, COMPONENTS, arrays_among
+from cupy_flash._src.components import ARRAYS, COMPONENTS, LEARNING, arrays_among
 from cupy_flash._src.components.component import Region, arrays_in, fill
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization, parts_of
@@ -19,13 +19,14 @@ BATCH, HEAD, MEMBER = 2, 3, 1  # place.batch, place.head, and a head so many aft
 FULL = (BATCH + 1, HEAD + MEMBER + 1, SQ, SK)
 REACH = 6  # of ranges of queries and of keys, beside those of one
 
-# Tells of every query and key what a step makes, its derivative and whether the key is seen, and of ranges of them
-# what they see, by what they are seen, and whether they are whole.
+# Tells of every query and key what a step makes, its derivatives and whether the key is seen, of queries the sink, and
+# of ranges of both what they see, by what they are seen, and whether they are whole.
 KERNEL = """
 #include "params.cuh"
 PARTS
 
 struct Keys {
+  static constexpr int kCount = kSlots, kTogether = 1;
   template <int kRows>
   using Flags = FlagsOf<Keys, kRows>;
   int n0;
@@ -35,7 +36,7 @@ struct Keys {
 struct Found {
   const Composed<ForwardParams>* params;
   const double *s, *dscore;
-  double *unit, *score, *ds;
+  double *unit, *score, *ds, *term, *sink;
   int *seen, *keys, *queries, *covers;
 };
 
@@ -43,12 +44,14 @@ extern "C" __global__ void compose(const __grid_constant__ Found f) {
   const BlockPlace place(f.params->components, f.params->shape, kBatch, kHead);
   const Score<double> score(f.params->components, place);
   const Mask mask(f.params->components, place);
+  const Sink sink(f.params->components, place);
   const int sq = f.params->shape.seqlen_q, sk = f.params->shape.seqlen_k;
   *f.unit = score.unit();
   for (int n = 0; n < 2 * max(sq, sk); ++n) {
     const int first = n / 2, reach = n % 2 * kReach;
     const auto keys = mask.keys(first, min(first + reach, sq - 1));
     const auto queries = mask.queries(first, min(first + reach, sk - 1));
+    if (first < sq) f.sink[first] = sink.logit(first, kMember);
     if (first < sq) f.keys[2 * n] = keys.begin, f.keys[2 * n + 1] = keys.end;
     if (first < sk) f.queries[2 * n] = queries.begin, f.queries[2 * n + 1] = queries.end;
   }
@@ -61,6 +64,7 @@ extern "C" __global__ void compose(const __grid_constant__ Found f) {
       });
       f.score[i] = row.forward(f.s[i], key / kLane);
       f.ds[i] = row.backward(f.dscore[i], f.s[i], key / kLane);
+      f.term[i] = row.template gradient<kTerm>(f.dscore[i], f.s[i], key / kLane);
       f.seen[i] = mask.row(query).sees(key) && shown.at(1, key / kLane);
       for (int n = 0; n < 4; ++n) f.covers[4 * i + n] = mask.covers(query, query + n, key, 1 << n);
     }
@@ -69,14 +73,15 @@ extern "C" __global__ void compose(const __grid_constant__ Found f) {
 """
 
 
-def composed(path, parts, tell, options=()):
-    """What a kernel of such a prelude finds, s and d loss / d score among it.
+def composed(path, parts, tell, options=(), term=-1):
+    """What a kernel of such a prelude finds, s and d loss / d score among it; `term` numbers the step that learns.
 
     ``tell(params, memory)`` fills in its parameters, where `memory` has the arrays of `options` by their names.
     """
     if path == "ptx":
         pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs CuPy and NVRTC")
-    numbers = f"constexpr int kLane = {LANE}, kBatch = {BATCH}, kHead = {HEAD}, kMember = {MEMBER}, kReach = {REACH};\n"
+    numbers = f"constexpr int kLane = {LANE}, kBatch = {BATCH}, kHead = {HEAD}, kMember = {MEMBER}, kReach = {REACH}, "
+    numbers += f"kSlots = {-(-SK // LANE)}, kTerm = {term};\n"
     text = numbers + KERNEL.replace("PARTS", parts)
     declared = structs_of(source.flatten("parts", virtual={"parts": '#include "params.cuh"\n' + parts}))
     whole = declared["ForwardParams"]
@@ -85,7 +90,8 @@ def composed(path, parts, tell, options=()):
     pairs = np.zeros((SQ, SK))
     arrays = {
         "params": params, "s": rng.standard_normal(pairs.shape), "dscore": rng.standard_normal(pairs.shape),
-        "unit": np.zeros(1), "score": pairs, "ds": pairs, "seen": np.zeros(pairs.shape, np.int32),
+        "unit": np.zeros(1), "score": pairs, "ds": pairs, "term": pairs, "sink": np.zeros(SQ),
+        "seen": np.zeros(pairs.shape, np.int32),
         "keys": np.zeros((SQ, 2, 2), np.int32), "queries": np.zeros((SK, 2, 2), np.int32),
         "covers": np.zeros((*pairs.shape, 4), np.int32),
     }  # fmt: skip
@@ -161,17 +167,23 @@ def test_a_component_does_on_a_gpu_what_its_python_says(options, path):
                 params["components"][struct][name] = (x.ctypes.data, *launch._pack(layout, 0)[1:])
 
     kernel = Specialization("", "", (("Element", "double"),), (), parts_of(problem.components))
-    found = composed(path, kernel.prelude().removeprefix("#pragma once\n"), tell, arrays)
+    learning = [n for n, step in enumerate(problem.scores) if step.keyword in LEARNING] or [-1]
+    found = composed(path, kernel.prelude().removeprefix("#pragma once\n"), tell, arrays, learning[0])
     score, inputs = found["s"], []
     for step in problem.scores:
         inputs.append(score)
         score = step.forward(np, score, region)
     slope = found["dscore"]
-    for step, x in zip(problem.scores[::-1], inputs[::-1], strict=True):
+    for n, step, x in [*zip(range(len(inputs)), problem.scores, inputs, strict=True)][::-1]:
+        term = step.term(np, slope, region) if n == learning[0] else None
         slope = step.backward(np, slope, x, region)
+        if term is not None:
+            np.testing.assert_allclose(found["term"], term, rtol=1e-14, atol=1e-14)
     assert found["unit"] > 0
     np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), score, rtol=1e-14, atol=1e-14)
     np.testing.assert_allclose(found["ds"], slope, rtol=1e-14, atol=1e-14)
+    sinks = -np.inf if problem.sinks is None else problem.sinks.of_queries(np, np.arange(SQ), region.place)
+    np.testing.assert_array_equal(found["sink"], np.broadcast_to(sinks, SQ))
     seen = np.broadcast_to(problem.seen(np, region), (SQ, SK))
     begin, end = (np.broadcast_to(x, SQ)[:, None] for x in problem.keys(np.arange(SQ), place=region.place))
     elementwise = any(mask.elementwise for mask in problem.masks)
@@ -214,6 +226,9 @@ struct Slope {  // score - slope * (head + 1) * (query - key)
       return s - step.slope * (step.batch * 100 + step.head + head + 1) * (query - columns(j));
     }
     __device__ Accumulator backward(Accumulator ds, Accumulator s, int j) const { return ds; }
+    __device__ Accumulator term(Accumulator ds, int j) const {
+      return -ds * (step.batch * 100 + step.head + head + 1) * (query - columns(j));
+    }
   };
 };
 
@@ -285,9 +300,11 @@ struct Components : StepParams, ScaleParams, SlopeParams, SquareParams, CausalPa
 #include "attention/composed.cuh"
 #include "attention/place.cuh"
 #include "attention/score.cuh"
+#include "attention/sink.cuh"
 #include "attention/mask.cuh"
 template <class Accumulator> using Score = ScoreOf<Accumulator, Scale, Slope, Square>;
 using BlockPlace = PlaceOf<Step, Doubled>;
+using Sink = SinkOf<>;
 using Mask = MaskOf<Causal, Holes, Stairs>;
 """
 
@@ -304,10 +321,13 @@ def test_steps_follow_one_another_and_masks_hide_together(below, path):
         components["HolesParams"]["every"], components["StepParams"]["by"] = 5, 3
 
     source = SEVERAL if below == "below" else SEVERAL.replace("kCutsBelow = true", "kCutsBelow = false")
-    found = composed(path, source, tell)
+    found = composed(path, source, tell, term=1)
     query, key = np.arange(SQ)[:, None], np.arange(SK)
-    before = 0.3 * found["s"] - 0.01 * (BATCH * 100 + HEAD + MEMBER + 1) * (query - key)
+    apart = (BATCH * 100 + HEAD + MEMBER + 1) * (query - key)
+    before = 0.3 * found["s"] - 0.01 * apart
     np.testing.assert_allclose(found["score"] * found["unit"] * math.log(2), before**2, rtol=1e-12)
     np.testing.assert_allclose(found["ds"], 0.3 * 2 * before * found["dscore"], rtol=1e-12)
+    np.testing.assert_allclose(found["term"], -apart * 2 * before * found["dscore"], rtol=1e-12)
+    assert np.isneginf(found["sink"]).all()
     spanned = (key <= query + 2) & (key < query // 4 * 4 + 6) & ((below == "above") | (key >= query // 4 * 4 - 6))
     held_to(found, spanned & ((query + key + BATCH * 100 + HEAD + MEMBER) % 5 != 0), spanned)

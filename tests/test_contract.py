@@ -37,7 +37,7 @@ def test_within_error_budget(on, case, deterministic, dlse):
 
 
 @pytest.mark.slow
-@settings(shared_backend, max_examples=25)  # in the emulator each has kernels of its own to compile
+@settings(shared_backend, max_examples=12)  # in the emulator each has seven kernels of its own to compile
 @given(case=cases(max_seqlen=200, arrays=True), deterministic=st.booleans(), dlse=st.booleans())
 def test_options_that_are_arrays_within_error_budget(on, case, deterministic, dlse):
     check(case, on, deterministic=deterministic, dlse=dlse)
@@ -120,7 +120,7 @@ def test_a_scale_that_q_alone_could_not_bear(on, dtype, sign):
     for name, x, y in zip(
         ("out", "lse", "dq", "dk", "dv"),
         (out, lse, *grads),
-        attention(q, k, v, dout=dout, dlse=dlse, **options),
+        attention(q, k, v, dout=dout, dlse=dlse, **options)[:5],
         strict=True,
     ):
         if dtype == "float16" and name in ("dq", "dk"):  # scale * dS overflows float16
@@ -134,7 +134,7 @@ def test_two_dimensional_arrays(on):
     q, k, v, dout, dlse = (x[0] for x in case.arrays())
     out, lse = on(flash_attention, q, k, v, return_lse=True, causal=True)
     grads = on(flash_attention_backward, dout, q, k, v, out, lse, dlse=dlse, causal=True)
-    exact = attention(q, k, v, dout=dout, dlse=dlse, causal=True)
+    exact = attention(q, k, v, dout=dout, dlse=dlse, causal=True)[:5]
     for x, expected in zip((out, lse, *grads), exact, strict=True):
         assert x.shape == expected.shape
         np.testing.assert_allclose(x, expected, atol=1e-5)
@@ -148,7 +148,7 @@ def test_leading_dimensions_broadcast(on):
     dout = rng.standard_normal((3, 4, 2, 20, 8), dtype=np.float32)
     out, lse = on(flash_attention, q, k, v, return_lse=True)
     grads = on(flash_attention_backward, dout, q, k, v, out, lse)
-    for x, expected in zip((out, lse, *grads), attention(q, k, v, dout=dout), strict=True):
+    for x, expected in zip((out, lse, *grads), attention(q, k, v, dout=dout)[:5], strict=True):
         assert x.shape == expected.shape
         np.testing.assert_allclose(x, expected, atol=2e-5)
 

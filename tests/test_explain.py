@@ -1,6 +1,7 @@
 """The command that prints occupancy, traffic and roofline of a problem's plan."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ def test_explain(options, tmp_path, capsys):
     else:
         assert "mma/attention" in printed and "as the formula" in printed and "  formula" not in printed
         assert "by the formula" in printed
+
+
+def test_explain_counts_gradients_of_options(capsys):
+    """What kernels read of a bias is told beside, and their formulas hold."""
+    line = "--backward --bias --sinks --alibi-slopes --wrt k bias sinks alibi_slopes --causal"
+    assert main(["explain", "--shape", "1,2,150,200,64", "--arch", "sm_80", *line.split()]) == 0
+    counts = capsys.readouterr().out.partition("counted by the emulator with ")[2]
+    for kernel, count in {"dkdv": 1, "dterm": 2, "dsinks": 1}.items():
+        found = re.findall(rf"  attention_{kernel} +[\d.]+ k?M?B  as the formula(.*)\n", counts)
+        assert len(found) == count and all(("of options" in x) == (kernel != "dsinks") for x in found)
+    assert "no formula" not in counts and "  formula" not in counts and ", wrt k bias sinks alibi_slopes" in counts
 
 
 CARDS = {
@@ -159,7 +171,8 @@ def test_explain_holds_the_formula_to_what_is_counted(options, extra, monkeypatc
     def count(problem, target, args):
         plan = plan_backward(problem, target) if args.backward else plan_forward(problem, target)
         small.append((problem, [launch_bytes(problem, plan, launch) for launch in plan.launches]))
-        return [size + extra * (i == 0) for i, size in enumerate(small[0][1])]
+        made = (size + extra * (i == 0) for i, size in enumerate(small[0][1]))
+        return [SimpleNamespace(bytes_read=size, bytes_written=0, buffers={}) for size in made]
 
     monkeypatch.setattr(explain, "_count", count)
     monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
@@ -247,7 +260,8 @@ def test_explain_needs_no_compiler_for_the_bound(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arch", sorted(set(NAMED) - set(DATASHEET)))
 def test_without_a_datasheet_there_is_no_roofline(arch, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(explain, "_count", lambda problem, target, args: [0])
+    nothing = SimpleNamespace(bytes_read=0, bytes_written=0, buffers={})
+    monkeypatch.setattr(explain, "_count", lambda problem, target, args: [nothing])
     arguments = ["explain", "--shape", "1,1,8,8,8", "--arch", arch]
     assert main([*arguments, "--plot", str(tmp_path / "x.svg")]) == 1
     assert f"no datasheet's rates of {arch}: expected one of sm_70, " in capsys.readouterr().err

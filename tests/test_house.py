@@ -14,7 +14,7 @@ from cases import filled, in_effect
 
 import cupy_flash
 from cupy_flash._src.api import Vjp
-from cupy_flash._src.components import COMPONENTS, KEYWORDS
+from cupy_flash._src.components import COMPONENTS, INPUTS, KEYWORDS
 from cupy_flash._src.specialization import CONCEPTS, Variant
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ PUBLIC = ROOT / "cupy_flash"
 PACKAGE = PUBLIC / "_src"
 CUDA = ROOT / "cuda_src"
 
-SHARED = {f"components.{x}" for x in ("component", "lengths", "positions")}  # by several components
+SHARED = {f"components.{x}" for x in ("component", "floats", "lengths", "positions")}  # by several components
 COMPONENT_MODULES = {x.__module__.removeprefix("cupy_flash._src.") for x in COMPONENTS}
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "specialization": {"components", "components.component"},
     "tuning": {"cache", "notice", "tiles"},
     "kernels": {"device", "problem", "specialization", "tiles", "tuning"},
-    "plan": {"device", "kernels", "problem", "specialization", "tiles"},
+    "plan": {"components", "device", "kernels", "problem", "specialization", "tiles"},
     "compile": {"cache", "device", "forks", "notice", "source", "specialization", "workers"},
     "packing": {"params", "plan", "problem"},
     "launch": {"components.component", "device", "operands", "packing", "params", "plan", "problem", "tiles", "tuning"},
@@ -206,6 +206,7 @@ def test_a_component_knows_options_and_no_other():
     assert not imported_modules(MODULES["components.component"])
     assert imported_modules(MODULES["components.positions"]) == {"components.component"}
     assert imported_modules(MODULES["components.lengths"]) == {"arrays", "components.component", "options"}
+    assert imported_modules(MODULES["components.floats"]) == {"arrays", "components.component"}
     for name in COMPONENT_MODULES:
         assert imported_modules(MODULES[name]) <= SHARED | {"arrays", "options"}, name
 
@@ -320,12 +321,13 @@ def options_of(function):
 
 
 def test_every_public_call_has_every_option_with_the_same_default():
-    """`deterministic` where there is a backward; none where an option means nothing."""
+    """What concerns gradients where there is a backward; none where an option means nothing."""
     options = {component.keyword: component.default for component in COMPONENTS}
-    backward = options | {"deterministic": False}
+    learned = options | {"wrt": INPUTS}
+    backward = learned | {"deterministic": False}
     assert {name: options_of(getattr(cupy_flash, name)) for name in cupy_flash.__all__} == {
         "attention_reference": options,
-        "attention_reference_backward": options,
+        "attention_reference_backward": learned,
         "flash_attention": options,
         "flash_attention_backward": backward,
         "flash_attention_vjp": backward,

@@ -18,7 +18,7 @@ from cupy_flash._src import compile, source
 from cupy_flash._src.device import NAMED, named
 from cupy_flash._src.params import layout
 from cupy_flash._src.plan import plan_forward
-from cupy_flash._src.specialization import Specialization, parts_of
+from cupy_flash._src.specialization import Specialization, composition, parts_of
 from cupy_flash._src.structs import structs_of
 from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, SimtTile, bucket
 from cupy_flash._src.tuning import tiles
@@ -204,7 +204,8 @@ def test_params_have_the_layout_of_the_kernels(path):
     parts = parts_of(every_component())
     prelude = Specialization("", "", (("Element", "float"),), (), parts).prelude().removeprefix("#pragma once\n")
     text = '#include "params.cuh"\n' + prelude
-    structs = structs_of(source.flatten("parts", virtual={"parts": text}))
+    passed = '#include "params.cuh"\n' + composition(parts)
+    structs = structs_of(source.flatten("parts", virtual={"parts": passed}))
     known = {name: structs[name] for name in ("Divisor", "Tensor", "Shape", "Schedule", *PASSED, "Components")}
     known |= {x: structs[x] for part in parts if structs[x := part.component.struct].itemsize}
     known |= {f"Composed<{name}>": layout(name, parts) for name in PASSED}

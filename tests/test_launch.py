@@ -68,14 +68,19 @@ def test_kernels_write_exactly_what_they_may(poisoned, launches, replan):
     """Scratch memory, results that are added up and results that are stored need no zeros but those they are given."""
     for case, deterministic in ((FLOATS, False), (FLOATS, True), (HALVES, False), (DECODE, False), (DECODE, True)):
         check(case, ON, deterministic=deterministic)
+    for case, axes in ((FLOATS, (True,) * 3), (DECODE, (True, True, True)), (DECODE, (False, False, True, True))):
+        of_batch = tuple(True for _ in case.batch) if len(axes) == 3 else ()
+        check(dataclasses.replace(case, bias=axes, sinks=of_batch, alibi_slopes=of_batch), ON)
     with replan(**IN_SPANS):
         check(FLOATS, ON)
     q, k, v, *_ = HALVES.arrays()
-    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend="emulator")
+    bias = np.zeros((70, 90), np.float32)
+    wrt = ("q", "k", "v", "bias")
+    (out, lse), vjp = flash_attention_vjp(q, k, v, bias=bias, wrt=wrt, return_lse=True, backend="emulator")
     merge_attention(out, lse, out[:, ::-1], lse[:, ::-1], backend="emulator")
     seal = DeviceSeal(EmulatorBackend(), vjp._problem, Operands(q, k, v, out, lse))
     out += 1
-    seal.spoil(seal.check(), Gradients(*(np.zeros_like(x) for x in (q, k, v))))
+    seal.spoil(seal.check(), Gradients(*(np.zeros_like(x) for x in (q, k, v)), {"bias": np.zeros_like(bias)}))
     assert {entry for entry, *_ in launches} == set(_WRITES)
     may, written = defaultdict(set), defaultdict(set)
     for entry, buffers, changed in launches:

@@ -42,7 +42,7 @@ def test_numbers_to_add_are_a_bias(call, dtype):
         call(X, X, X, mask=np.zeros((5, 5), dtype))
     assert str(error.value) == (
         f"mask has dtype {np.dtype(dtype)}: expected bool, true where a key is seen; numbers that are added to scores "
-        "are a bias, which is not supported yet"
+        "are a bias"
     )
 
 

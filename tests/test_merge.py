@@ -24,9 +24,11 @@ HALF = np.zeros((2, 4, 8), np.float16)
 
 
 def chunks_of(case, bounds):
-    """(k, v, options) of each chunk of keys, which keeps its place under all that hides keys or biases scores."""
+    """(k, v, options) of each chunk of keys, which keeps its place under all that hides keys or biases scores; the
+    first has the sinks.
+    """
     q, k, v, *_ = case.arrays()
-    whole = case.options
+    whole = dict(case.options)
     offset = whole.get("q_offset")
     if offset is None:
         offset = whole.get("k_lengths", case.sk) - whole.get("q_lengths", case.sq)
@@ -35,9 +37,11 @@ def chunks_of(case, bounds):
         options = whole | ({"q_offset": offset - begin} if placed else {})
         for name in {"k_lengths", "k_starts"} & whole.keys():
             options[name] = (whole[name] - np.int32(begin)).clip(0, end - begin)
-        if "mask" in whole and whole["mask"].shape[-1] > 1:
-            options["mask"] = whole["mask"][..., begin:end]
+        for name in {"bias", "mask"} & whole.keys():
+            if whole[name].shape[-1] > 1:
+                options[name] = whole[name][..., begin:end]
         yield k[..., begin:end, :], v[..., begin:end, :], options
+        whole.pop("sinks", None)
 
 
 def over_chunks(case, bounds, on, order=None, **backward_options):
@@ -83,7 +87,7 @@ def check_chunks(case, results, on):
     out, lse, dq, dk, dv = results
     assert out.dtype == dq.dtype == lse.dtype
     assert dk.dtype == dv.dtype == q.dtype
-    exact = attention(q, k, v, dout=dout, dlse=dlse, **case.options)
+    exact = attention(q, k, v, dout=dout, dlse=dlse, **case.options)[:5]
     naive = (
         *attention_reference(q, k, v, return_lse=True, **case.options),
         *attention_reference_backward(dout, q, k, v, dlse=dlse, **case.options),

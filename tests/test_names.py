@@ -72,6 +72,14 @@ def test_a_name_is_not_explained_by_one_that_this_function_lacks():
         cupy_flash.flash_attention_backward(X, X, X, X, X, X, return_residual=True)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("attn_bias", "bias"), ("learnable_sink", "sinks"), ("s_aux", "sinks"), ("sink", "sinks")]
+)
+def test_names_of_other_kernels_are_known(theirs, ours):
+    with pytest.raises(TypeError, match=f"{theirs!r}: it is called {ours!r} here"):
+        cupy_flash.flash_attention(X, X, X, **{theirs: X})
+
+
 def test_what_belongs_to_the_gradients_is_told():
     with pytest.raises(TypeError, match=r"'deterministic': .* flash_attention_vjp and .*_backward take it"):
         cupy_flash.flash_attention(X, X, X, deterministic=True)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from cupy_flash._src import packing
 from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.components.component import arrays_in, fill
+from cupy_flash._src.device import named
 from cupy_flash._src.params import layout
+from cupy_flash._src.plan import plan_term
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import CONCEPTS, parts_of
 
@@ -104,3 +106,37 @@ def test_kernels_are_told_of_the_components_that_they_are_made_of(concepts):
                 assert told[struct][name] == values[struct][name]
     of_arrays = {(x.struct, x.keyword) for x in components if x.concept in concepts and x.lacks is not None}
     assert tensors >= of_arrays
+
+
+OWN = st.tuples(*[st.booleans()] * 5)  # of two batch dimensions, heads, queries, keys
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(1, 200)] * 2), own=OWN, splits=st.integers(1, 5),
+    dtype=st.sampled_from(["float16", "float32"]),
+)  # fmt: skip
+def test_of_each_axis_the_tiles_are_its_own_or_add_up(sizes, own, splits, dtype):
+    *batch, heads, sq, sk = sizes
+    q, k = np.zeros((*batch, heads, sq, 8), dtype), np.zeros((*batch, heads, sk, 8), dtype)
+    shape = tuple(n if x else 1 for n, x in zip(sizes, own, strict=True))
+    options = {"bias": np.zeros(shape, np.float32), "sinks": np.zeros(heads, np.float32), "wrt": ("bias", "sinks")}
+    problem = AttentionProblem.from_arrays(q, k, k, **options)
+    bias, sinks = problem.terms
+    plan = plan_term(problem, named("sm_80"), bias, splits)
+    found = packing.term_schedule(problem, plan, is_added=True)
+    block_m, block_n = plan.kernel.kernel.constant("kBlockM"), plan.kernel.kernel.constant("kBlockN")
+    tiles = {"heads": heads, "query_blocks": -(-sq // block_m), "key_blocks": -(-sk // block_n)}
+    for (name, count), size, mine in zip(tiles.items(), sizes[2:], own[2:], strict=True):
+        mine &= size > 1
+        assert (found[f"own_{name}"][0], found[f"summed_{name}"][0]) == ((count, 1) if mine else (1, count))
+    for i, (size, mine) in enumerate(zip((1, 1, *batch)[-4:], (False, False, *own[:2]), strict=True)):
+        if len(found["own_batch"]) == 4:
+            expected = (size, 1) if mine and size > 1 else (1, size)
+            assert (found["own_batch"][i][0], found["summed_batch"][i][0]) == expected
+    assert found["num_splits"][0] == splits and found["split_stride"] == math.prod(shape)
+    assert (found["own_rows"], found["own_cols"]) == (shape[-2] > 1, shape[-1] > 1)
+    assert found["is_added"] == 1
+    plan = plan_term(problem, named("sm_80"), sinks, 1)
+    found = packing.term_schedule(problem, plan, is_added=False)
+    assert [found[f"own_{name}"][0] for name in tiles] == [heads, 1, 1] and found["is_added"] == 0
+    assert [x[0] for x in found["summed_batch"]][-2:] == batch and found["split_stride"] == heads

@@ -22,6 +22,9 @@ from cupy_flash._src.plan import (
     plan_forward,
     plan_merge,
     plan_seal,
+    plan_spoil_term,
+    plan_term,
+    term_axes,
 )
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.tiles import HEAD_DIM_BUCKETS, MMA_HEAD_DIM_BUCKETS, MmaTile, SimtTile, Tiles, bucket
@@ -369,3 +372,53 @@ def test_devices_by_name_and_by_attributes():
 def test_head_dim_buckets():
     assert [bucket(d, HEAD_DIM_BUCKETS) for d in (1, 32, 33, 128, 129, 512)] == [32, 32, 64, 128, 256, 512]
     assert [bucket(d, MMA_HEAD_DIM_BUCKETS) for d in (1, 65, 129, 193)] == [32, 96, 192, 256]
+
+
+TERMS = {"bias": (2, 4, 300, 200), "of keys": (1, 1, 1, 200), "of heads": (1, 4, 1, 1), "pair": (1, 4, 300, 200)}
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("device", NAMED.values(), ids=NAMED)
+def test_a_gradient_of_an_option_has_blocks_of_its_own_elements(name, dtype, device):
+    shape, x = TERMS[name], np.zeros((2, 4, 300, 64), dtype)
+    options = {"bias": np.zeros(shape, dtype), "softcap": 9.0, "sinks": np.zeros(4, np.float32)}
+    problem = AttentionProblem.from_arrays(x, x[:, :, :200], x[:, :, :200], **options, wrt=("bias", "sinks"))
+    bias, sinks = plan_backward(problem, device).terms
+    kernel = bias.kernel.kernel
+    assert kernel.constant("kTerm") == 2 and dict(kernel.types)["Out"] == ("Float16" if dtype == "float16" else "float")
+    assert [x.component.concept for x in kernel.parts] == ["Score"] * 3
+    full = (2, 4, math.ceil(300 / kernel.constant("kBlockM")), math.ceil(200 / kernel.constant("kBlockN")))
+    own = math.prod(n for n, size in zip(full, shape, strict=True) if size > 1)
+    assert bias.kernel.grid == own * bias.num_splits and bias.num_splits <= math.prod(full) // own
+    assert math.prod(own * summed for own, summed in term_axes(problem, bias.term, kernel)) == math.prod(full)
+    assert math.prod(own for own, _ in term_axes(problem, bias.term, kernel)) == own
+    slots = device.num_sms * kernel.constant("kMinBlocks")
+    if own >= 0.8 * slots or math.prod(full) == own:
+        assert bias.num_splits == 1
+    elif 2 * own <= slots:
+        assert bias.num_splits > 1
+    for plan in (bias, sinks):
+        assert (plan.sum_splits is None) == (plan.num_splits == 1)
+        if plan.sum_splits:
+            assert plan.sum_splits.grid == math.ceil(math.prod(plan.term.shape) / 32)
+        spoil = plan_spoil_term(problem, plan.term)
+        assert spoil.grid == math.ceil(math.prod(plan.term.shape) / 32) and spoil.block == 32
+        assert dict(spoil.kernel.types)["Out"] == dict(plan.kernel.kernel.types)["Out"]
+    assert sinks.kernel.kernel.entry == "attention_dsinks" and sinks.kernel.grid == 4 * sinks.num_splits
+    assert plan_term(problem, device, bias.term, 3).num_splits == 3
+
+
+def test_kernels_of_gradients_that_are_wanted():
+    x = np.zeros((2, 4, 300, 64), np.float16)
+    for wrt, deterministic in itertools.product((("q",), ("k",), ("v",), ("k", "v"), ("q", "v")), (False, True)):
+        problem = AttentionProblem.from_arrays(x, x, x, wrt=wrt, deterministic=deterministic)
+        plan = plan_backward(problem, NAMED["sm_80"])
+        keys = "k" in wrt or "v" in wrt
+        assert (plan.dkdv is not None) == keys
+        assert plan.atomic_dq == (keys and "q" in wrt and not deterministic)
+        assert (plan.dq is not None) == ("q" in wrt and not plan.atomic_dq)
+        assert (plan.convert_dq is not None) == plan.atomic_dq
+        if keys:
+            wants = tuple(map(plan.dkdv.kernel.constant, ("kWantsDk", "kWantsDv")))
+            assert wants == ("k" in wrt, "v" in wrt)

@@ -98,7 +98,7 @@ def test_what_has_members_of_other_kinds_is_left_out(member):
 def test_the_kernels_structs_are_found():
     assert layout("Shape")["batch"].shape == (BATCH_DIMS,) and layout("Tensor")["data"].kind == "u"
     found = {name for name in structs_of(source.flatten("params.cuh")) if name.endswith("Params")}
-    assert found == {"ForwardParams", "BackwardParams", "MergeParams", "SealParams"}
+    assert found == {"ForwardParams", "BackwardParams", "TermParams", "MergeParams", "SealParams"}
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)

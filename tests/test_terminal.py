@@ -63,7 +63,7 @@ def explain(shape="1,2,100,100,64", *options):
     (explain(f"1,{2**63 - 1},1,1,64"), "no array is so large"),
     (explain("1,1,1000000000,1,64"), "q has sequence length 1000000000: expected at most"),
     (explain("1000000,1000000,4096,4096,128"), "thread blocks: a launch takes at most 2147483647"),
-    (explain("1000000,1000000,4096,4096,128", "--backward"), "attention_convert_dq needs 64000000000000 thread blocks"),
+    (explain("1000000,1000000,4096,4096,128", "--backward"), "attention_dkdv needs 32000000000000 thread blocks"),
     (explain("4294967292,1,1,1,64", "--backward"), "thread blocks: a launch takes at most"),
     (explain("1,4,8,8,64", "--heads-k", "3"), "the heads of q must be a multiple of the heads of k"),
     (explain("1,4,8,8,64", "--head-dim-v", "513"), "v have head_dim 513"),

@@ -8,6 +8,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from cases import Case, check
 from conftest import On, slow_among
@@ -49,6 +50,8 @@ RULES = {
     ("mma", "packed"): (MmaTile, MmaTile.forward_fault, MmaTile.forward_shared_bytes),
     ("mma", "dkdv"): (MmaKeyTile, MmaKeyTile.dkdv_fault, MmaKeyTile.dkdv_shared_bytes),
     ("mma", "dq"): (MmaTile, MmaTile.dq_fault, MmaTile.dq_shared_bytes),
+    ("simt", "term"): (SimtTile, SimtTile.term_fault, SimtTile.backward_shared_bytes),
+    ("mma", "term"): (MmaTile, MmaTile.term_fault, MmaTile.term_shared_bytes),
 }
 
 
@@ -58,6 +61,9 @@ def specialization(kernel, variant, device, tile=None):
         return kernels.dkdv(variant, device, atomic_dq=True, tile=tile)
     if kernel == "dq":
         return kernels.dq(variant, device, tile=tile)
+    if kernel == "term":
+        slopes = Variant.of(variant.dtype, variant.head_dim, variant.head_dim_v, alibi_slopes=np.ones(1, np.float32))
+        return kernels.term(slopes, device, 1, "float32", tile=tile)
     return kernels.forward(variant, device, packed=kernel == "packed", tile=tile)
 
 
@@ -138,6 +144,8 @@ AROUND = {
         ("bfloat16", (96, 192), MmaKeyTile(16, 96, 6, 1, 1, 1, 3)),
     ],
     ("mma", "dq"): [("float16", (96, 64), MmaTile(48, 48, 3))],
+    ("simt", "term"): [("float32", (32, 32), SimtTile(64, 32, 32, 4, 8))],
+    ("mma", "term"): [("float16", (32, 64), MmaTile(48, 96, 3, 1)), ("bfloat16", (32, 32), MmaTile(64, 64, 4, 1))],
 }  # fmt: skip
 VALUES = {
     "block_m": (0, 16, 24, 32, 48, 65, 6144),
@@ -181,6 +189,8 @@ EDGES = [
     ("mma", "forward", (32, 32), MmaTile(16, 2016, 1), MmaTile(16, 2032, 1)),
     ("mma", "forward", (32, 32), MmaTile(512, 16, 32), MmaTile(528, 16, 33)),
     ("mma", "dq", (32, 32), MmaTile(16, 1008, 1, 1), MmaTile(16, 1024, 1, 1)),
+    ("mma", "term", (32, 32), MmaTile(16, 672, 1, 1), MmaTile(16, 688, 1, 1)),
+    ("simt", "term", (32, 32), SimtTile(16, 672, 32, 1, 32), SimtTile(16, 704, 32, 1, 32)),
     ("mma", "dkdv", (32, 32), MmaKeyTile(480, 32, 1, 1), MmaKeyTile(496, 32, 1, 1)),
     ("simt", "forward", (32, 32), SimtTile(16, 2016, 32, 1, 32), SimtTile(16, 2048, 32, 1, 32)),
 ]

@@ -47,6 +47,8 @@ ARGUMENTS = [pytest.param(call, name, id=f"{call.__name__}-{name}") for call, na
 # Options that are arrays, of a batch of two.
 GIVEN = {
     "alibi_slopes": np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4),
+    "bias": np.cos(np.arange(2 * 4 * 3 * 5, dtype=np.float32)).reshape(2, 4, 3, 5),
+    "sinks": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4),
     "mask": np.arange(2 * 4 * 3 * 5).reshape(2, 4, 3, 5) % 7 != 3,
     "k_lengths": np.array([5, 4]),
     "q_lengths": np.array([2, 3]),
@@ -146,9 +148,11 @@ def test_what_no_option_may_be(call, name):
             assert told(bad) == (
                 f"ValueError: {name} has strides {bad.strides} bytes: expected multiples of the item size {size}"
             )
-    allowed = {"alibi_slopes": "float32", "mask": "bool"}.get(name, "int32 or int64")
+    numbers = "float16 or bfloat16 or float32 or float64"
+    usual = {"alibi_slopes": "float32", "mask": "bool", "bias": numbers, "sinks": numbers}.get(name, "int32 or int64")
     for dtype in (np.int16, np.uint64, np.float16, np.float64, np.complex64, x.dtype.newbyteorder("S"), object):
         if dtype != x.dtype:
+            allowed = "float32, as q has" if usual == numbers and dtype in DTYPES.values() else usual
             message = f"TypeError: {name} has dtype {np.dtype(dtype)}: expected {allowed}"
             assert told(x.astype(dtype))[: len(message)] == message
     assert told(np.ma.masked_array(x)).startswith(f"TypeError: {name} is a masked array")
@@ -197,6 +201,7 @@ def test_an_option_takes_any_view(call, name, tier):
     """Of any strides, read-only, and without what it has in common along an axis: the bits are those of a copy."""
     rng, x = np.random.default_rng(0), GIVEN[name]
     good = {key: rng.standard_normal(np.shape(y), np.float32) for key, y in batched(call).items() if key != "causal"}
+    matters = (call, name) != (flash_attention_backward, "sinks")  # which are in lse
 
     def results(**given):
         found = call(**good, causal=True, **given)
@@ -209,7 +214,7 @@ def test_an_option_takes_any_view(call, name, tier):
     reverse, same = (slice(None, None, -1),) * x.ndim, np.broadcast_to(x[:1], x.shape)
     expected = [results(**{name: copy}) for copy in (x, same.copy())]
     for change in (results(), expected[1]):
-        assert not all(map(np.array_equal, change, expected[0]))
+        assert all(map(np.array_equal, change, expected[0])) != matters
     for value, of_first in [
         (apart, False), (np.asfortranarray(x), False), (x[reverse].copy()[reverse], False), (same, True),
         (x[:1].copy(), True), (x[0, ...].copy(), True), (as_strided(x[:1], strides=(3, *x.strides[1:])), True),
@@ -384,6 +389,7 @@ def test_out_may_not_share_memory_with_an_input(name, backend):
 def test_out_may_not_share_memory_with_an_option(backend):
     memory, good = np.zeros(2 * 4 * 3 * 6, np.float32), batched(flash_attention)
     views = {"alibi_slopes": memory[-4:], "mask": memory[-4:].view(bool)[:15].reshape(3, 5)}
+    views |= {"bias": memory[-1:], "sinks": memory[-4:]}
     views |= dict.fromkeys((*LENGTHS, "q_offset"), memory[40:44].view(np.int64))
     for name, view in views.items():
         with pytest.raises(ValueError, match=rf"^out overlaps {name} in memory: expected memory of its own$"):

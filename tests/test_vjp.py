@@ -177,6 +177,46 @@ def test_on_a_gpu_gradients_become_nan(dtype):
             x[-1, -1, -1] = before
 
 
+WRT = ("bias", "v", "sinks", "alibi_slopes")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_gradients_of_options_repeat_and_a_change_is_named(backend, dtype):
+    case = dataclasses.replace(CASE, dtype=dtype, bias=(True, False, True), sinks=(True,), alibi_slopes=(False,))
+    q, k, v, dout, dlse = case.arrays()
+    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, backend=backend, wrt=WRT, **case.options)
+    first, again = vjp(dout, dlse), vjp(dout, dlse)
+    options = {"dlse": dlse, "backend": backend, "wrt": WRT, **case.options}
+    expected = flash_attention_backward(dout, q, k, v, out, lse, **options)
+    for x, y, z in zip(first, again, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+        np.testing.assert_array_equal(x, z)
+    k[-1, -1, -1] = 7
+    with pytest.raises(ValueError, match=r"^k changed since flash_attention_vjp"):
+        vjp(dout, dlse)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("wrt", [WRT, WRT[::-2], ("sinks",)], ids=str)
+def test_on_a_gpu_gradients_of_options_become_nan_too(wrt, dtype):
+    case = dataclasses.replace(CASE, dtype=dtype, bias=(True, False, True), sinks=(True,), alibi_slopes=(False,))
+    q, k, v, dout, _ = case.arrays()
+    gpu, options = EmulatorBackend("sm_90a"), {"backend": "emulator:sm_90a", "wrt": wrt, **case.options}
+    (out, lse), vjp = flash_attention_vjp(q, k, v, return_lse=True, **options)
+    problem = vjp._problem
+    seal = DeviceSeal(gpu, problem, Operands(q, k, v, out, lse))
+    grads = dict(zip(wrt, flash_attention_backward(dout, q, k, v, out, lse, **options), strict=True))
+    shapes = {term.keyword: term.shape for term in problem.terms}
+    for changed in (False, True):
+        k[-1, -1, -1] += 7 * changed
+        spoilt = {name: x.copy() for name, x in grads.items()}
+        terms = {name: x.reshape(shapes[name]) for name, x in spoilt.items() if name in shapes}
+        seal.spoil(seal.check(), Gradients(None, None, spoilt.get("v"), terms))
+        for name, x in spoilt.items():
+            expected = np.full(x.shape, np.nan) if changed else grads[name].astype(float)
+            np.testing.assert_array_equal(x.astype(float), expected)
+
+
 def test_the_device_waits_for_nothing(monkeypatch):
     """check and spoil only launch; changed is what reads."""
     q, k, v, *_ = CASE.arrays()

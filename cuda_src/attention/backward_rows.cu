@@ -71,6 +71,6 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 extern "C" __global__ void __launch_bounds__(kThreads)
     attention_convert_dkdv(const __grid_constant__ BackwardParams params) {
   const RowBlock block = block_of_keys(params.shape);
-  convert(params.dk, params.dk_acc, params.shape, block, params.shape.head_dim);
-  convert(params.dv, params.dv_acc, params.shape, block, params.shape.head_dim_v);
+  if (params.dk.data != nullptr) convert(params.dk, params.dk_acc, params.shape, block, params.shape.head_dim);
+  if (params.dv.data != nullptr) convert(params.dv, params.dv_acc, params.shape, block, params.shape.head_dim_v);
 }

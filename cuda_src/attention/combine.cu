@@ -90,12 +90,20 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum += ptx::shfl_xor(sum, lane_mask);
 
   // Weighted first: near the largest number, a sum of several outputs would overflow.
-  const float inverse = Softmax::inverse(sum);
+  const auto joined = [&] {
+    const Sink sink(params.components, place);
+    return Joined<float>(Softmax::log_sum_exp(row_max, sum, unit), sink.logit(block.begin, 0));
+  };
+  float inverse = Softmax::inverse(sum);
+  if (Sink::kExists) inverse *= joined().share;
   const auto share = [&](int split) { return weight(split) * inverse; };
   if (params.partial_out.vector_bytes == 16) {
     combine_row<4>(gOut, block.begin, gPartialOut, stride, num_splits, share);
   } else {
     combine_row<1>(gOut, block.begin, gPartialOut, stride, num_splits, share);
   }
-  if (lane == 0) *gLse.at(block.begin, 0) = Softmax::log_sum_exp(row_max, sum, unit);
+  // Not found before: held through the row, it would spill.
+  if (lane == 0) {
+    *gLse.at(block.begin, 0) = Sink::kExists ? joined().lse : Softmax::log_sum_exp(row_max, sum, unit);
+  }
 }

@@ -13,6 +13,7 @@
 //     forward(x, j)
 //     backward(dy, x, j)             d loss / d x from d loss / d forward(x), both by natural scores (of the first
 //                                    step: by natural scores and by q . k)
+//     term(dy, j)                    of a step that learns: d loss / d its parameter that this score has
 #pragma once
 #include "attention/place.cuh"
 
@@ -41,6 +42,18 @@ struct ScoreOf<Accumulator, First, Rest...> {
 
     __device__ Accumulator backward(Accumulator dscore, Accumulator s, int j) const {
       return first.backward(rest.backward(dscore, first.forward(s, j), j), s, j);
+    }
+
+    // That of s, or of the parameter of the step with this number.
+    template <int kTerm>
+    __device__ Accumulator gradient(Accumulator dscore, Accumulator s, int j) const {
+      if constexpr (kTerm < 0) {
+        return backward(dscore, s, j);
+      } else if constexpr (kTerm == 0) {
+        return first.term(rest.backward(dscore, first.forward(s, j), j), j);
+      } else {
+        return rest.template gradient<kTerm - 1>(dscore, first.forward(s, j), j);
+      }
     }
   };
 

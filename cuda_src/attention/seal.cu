@@ -118,6 +118,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 }
 
 __device__ __forceinline__ void spoil(const Tensor& tensor, const RowBlock& block, int cols) {
+  if (tensor.data == nullptr) return;  // a gradient that is not wanted
   const auto g = matrix_of<Element>(block, tensor, cols);
   each_row<Lanes<32, 1>>(block, [&](auto lanes) {
     typename decltype(lanes)::template Values<Element> nan;

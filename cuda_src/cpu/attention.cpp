@@ -5,6 +5,7 @@
 #include "cpu/digest.h"
 #include "cpu/forward.h"
 #include "cpu/pool.h"
+#include "cpu/term.h"
 
 static Pool pool;
 
@@ -66,6 +67,11 @@ static int64_t with_backward(const Call& call, Use use) {
   return use(BackwardJob<Number>(call, BackwardPlan(*call.shape, BackwardBlock<Number>::kPanel)));
 }
 
+template <class Use>
+static int64_t with_term(const Call& call, Use use) {
+  return use(TermJob<Number>(call, BackwardPlan(*call.shape, BackwardBlock<Number>::kPanel)));
+}
+
 extern "C" {
 
 // Bytes of memory that a call needs, of which `memory` is null.
@@ -75,6 +81,9 @@ int64_t attention_forward_memory(const Call* call) {
 int64_t attention_backward_memory(const Call* call) {
   return with_backward(*call, [](const auto& job) { return job.bytes(); });
 }
+int64_t attention_term_memory(const Call* call) {
+  return with_term(*call, [](const auto& job) { return job.bytes(); });
+}
 
 // Whether work is left: then they want to be called again.
 int64_t attention_forward(Call* call) {
@@ -82,6 +91,9 @@ int64_t attention_forward(Call* call) {
 }
 int64_t attention_backward(Call* call) {
   return with_backward(*call, [=](const auto& job) { return work(*call, job); });
+}
+int64_t attention_term(Call* call) {
+  return with_term(*call, [=](const auto& job) { return work(*call, job); });
 }
 
 // The same of what q, k, v, out and lse hold: five numbers for each head of q, to `memory`.

@@ -1,323 +1,16 @@
-// Backward of a block of keys, by recomputation (FlashAttention-2, arXiv:2307.08691, Algorithm 2): for each block of
-// queries
-//   P = exp2(score(S) - lse);  delta = rowsum(dO * O) - dlse;  dS = score'(P * (dO V^T - delta))
-//   dV += P^T dO;  dK += dS^T Q;  dQ += dS K
-// As in the forward, S^T and dS^T have queries in the lanes. K, V, dK and dV stay while the queries pass by.
-// The parts of a row of dQ are added in the order of the blocks of keys, whichever thread has them.
+// The backward: items of work are blocks of keys, whose parts of dQ meet.
 #pragma once
 #include <sched.h>
 
-#include "cpu/convert.h"
-#include "cpu/forward_plan.h"
-#include "cpu/panel_mask.h"
-#include "cpu/product.h"
-#include "cpu/seen.h"
-#include "cpu/tile.h"
+#include "cpu/backward_block.h"
 
-constexpr int kBackwardVectors = 2;  // of a panel of queries
-constexpr int64_t kBackwardTile = 60, kKeyBlock = 8 * kBackwardTile;  // whole register tiles
-
-// How the backward is cut into items of work, by the shape alone: a block of keys of a key head each. Few heads get
-// shorter blocks, so that threads have something to share; halving a block costs 5 to 10%.
-struct BackwardPlan {
-  int64_t keys, key_blocks, queries, query_blocks, heads;
-
-  BackwardPlan(const Shape& s, int64_t panel) {
-    heads = s.heads_k;
-    const int64_t most = clamp(ceil_div(s.seqlen_k * heads, 8), kKeyBlock / 2, kKeyBlock);
-    keys = even_part(s.seqlen_k, most, kTileRows<kBackwardVectors>);
-    key_blocks = ceil_div(s.seqlen_k, keys);
-    queries = even_part(s.queries, kQueryBlock, panel), query_blocks = ceil_div(s.queries, queries);
-  }
-
-  int64_t items() const { return heads * key_blocks; }
-};
-
-template <class T>
-class BackwardBlock {
- public:
-  static constexpr int64_t kPanel = kBackwardVectors * kLanes<T>, kStep = kLanes<T>;
-
-  BackwardBlock(const Call& call, const BackwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
-    pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
-    columns_ = round_up(plan.queries, kPanel);
-    const int64_t keys = round_up(plan.keys, kRowUnit);
-    k_block_ = scratch.take<T>(keys * pitch_), dk_ = scratch.take<T>(keys * pitch_);
-    v_block_ = scratch.take<T>(keys * pitch_v_), dv_ = scratch.take<T>(keys * pitch_v_);
-    q_ = scratch.take<T>(columns_ * pitch_), dout_ = scratch.take<T>(columns_ * pitch_v_);
-    q_panels_ = scratch.take<T>(columns_ * pitch_), dout_panels_ = scratch.take<T>(columns_ * pitch_v_);
-    dq_panels_ = scratch.take<T>(columns_ * pitch_);
-    line_ = scratch.take<T>(pitch_v_);
-    p_ = scratch.take<T>(kBackwardTile * columns_), ds_ = scratch.take<T>(kBackwardTile * columns_);
-    kept_ = scratch.take<T>(score_.kept() * kBackwardTile * columns_);
-    lse_ = scratch.take<T>(columns_), delta_ = scratch.take<T>(columns_);
-    rows_ = scratch.take<Integer<T>>(columns_);
-    shown_ = scratch.take<uint8_t>(round_up(kBackwardTile, sizeof(T)) * kPanel);
-  }
-
-  // dK and dV are 0 as long as no query has been attended to.
-  void begin_keys(int64_t j0, int64_t keys) {
-    j0_ = j0, keys_ = keys;
-    __builtin_memset(dk_, 0, round_up(keys, kRowUnit) * pitch_ * sizeof(T));
-    __builtin_memset(dv_, 0, round_up(keys, kRowUnit) * pitch_v_ * sizeof(T));
-  }
-
-  void load_keys(int64_t head) {
-    const char *k = at(call_.k, shape_.k, head, j0_), *v = at(call_.v, shape_.v, head, j0_);
-    k_ = load_factor(shape_.dtype, k_block_, pitch_, k, shape_.k, keys_, shape_.head_dim);
-    v_ = load_factor(shape_.dtype, v_block_, pitch_v_, v, shape_.v, keys_, shape_.head_dim_v);
-  }
-
-  void store_keys(int64_t head) const {
-    const Layout &dk = shape_.dk, &dv = shape_.dv;
-    for (int64_t j = 0; j < keys_; ++j) {
-      store_row(shape_.dtype, at(call_.dk, dk, head, j0_ + j), dk.col, dk_ + j * pitch_, shape_.head_dim);
-      store_row(shape_.dtype, at(call_.dv, dv, head, j0_ + j), dv.col, dv_ + j * pitch_v_, shape_.head_dim_v);
-    }
-  }
-
-  // What a head of queries sees.
-  const KeyMask& begin_head(int64_t head) {
-    const Place place = place_of(call_, head);
-    mask_ = KeyMask(place), score_ = Score<T>(place);
-    return mask_;
-  }
-
-  // A block of queries of it: dK and dV grow, and dq is its part from these keys.
-  void attend(int64_t head, int64_t i0, int64_t queries) {
-    load_queries(head, i0, queries);
-    __builtin_memset(dq_panels_, 0, columns_ * pitch_ * sizeof(T));
-    const int64_t begin = clamp(mask_.key_begin(i0) - j0_, 0, keys_) / kRowUnit * kRowUnit;
-    const int64_t end = clamp(mask_.key_end(i0 + queries - 1) - j0_, 0, keys_);
-    const int64_t size = even_part(end - begin, kBackwardTile, kTileRows<kBackwardVectors>);
-    for (int64_t u = begin; u < end; u += size) tile(u, clamp(end - u, 0, size));
-    // Q has been used: its rows take dQ.
-    for (int64_t i = 0; i < columns_; i += kPanel) {
-      transpose(q_ + i * pitch_, pitch_, dq_panels_ + i * pitch_, kPanel, pitch_, kPanel);
-    }
-  }
-
-  // Row i of the block, of width head_dim.
-  const T* dq(int64_t i) const { return q_ + i * pitch_; }
-
- private:
-  // Q and dO as rows and as panels, lse in log2 units, delta.
-  void load_queries(int64_t head, int64_t i0, int64_t queries) {
-    i0_ = i0, queries_ = queries;
-    const Layout &q = shape_.q, &dout = shape_.dout, &out = shape_.out;
-    load_rows(shape_.dtype, q_, pitch_, at(call_.q, q, head, i0), q, queries, shape_.head_dim);
-    load_rows(shape_.dtype, dout_, pitch_v_, at(call_.dout, dout, head, i0), dout, queries, shape_.head_dim_v);
-    __builtin_memset(q_ + queries * pitch_, 0, (columns_ - queries) * pitch_ * sizeof(T));
-    __builtin_memset(dout_ + queries * pitch_v_, 0, (columns_ - queries) * pitch_v_ * sizeof(T));
-    for (int64_t i = 0; i < columns_; i += kPanel) {
-      transpose(q_panels_ + i * pitch_, kPanel, q_ + i * pitch_, pitch_, kPanel, pitch_);
-      transpose(dout_panels_ + i * pitch_v_, kPanel, dout_ + i * pitch_v_, pitch_v_, kPanel, pitch_v_);
-    }
-    for (int64_t i = 0; i < columns_; ++i) {
-      // +inf makes p = 0: for a row without finite score, and past the last row.
-      T lse = -kInfinity<T>, delta = 0;
-      if (i < queries) {
-        lse = statistic(call_.lse, shape_.lse, head, i0 + i);
-        load_row(shape_.out_dtype, line_, pitch_v_, at(call_.out, out, head, i0 + i), out.col, shape_.head_dim_v);
-        Vector<T> sum = {};
-        for (int64_t c = 0; c < pitch_v_; c += kStep) {
-          sum += load(line_ + c) * load(dout_ + i * pitch_v_ + c);
-        }
-        for (int n = 0; n < kStep; ++n) delta += sum[n];
-        if (call_.dlse) delta -= statistic(call_.dlse, shape_.dlse, head, i0 + i);
-      }
-      lse_[i] = lse == -kInfinity<T> ? kInfinity<T> : T(double(lse) * kLog2E);
-      delta_[i] = delta;
-      rows_[i] = Integer<T>(i0 + clamp(i, 0, queries - 1));
-    }
-  }
-
-  static T statistic(char* data, const Layout& layout, int64_t head, int64_t row) {
-    T value;
-    __builtin_memcpy(&value, at(data, layout, head, row), sizeof value);
-    return value;
-  }
-
-  // A panel of queries, from column i of the block on, against keys of a tile, from j0 on.
-  struct Part {
-    const PanelMask<T, kBackwardVectors>* cut;  // null where it is not
-    int64_t i, j0, keys;
-    int64_t at;  // its first score in p_, ds_ and kept_
-  };
-
-  // Keys u to u + keys of the block against the queries.
-  void tile(int64_t u, int64_t keys) {
-    const int64_t j0 = j0_ + u, whole = round_up(keys, kRowUnit);
-    const T *k = k_ + u * pitch_, *v = v_ + u * pitch_v_;
-    const int64_t first = clamp(mask_.query_begin(j0) - i0_, 0, queries_) / kPanel * kPanel;
-    const int64_t end = clamp(mask_.query_end(j0 + keys - 1) - i0_, first, queries_);
-    bool cut = !mask_.covers(i0_ + first, i0_ + end - 1, j0, whole);
-    PanelMask<T, kBackwardVectors> panel;
-    int finite_k = -1;  // not known yet
-    int64_t shown_begin = end, shown_end = 0;  // of queries in panels that are not left out
-
-    for (int64_t i = first; i < end; i += kPanel) {
-      const int64_t low = i0_ + i, high = i0_ + clamp(i + kPanel, 0, queries_) - 1;
-      const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit;
-      const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
-      const Share share = mask_.template shown<T>(rows_ + i, kPanel, j0 + begin, seen, shown_);
-      cut = cut || share != kAll;
-      if (share == kNone) {
-        clear(i, 0, whole);
-        continue;
-      }
-      shown_begin = clamp(i, 0, shown_begin), shown_end = clamp(i + kPanel, 0, end);
-      const bool panel_cut = share == kSome || !mask_.covers(low, high, j0 + begin, round_up(seen, kRowUnit));
-      if (panel_cut) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, j0 + begin);
-      const Part part{panel_cut ? &panel : nullptr, i, j0 + begin, seen, begin * columns_ + i};
-      const T* seen_k = k + begin * pitch_;
-      if (score_.has_steps() || share == kSome) {
-        stepped_probabilities(part, seen_k);
-        stepped_score_gradients(part, v + begin * pitch_v_);
-      } else {
-        probabilities(part, seen_k);
-        score_gradients(part, v + begin * pitch_v_);
-      }
-      clear(i, 0, begin);
-      clear(i, begin + round_up(seen, kRowUnit), whole);
-      T* dq = dq_panels_ + i * pitch_;
-      if (panel_cut && finite_k < 0) finite_k = all_finite(k, keys * pitch_);
-      if (finite_k || !panel_cut) {
-        add_to_queries(seen, seen_k, ds_ + part.at, dq);
-      } else {
-        accumulate_seen<T>(mask_, rows_ + i, kPanel, part.j0, seen, ds_ + part.at, columns_, {seen_k, 0, pitch_, 1},
-                           {dq, 1, 0, kPanel}, shape_.head_dim);
-      }
-    }
-
-    const int64_t depth = shown_end - shown_begin;
-    if (depth <= 0) return;
-    add_to_keys(cut, shown_begin, depth, j0, keys, p_, {dout_, pitch_v_, 0, 1}, {dv_ + u * pitch_v_, 0, pitch_v_, 1});
-    add_to_keys(cut, shown_begin, depth, j0, keys, ds_, {q_, pitch_, 0, 1}, {dk_ + u * pitch_, 0, pitch_, 1});
-  }
-
-  // P and dS of keys that no query of a panel sees.
-  void clear(int64_t i, int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      __builtin_memset(p_ + j * columns_ + i, 0, kPanel * sizeof(T));
-      __builtin_memset(ds_ + j * columns_ + i, 0, kPanel * sizeof(T));
-    }
-  }
-
-  // dQ of a panel.
-  __attribute__((noinline)) void add_to_queries(int64_t keys, const T* k, const T* ds, T* dq) {
-    accumulate<T, kBackwardVectors>(pitch_, keys, ByColumns<T>{k, pitch_}, ds, columns_, dq, kPanel);
-  }
-
-  // y += weight x: the sum over so many queries from column `first` on.
-  void add_to_keys(bool cut, int64_t first, int64_t depth, int64_t j0, int64_t keys, const T* weight, Rows<const T> x,
-                   Rows<T> y) {
-    x.data += first * x.query;
-    if (!cut || all_finite(x.data, depth * x.query)) {
-      accumulate_wide<T, kBackwardVectors>(keys, depth, {weight + first, columns_}, x.data, y.data, y.key, y.key);
-    } else {
-      accumulate_seen<T>(mask_, rows_ + first, depth, j0, keys, weight + first, columns_, x, y, y.key);
-    }
-  }
-
-  // P of a part.
-  __attribute__((noinline)) void probabilities(const Part& part, const T* k) {
-    const T* lse = lse_ + part.i;
-    const auto factor = score_.factor();
-    each_sum(part, shape_.head_dim, {k, pitch_}, q_panels_ + part.i * pitch_, p_ + part.at,
-             [=](Vector<T> s, int64_t n, int64_t) ALWAYS_INLINE { return power(factor.in_log2(s) - load(lse + n)); });
-  }
-
-  // dS of it.
-  __attribute__((noinline)) void score_gradients(const Part& part, const T* v) {
-    const T *delta = delta_ + part.i, *p = p_ + part.at;
-    const int64_t pitch = columns_;
-    const auto factor = score_.factor();
-    each_sum(part, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + part.i * pitch_v_, ds_ + part.at,
-             [=](Vector<T> dp, int64_t n, int64_t j) ALWAYS_INLINE {
-               return factor.backward(load(p + j * pitch + n) * (dp - load(delta + n)));
-             });
-  }
-
-  // Of each vector of A B, what `use` makes of it to y, 0 where hidden: even inf and nan are.
-  template <class Use>
-  inline ALWAYS_INLINE void each_sum(const Part& part, int64_t depth, ByRows<T> a, const T* b, T* y, Use use) {
-    const int64_t pitch = columns_, j0 = part.j0;
-    const auto* const cut = part.cut;
-    multiply<T, kBackwardVectors>(part.keys, depth, a, b, kPanel, [&](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
-      x = use(x, n * kStep, r);
-      if (cut) x = cut->within(n, j0 + r) ? x : Vector<T>{};
-      store(y + r * pitch + n * kStep, x);
-    });
-  }
-
-  // No p exceeds 1, though lse be rounded or foreign.
-  static ALWAYS_INLINE Vector<T> power(Vector<T> x) { return exp2<T>(x > Vector<T>{} ? Vector<T>{} : x); }
-
-  // The same two by passes, of sums as they are.
-  __attribute__((noinline)) void stepped_probabilities(const Part& part, const T* k) {
-    T *const p = p_ + part.at, *const lse = lse_ + part.i;
-    const T unit = score_.unit();
-    const auto tile = sums(part, shape_.head_dim, {k, pitch_}, q_panels_ + part.i * pitch_, p);
-    score_.forward(tile, p, kept_ + part.at, kBackwardTile * columns_);
-    tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
-      T* const x = p + j * tile.pitch + n * kStep;
-      store(x, power(load(x) * unit - load(lse + n * kStep)));
-    });
-    if (part.cut) hide(tile, *part.cut, p);
-  }
-
-  __attribute__((noinline)) void stepped_score_gradients(const Part& part, const T* v) {
-    T *const ds = ds_ + part.at, *const p = p_ + part.at, *const delta = delta_ + part.i;
-    const auto tile = sums(part, shape_.head_dim_v, {v, pitch_v_}, dout_panels_ + part.i * pitch_v_, ds);
-    tile.each_vector([=](int64_t j, int n) ALWAYS_INLINE {
-      const int64_t at = j * tile.pitch + n * kStep;
-      store(ds + at, load(p + at) * (load(ds + at) - load(delta + n * kStep)));
-    });
-    score_.backward(tile, ds, kept_ + part.at, kBackwardTile * columns_);
-    if (part.cut) hide(tile, *part.cut, ds);
-  }
-
-  // A B to y.
-  __attribute__((noinline)) PanelTile<T, kBackwardVectors> sums(const Part& part, int64_t depth, ByRows<T> a,
-                                                                const T* b, T* y) {
-    const int64_t pitch = columns_;
-    multiply<T, kBackwardVectors>(part.keys, depth, a, b, kPanel, [=](Vector<T> x, int64_t r, int n) ALWAYS_INLINE {
-      store(y + r * pitch + n * kStep, x);
-    });
-    return {round_up(part.keys, kRowUnit), pitch, rows_ + part.i, part.j0};
-  }
-
-  using Tile = PanelTile<T, kBackwardVectors>;
-  static void hide(const Tile& tile, const PanelMask<T, kBackwardVectors>& panel, T* x) {
-    tile.each_vector([&](int64_t j, int n) ALWAYS_INLINE {
-      T* const at = x + j * tile.pitch + n * kStep;
-      store(at, panel.sees(n, tile.first_key + j) ? load(at) : Vector<T>{});
-    });
-  }
-
-  const Call& call_;
-  const Shape& shape_;
-  KeyMask mask_;
-  Score<T> score_;
-  int64_t pitch_, pitch_v_, columns_, j0_ = 0, keys_ = 0, i0_ = 0, queries_ = 0;
-  const T *k_ = nullptr, *v_ = nullptr;              // rows, in place or loaded
-  T *k_block_, *v_block_, *dk_, *dv_;                // rows
-  T *q_, *dout_, *line_;                             // rows
-  T *q_panels_, *dout_panels_, *dq_panels_;          // [panels][width][kPanel]
-  T *p_, *ds_, *kept_;                               // [kBackwardTile][columns], the last as often as score_.kept()
-  T *lse_, *delta_;                                  // [columns]
-  Integer<T>* rows_;
-  uint8_t* shown_;
-};
-
-// The items of a call. Its memory holds, for each head and block of queries, how many blocks of keys have given their
-// part of dQ; the sums of these parts, where dQ itself is of a smaller type; and each worker's scratch.
+// Its memory holds turns, sums of dQ and each worker's scratch. The parts of a row of dQ are added in the order of the
+// blocks of keys, whichever thread has them.
 template <class T>
 class BackwardJob {
  public:
-  BackwardJob(const Call& call, const BackwardPlan& plan) : call_(call), shape_(*call.shape), plan_(plan) {
+  BackwardJob(const Call& call, const BackwardPlan& plan)
+      : call_(call), shape_(*call.shape), plan_(plan), members_(call.dterm ? shape_.order.members : 1) {
     Scratch memory(call.memory), worker(nullptr);
     Block(call, plan, worker);
     worker_bytes_ = worker.bytes();
@@ -330,22 +23,35 @@ class BackwardJob {
   }
 
   int64_t bytes() const { return bytes_; }  // for call.memory = nullptr
-  int64_t items() const { return plan_.items(); }
+  int64_t items() const { return plan_.heads * plan_.key_blocks / members_; }
 
   void begin() const { __builtin_memset(turns_, 0, shape_.heads_q * plan_.query_blocks * sizeof *turns_); }
 
   // All heads of one block of keys come before the next: threads then rarely meet in one head, where they would have to
-  // wait for their turns. When causal, the most queries see the first blocks.
+  // wait for their turns. When causal, the most queries see the first blocks. Heads that have elements of a bias in
+  // common are one item's, where these grow: in their order.
   void run(int64_t item, int64_t worker) const {
-    const int64_t block = item / plan_.heads, head = item % plan_.heads, j0 = block * plan_.keys;
-    const int64_t count = clamp(shape_.seqlen_k - j0, 0, plan_.keys), total = shape_.queries;
     Scratch scratch(workers_ + worker * worker_bytes_);
     Block keys(call_, plan_, scratch);
+    for (int64_t index = item * members_; index < (item + 1) * members_; ++index) {
+      attend_keys(keys, index / plan_.heads, shape_.order.heads[index % plan_.heads]);
+    }
+  }
+
+ private:
+  using Block = BackwardBlock<T>;
+
+  // A block of a key head's keys.
+  void attend_keys(Block& keys, int64_t block, int64_t head) const {
+    const int64_t j0 = block * plan_.keys;
+    const int64_t count = clamp(shape_.seqlen_k - j0, 0, plan_.keys), total = shape_.queries;
+    const int64_t elements = shape_.seqlen_q * shape_.seqlen_k;  // of a bias for each head
     keys.begin_keys(j0, count);
     bool loaded = false;
     for (int64_t h = head * shape_.group(); h < (head + 1) * shape_.group(); ++h) {
       // Among the queries that may see a key: those that see one of these.
       const KeyMask& mask = keys.begin_head(h);
+      T* const dbias = call_.dterm ? (T*)call_.dterm + shape_.term.group_of[h] * elements : nullptr;
       const int64_t first = mask.query_begin(j0) - shape_.first_query;
       const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
       const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
@@ -353,7 +59,8 @@ class BackwardJob {
       // The last first: of a window, the next block of keys has in common with this one what it comes to in the end.
       for (int64_t n = block_end - 1; n >= block_begin; --n) {
         const int64_t i = n * plan_.queries, i0 = shape_.first_query + i, rows = clamp(total - i, 0, plan_.queries);
-        keys.attend(h, i0, rows);
+        keys.attend(h, i0, rows, dbias);
+        if (!call_.dq) continue;
         // These queries see keys of an unbroken row of blocks, of which the earlier ones add their parts before this
         // one. They have begun, as items are taken in order: so the wait ends, and soon.
         const int64_t part = block - mask.key_begin(i0) / plan_.keys;
@@ -365,9 +72,6 @@ class BackwardJob {
     }
     keys.store_keys(head);
   }
-
- private:
-  using Block = BackwardBlock<T>;
 
   // The columns of dq lie side by side.
   void add_dq(const Block& keys, int64_t head, int64_t i0, int64_t rows, bool first, bool last) const {
@@ -388,6 +92,7 @@ class BackwardJob {
   const Call& call_;
   const Shape& shape_;
   const BackwardPlan plan_;
+  const int64_t members_;  // key heads of an item
   int64_t worker_bytes_, sum_pitch_, bytes_;
   int32_t* turns_;
   T* sums_;

@@ -1,8 +1,11 @@
 // Rows of a head in their storage type, to and from scratch in the type of the arithmetic. Half types are converted
 // by integer arithmetic on vectors: exact, rounding to nearest even, no instruction set assumed.
 #pragma once
+#include "cpu/dtype.h"
+#include "cpu/layout.h"
 #include "cpu/pair.h"
-#include "cpu/shape.h"
+#include "cpu/sizes.h"
+#include "cpu/vector.h"
 
 struct Float16 {
   uint16_t bits;
@@ -111,6 +114,13 @@ inline void store_row(int64_t, char* y, int64_t stride, const double* x, int64_t
 template <class T>
 void load_rows(int64_t dtype, T* y, int64_t pitch, const char* x, const Layout& layout, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; ++r) load_row(dtype, y + r * pitch, pitch, x + r * layout.row, layout.col, width);
+}
+
+inline double load_number(int64_t dtype, const char* x) {
+  if (dtype == kFloat64) return load_as<double>(x);
+  float y[kLanes<float>];
+  load_row(dtype, y, 0, x, 0, 1);
+  return y[0];
 }
 
 // The same as the broadcast factor of a product: with zeros up to a whole unit of rows, and where the rows

@@ -25,14 +25,14 @@ class ForwardJob {
   void begin() const { __builtin_memset(ended_, 0, plan_.units * plan_.blocks * sizeof *ended_); }
 
   void run(int64_t item, int64_t worker) const {
-    const int64_t block = item / plan_.chunks, chunk = item % plan_.chunks;
-    const int64_t unit = block / plan_.blocks, i = block % plan_.blocks;
+    const int64_t number = item / plan_.chunks, chunk = item % plan_.chunks;
+    const auto [unit, i] = plan_.work(number);
     Scratch scratch(workers_ + worker * worker_bytes_);
     Block queries(call_, plan_, scratch);
     const auto keys = queries.begin(unit, i);
     const int64_t j0 = keys.begin + chunk * plan_.chunk, j1 = clamp(j0 + plan_.chunk, 0, keys.end);
     queries.attend(unit, i, j0, j1, state(queries, shares() ? item : worker));
-    if (__atomic_add_fetch(ended_ + block, 1, __ATOMIC_ACQ_REL) < plan_.chunks) return;
+    if (__atomic_add_fetch(ended_ + number, 1, __ATOMIC_ACQ_REL) < plan_.chunks) return;
     const int64_t first = shares() ? item - chunk : worker;
     if (shares()) queries.merge(i, [&](int64_t c) { return state(queries, first + c); }, plan_.chunks);
     queries.finish(unit, i, state(queries, first));

@@ -19,7 +19,8 @@ class PanelBlock {
   static constexpr int kSteps = 24 / kAccumulators;
 
   PanelBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)),
+        sink_(anywhere(shape_)) {
     depth_ = kIsPair<E> ? ceil_div(shape_.head_dim, 2) : shape_.head_dim;
     pitch_ = round_up(depth_, kPitchUnit<T>);
     pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
@@ -40,7 +41,7 @@ class PanelBlock {
   // What a block of queries sees.
   ForwardPlan::Keys begin(int64_t unit, int64_t block) {
     const Place place = place_of(call_, plan_.head(unit, 0));
-    mask_ = KeyMask(place), score_ = Score<T>(place);
+    mask_ = KeyMask(place), score_ = Score<T>(place), sink_ = Sink(place);
     used_ = round_up(plan_.columns(block), kPanel);
     return plan_.keys(mask_, block);
   }
@@ -84,17 +85,23 @@ class PanelBlock {
   void finish(int64_t unit, int64_t block, const ForwardState<T>& x) const {
     const int64_t d = shape_.head_dim_v;
     for (int64_t i = 0; i < plan_.columns(block); i += kPanel) {
-      T* o = x.o + i * pitch_v_;
+      T *o = x.o + i * pitch_v_, inverse[kPanel], lse[kPanel];
       for (int64_t n = 0; n < kPanel; n += kStep) {
-        const Vector<T> l = load(x.l + i + n), inverse = l == Vector<T>{} ? Vector<T>{} : T(1) / l;
-        for (int64_t c = 0; c < pitch_v_; ++c) store(o + c * kPanel + n, load(o + c * kPanel + n) * inverse);
+        const Vector<T> l = load(x.l + i + n);
+        store(inverse + n, l == Vector<T>{} ? Vector<T>{} : T(1) / l);
+      }
+      for (int64_t n = 0; n < kPanel && i + n < plan_.columns(block); ++n) {
+        lse[n] = log_sum_exp(x.m[i + n], score_.unit(), x.l[i + n], plan_.headroom);
+        if (sink_.used()) join(lse[n], inverse[n], sink_.logit(plan_.row(block, i + n)));
+      }
+      for (int64_t n = 0; n < kPanel; n += kStep) {
+        for (int64_t c = 0; c < pitch_v_; ++c) store(o + c * kPanel + n, load(o + c * kPanel + n) * load(inverse + n));
       }
       transpose(line_, pitch_v_, o, kPanel, pitch_v_, kPanel);
       for (int64_t n = 0; n < kPanel && i + n < plan_.columns(block); ++n) {
         const int64_t head = plan_.head(unit, i + n), row = plan_.row(block, i + n);
         store_row(shape_.dtype, at(call_.out, shape_.out, head, row), shape_.out.col, line_ + n * pitch_v_, d);
-        const T lse = log_sum_exp(x.m[i + n], score_.unit(), x.l[i + n], plan_.headroom);
-        __builtin_memcpy(at(call_.lse, shape_.lse, head, row), &lse, sizeof lse);
+        __builtin_memcpy(at(call_.lse, shape_.lse, head, row), lse + n, sizeof *lse);
       }
     }
   }
@@ -298,6 +305,7 @@ class PanelBlock {
   const ForwardPlan plan_;
   KeyMask mask_;
   Score<T> score_;
+  Sink sink_;
   int64_t depth_, pitch_, pitch_v_, columns_, used_ = 0;
   T *line_, *p_;
   E *q_, *k_tile_, *v_tile_, *pairs_;

@@ -17,9 +17,10 @@ struct ForwardPlan {
   int64_t units, blocks;  // of packed heads, and of a head's queries
   int64_t chunk, chunks;  // keys of an item, and items that share a block
   int64_t first_query, queries;
+  const Order& order;
   int64_t headroom = 0;   // p is 2^(s - m - headroom)
 
-  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries) {
+  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries), order(s.order) {
     group = s.group();
     packed = s.heads_alike && group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
@@ -45,6 +46,16 @@ struct ForwardPlan {
     return packed * clamp(queries - (blocks - 1 - block) * rows, 0, rows);
   }
   int64_t items() const { return units * blocks * chunks; }
+  // Of those that share a block: which heads, and which of their blocks. All of a unit of `order` come to one block
+  // before the next.
+  struct Work {
+    int64_t unit, block;
+  };
+  Work work(int64_t number) const {
+    const int64_t parts = group / packed, member = number % order.members, rest = number / order.members;
+    const int64_t block = rest % blocks, part = rest / blocks % parts, shared = rest / blocks / parts;
+    return {order.heads[shared * order.members + member] * parts + part, block};
+  }
   int64_t key_head(int64_t unit) const { return unit * packed / group; }
   int64_t head(int64_t unit, int64_t column) const { return unit * packed + column / rows; }
 

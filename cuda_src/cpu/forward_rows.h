@@ -13,7 +13,8 @@ class RowBlock {
   static constexpr int64_t kStep = kLanes<T>;
 
   RowBlock(const Call& call, const ForwardPlan& plan, Scratch& scratch)
-      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)) {
+      : call_(call), shape_(*call.shape), plan_(plan), mask_(anywhere(shape_)), score_(anywhere(shape_)),
+        sink_(anywhere(shape_)) {
     pitch_ = round_up(shape_.head_dim, kPitchUnit<T>), pitch_v_ = round_up(shape_.head_dim_v, kPitchUnit<T>);
     q_ = scratch.take<T>(pitch_);
     k_tile_ = scratch.take<T>(kKeyTile * pitch_);
@@ -26,7 +27,7 @@ class RowBlock {
 
   ForwardPlan::Keys begin(int64_t unit, int64_t block) {
     const Place place = place_of(call_, plan_.head(unit, 0));
-    mask_ = KeyMask(place), score_ = Score<T>(place);
+    mask_ = KeyMask(place), score_ = Score<T>(place), sink_ = Sink(place);
     return plan_.keys(mask_, block);
   }
 
@@ -78,11 +79,11 @@ class RowBlock {
   void finish(int64_t unit, int64_t, const ForwardState<T>& x) const {
     for (int64_t i = 0; i < plan_.columns(); ++i) {
       T* o = x.o + i * pitch_v_;
-      const T inverse = x.l[i] == 0 ? T(0) : 1 / x.l[i];
+      T inverse = x.l[i] == 0 ? T(0) : 1 / x.l[i], lse = log_sum_exp(x.m[i], score_.unit(), x.l[i], plan_.headroom);
+      if (sink_.used()) join(lse, inverse, sink_.logit(row(i)));
       for (int64_t c = 0; c < pitch_v_; c += kStep) store(o + c, load(o + c) * inverse);
       const int64_t head = plan_.head(unit, i);
       store_row(shape_.dtype, at(call_.out, shape_.out, head, row(i)), shape_.out.col, o, shape_.head_dim_v);
-      const T lse = log_sum_exp(x.m[i], score_.unit(), x.l[i], plan_.headroom);
       __builtin_memcpy(at(call_.lse, shape_.lse, head, row(i)), &lse, sizeof lse);
     }
   }
@@ -163,6 +164,7 @@ class RowBlock {
   const ForwardPlan plan_;
   KeyMask mask_;
   Score<T> score_;
+  Sink sink_;
   int64_t pitch_, pitch_v_;
   T *q_, *k_tile_, *v_tile_, *p_;
   uint8_t* shown_;

@@ -1,6 +1,6 @@
 // Gradients of keys and values on tensor cores (FlashAttention-2, Dao 2023, Algorithm 2):
 //
-//   dV = P^T dO,  dK = dS^T Q,  and with kAtomicDq also dQ += dS K by atomic additions
+//   dV = P^T dO,  dK = dS^T Q,  and with kAtomicDq also dQ += dS K by atomic additions; kWantsDk, kWantsDv: which
 //
 // Grid: one block for kBlockN keys of one key head and one share of the query heads of its group. It walks over these
 // heads' query blocks; K and V stay in shared memory, Q and dO stream through a ring, dK and dV stay in registers, so
@@ -188,19 +188,24 @@ __device__ __forceinline__ void store_result(SharedStorage& shared, const Backwa
     const auto gDk = head_matrix<float>(params.dk_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim);
     const auto gDv = head_matrix<float>(params.dv_acc, shape, keys.batch, keys.head_k, rows, shape.head_dim_v);
     const bool whole = keys.n0 + kBlockN <= rows;
-    add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDk, keys.n0 + row0, across), whole && gDk.cols == kHeadDim, acc_dk);
-    add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDv, keys.n0 + row0, across), whole && gDv.cols == kHeadDimV, acc_dv);
+    const bool whole_dk = whole && gDk.cols == kHeadDim, whole_dv = whole && gDv.cols == kHeadDimV;
+    if (kWantsDk) add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDk, keys.n0 + row0, across), whole_dk, acc_dk);
+    if (kWantsDv) add_fragment<kKeyAcross>(Sum::at<kKeyAcross>(gDv, keys.n0 + row0, across), whole_dv, acc_dv);
     return;
   }
-  store_fragment<kKeyAcross>(shared.key, row0, across, acc_dk);
-  store_fragment<kKeyAcross>(shared.value, row0, across, acc_dv);
+  if (kWantsDk) store_fragment<kKeyAcross>(shared.key, row0, across, acc_dk);
+  if (kWantsDv) store_fragment<kKeyAcross>(shared.value, row0, across, acc_dv);
   meet();
-  store_rows<kBlockN, kThreads>(
-      shared.key, 0, threadIdx.x,
-      head_matrix<Element>(params.dk, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0);
-  store_rows<kBlockN, kThreads>(
-      shared.value, 0, threadIdx.x,
-      head_matrix<Element>(params.dv, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0);
+  if (kWantsDk) {
+    store_rows<kBlockN, kThreads>(
+        shared.key, 0, threadIdx.x,
+        head_matrix<Element>(params.dk, shape, keys.batch, keys.head_k, rows, shape.head_dim), keys.n0);
+  }
+  if (kWantsDv) {
+    store_rows<kBlockN, kThreads>(
+        shared.value, 0, threadIdx.x,
+        head_matrix<Element>(params.dv, shape, keys.batch, keys.head_k, rows, shape.head_dim_v), keys.n0);
+  }
 }
 
 // Log-sum-exp and delta of the query block in shared memory. Those of rows outside are 0, as is all else of them: their
@@ -276,9 +281,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     // dV += P^T dO  [kBlockN, kHeadDimV],  dK += dS^T Q  [kBlockN, kHeadDim]
     const Pieces<ScoreTile, kColsFirst> sP(shared.p, 0, key_row0);
     const Pieces<DoutTile, kRowsFirst> sDout(stage.dout, 0, key_across * kPiece);
-    matmul<kBlockM, kKeyAcross>(acc_dv, sP, sDout);
-    matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0, sP, shared.p),
-                                Pieces<QueryTile, kRowsFirst>(stage.query, 0, key_across * kPiece, sDout, stage.dout));
+    if (kWantsDv) matmul<kBlockM, kKeyAcross>(acc_dv, sP, sDout);
+    if (kWantsDk) {
+      const Pieces<QueryTile, kRowsFirst> sQuery(stage.query, 0, key_across * kPiece, sDout, stage.dout);
+      matmul<kBlockM, kKeyAcross>(acc_dk, Pieces<ScoreTile, kColsFirst>(shared.ds, 0, key_row0, sP, shared.p), sQuery);
+    }
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   meet();  // dK's and dV's tiles lie where K and V were

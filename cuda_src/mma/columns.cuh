@@ -10,6 +10,7 @@ class PieceFlags;
 // The keys of this lane's columns of a tile that begins with key n0.
 template <int kAcross>
 struct KeyColumns {
+  static constexpr int kCount = kBlockN / kAcross / kQuad, kTogether = 2;  // of a lane, and next to one another
   template <int kRows>
   using Flags = PieceFlags<kAcross, kRows>;
 

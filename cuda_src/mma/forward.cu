@@ -158,13 +158,29 @@ __device__ __forceinline__ void store_out(OutTile& tile, const PackedMatrix<Elem
 }
 
 __device__ __forceinline__ void store_result(OutTile& tile, const Composed<ForwardParams>& params,
-                                             const float (&acc_o)[kRows][kOutCols], const Softmax& softmax) {
+                                             float (&acc_o)[kRows][kOutCols], const Softmax& softmax) {
   const Shape& shape = params.shape;
   const Packing packing(params.schedule);
   // Found again: kept through the main loop, it would spill.
   const Work work = work_of_block(shape, params.schedule, ptx::opaque(blockIdx.x));
   const int m0 = work.m_block * kBlockM;
   const bool partial = params.schedule.num_splits > 1;
+  const BlockPlace place(params.components, shape, work.batch, work.head);
+  const float unit = Score<float>(params.components, place).unit();
+  float lse[kRows];  // with sinks
+  if (Sink::kExists) {
+    const Sink sink(params.components, place);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
+      if (partial || row >= packing.rows(shape)) continue;
+      const Joined<float> joined(Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], unit),
+                                 sink.logit(packing.query(row), packing.head(row)));
+      lse[i] = joined.lse;
+#pragma unroll
+      for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= joined.share;
+    }
+  }
   if (partial) {  // for attention_combine
     store_unrounded(split_matrix(params.partial_out, shape, work, packing, shape.head_dim_v),
                     m0 + threadIdx.x / 32 * kWarpRows, acc_o);
@@ -173,8 +189,6 @@ __device__ __forceinline__ void store_result(OutTile& tile, const Composed<Forwa
   }
   const auto gRows = partial ? split_matrix(params.partial_rows, shape, work, packing, 2)
                              : packed_matrix<float>(params.lse, shape, work, packing, 1);
-  const BlockPlace place(params.components, shape, work.batch, work.head);
-  const float unit = Score<float>(params.components, place).unit();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + threadIdx.x / 32 * kWarpRows + row_of(i);
@@ -182,6 +196,8 @@ __device__ __forceinline__ void store_result(OutTile& tile, const Composed<Forwa
     if (partial) {
       *gRows.at(row, 0) = softmax.row_max[i];
       *gRows.at(row, 1) = softmax.row_sum[i];
+    } else if (Sink::kExists) {
+      *gRows.at(row, 0) = lse[i];
     } else {
       *gRows.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], unit);
     }

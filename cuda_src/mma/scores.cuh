@@ -1,4 +1,4 @@
-// The recomputation that both backward kernels share: P and dS of one tile in registers.
+// The recomputation that the backward's kernels share: P and dS of one tile in registers.
 //
 // kWarpsM warps share the kBlockM query rows; the kAcross warps of each row part take its columns in 16-wide pieces by
 // turns.
@@ -38,8 +38,9 @@ struct ResidentStatistics {
 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of this warp's part of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
-// `member`: how many heads after place.head it is.
-template <class Query, class Dout, class Key, class Value, class Statistics>
+// `member`: how many heads after place.head it is. With kTerm dS is that of a parameter: of the score's step of this
+// number.
+template <int kTerm = -1, class Query, class Dout, class Key, class Value, class Statistics>
 __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], float (&ds)[kScoreRows][kScoreCols],
                                           Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
                                           const Mask& mask, const Score<float>& score, int member, int m0, int n0) {
@@ -62,7 +63,7 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
     for (int j = 0; j < kScoreCols; ++j) {
       const float s = p[i][j];
       p[i][j] = probability(fma(scored.forward(s, j), score.unit(), -lse));
-      ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);
+      ds[i][j] = scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j);
     }
   }
   if (Mask::kElementwise && !ptx::all(shown.all())) {

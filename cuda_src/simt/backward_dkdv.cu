@@ -1,6 +1,6 @@
 // Gradients of keys and values on CUDA cores (FlashAttention-2, Dao 2023, Algorithm 2):
 //
-//   dV = P^T dO,  dK = dS^T Q,  and with kAtomicDq also dQ += dS K by atomic additions
+//   dV = P^T dO,  dK = dS^T Q,  and with kAtomicDq also dQ += dS K by atomic additions; kWantsDk, kWantsDv: which
 //
 // Grid: one block for kBlockN keys of one key head. It walks over the query heads of its group and their query
 // blocks; dK and dV stay in registers, so grouped heads need no memory of their own.
@@ -16,7 +16,8 @@ static_assert(kBlockN % kRowGroups == 0, "row groups share the keys evenly");
 static_assert(2 * (kRows * kCols + kKeyRows * kSlices * kSliceCols) * sizeof(Accumulator) <= kSumBytes,
               "a thread's sums have 4 KiB");
 
-__device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& head, int m0, int n0) {
+__device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& head, const Matrix<Accumulator>& gDq,
+                                          int m0, int n0) {
   // dQ += dS K  [kBlockM, head_dim]
   for (int col0 = 0; col0 < head.k.cols; col0 += kSliceD) {
     reload_slice(shared.k(), head.k, n0, col0);
@@ -29,7 +30,7 @@ __device__ __forceinline__ void add_to_dq(SharedStorage& shared, const Head& hea
 #pragma unroll
       for (int j = 0; j < kSliceCols; ++j) {
         const int col = col0 + vector_col_of(j);
-        if (row < head.dq_acc.rows && col < head.dq_acc.cols) atomicAdd(head.dq_acc.at(row, col), acc_dq[i][j]);
+        if (row < gDq.rows && col < gDq.cols) atomicAdd(gDq.at(row, col), acc_dq[i][j]);
       }
     }
   }
@@ -56,30 +57,32 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const Interval seen = mask.keys(0, shape.seqlen_q - 1);
   bool key_held = false;
   for (int member = 0; member < shape.group_size; ++member) {
-    const Head head = query_head(params, batch, place.head + member, queries, seen);
+    const int head_q = place.head + member;
+    const Head head = query_head(params, batch, head_q, queries, seen);
+    const auto gDq = head_matrix<Accumulator>(params.dq_acc, shape, batch, head_q, shape.seqlen_q, shape.head_dim);
     for (int m0 = queries.begin / kBlockM * kBlockM; m0 < queries.end; m0 += kBlockM) {
       Accumulator p[kRows][kCols], ds[kRows][kCols];
       recompute(p, ds, shared, head, mask, score, member, m0, false, n0, key_held);
       key_held = kResident;
 
-      publish(shared, p);  // dV += P^T dO  [kBlockN, head_dim_v]
+      if (kWantsDv) publish(shared, p);  // dV += P^T dO  [kBlockN, head_dim_v]
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
-        if (slice * kSliceD < shape.head_dim_v) {
+        if (kWantsDv && slice * kSliceD < shape.head_dim_v) {
           reload_slice(shared.dout(), head.dout, m0, slice * kSliceD);
           add_part(acc_dv[slice], [&](auto& part) { matmul_tn<kBlockM>(part, shared.p, shared.dout()); });
         }
       }
 
-      publish(shared, ds);  // dK += dS^T Q  [kBlockN, head_dim]
+      if (kWantsDk || kAtomicDq) publish(shared, ds);  // dK += dS^T Q  [kBlockN, head_dim]
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
-        if (slice * kSliceD < shape.head_dim) {
+        if (kWantsDk && slice * kSliceD < shape.head_dim) {
           reload_slice(shared.q(), head.q, m0, slice * kSliceD);
           add_part(acc_dk[slice], [&](auto& part) { matmul_tn<kBlockM>(part, shared.p, shared.q()); });
         }
       }
-      if (kAtomicDq) add_to_dq(shared, head, m0, n0);
+      if (kAtomicDq) add_to_dq(shared, head, gDq, m0, n0);
     }
   }
 
@@ -89,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
     for (int i = 0; i < kKeyRows; ++i) {
-      store_row(gDk, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dk[slice][i]);
-      store_row(gDv, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dv[slice][i]);
+      if (kWantsDk) store_row(gDk, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dk[slice][i]);
+      if (kWantsDv) store_row(gDv, n0 + vector_row_of<kKeyRows>(i), slice * kSliceD, acc_dv[slice][i]);
     }
   }
 }

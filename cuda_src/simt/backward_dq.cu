@@ -48,15 +48,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 
   if (kFewDigits) end_stretch(acc_dq, total_dq);
+  const bool unrounded = params.dq_acc.data != nullptr;  // dQ is wanted as it was summed
+  const auto gDq = head_matrix<Element>(params.dq, shape, batch, head_q, shape.seqlen_q, shape.head_dim);
+  const auto gSum = head_matrix<Accumulator>(params.dq_acc, shape, batch, head_q, shape.seqlen_q, shape.head_dim);
 #pragma unroll
   for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = m0 + row_of<kRows>(i), col0 = slice * kSliceD;
-      if (params.dq_acc.data != nullptr) {  // dQ is wanted as it was summed
-        store_row(head.dq_acc, row, col0, acc_dq[slice][i]);
+      if (unrounded) {
+        store_row(gSum, row, col0, acc_dq[slice][i]);
       } else {
-        store_row(head.dq, row, col0, acc_dq[slice][i]);
+        store_row(gDq, row, col0, acc_dq[slice][i]);
       }
     }
   }

@@ -1,4 +1,4 @@
-// What both backward kernels share: their shared memory and the recomputation of P and dS of one tile.
+// What the backward's kernels share: their shared memory and the recomputation of P and dS of one tile.
 #pragma once
 #include "attention/online_softmax.cuh"
 #include "simt/matmul.cuh"
@@ -25,11 +25,12 @@ static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel di
 // The matrices of one query head, narrowed to these queries and keys: the others do not see, or are not seen by, the
 // block's, and what they hold must not spread.
 struct Head {
-  Matrix<Element> q, k, v, dout, dq;
-  Matrix<Accumulator> lse, delta, dq_acc;
+  Matrix<Element> q, k, v, dout;
+  Matrix<Accumulator> lse, delta;
 };
 
-__device__ __forceinline__ Head query_head(const BackwardParams& params, int batch, int head, Interval queries,
+template <class Params>
+__device__ __forceinline__ Head query_head(const Params& params, int batch, int head, Interval queries,
                                            Interval keys) {
   const Shape& shape = params.shape;
   const int head_k = head / shape.group_size, rows = shape.seqlen_q;
@@ -37,10 +38,8 @@ __device__ __forceinline__ Head query_head(const BackwardParams& params, int bat
           head_matrix<Element>(params.k, shape, batch, head_k, keys.end, shape.head_dim, keys.begin),
           head_matrix<Element>(params.v, shape, batch, head_k, keys.end, shape.head_dim_v, keys.begin),
           head_matrix<Element>(params.dout, shape, batch, head, queries.end, shape.head_dim_v, queries.begin),
-          head_matrix<Element>(params.dq, shape, batch, head, rows, shape.head_dim),
           head_matrix<Accumulator>(params.lse, shape, batch, head, rows, 1),
-          head_matrix<Accumulator>(params.delta, shape, batch, head, rows, 1),
-          head_matrix<Accumulator>(params.dq_acc, shape, batch, head, rows, shape.head_dim)};
+          head_matrix<Accumulator>(params.delta, shape, batch, head, rows, 1)};
 }
 
 // acc = A B^T for a block of A and a block of B, slice by slice; a tile flagged as held is not loaded again.
@@ -60,7 +59,9 @@ __device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], 
 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
-// `member`: how many heads after place.head it is. On return the tiles of q, dout, k and v hold their last slice.
+// `member`: how many heads after place.head it is. With kTerm dS is that of a parameter: of the score's step of this
+// number. On return the tiles of q, dout, k and v hold their last slice.
+template <int kTerm = -1>
 __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumulator (&ds)[kRows][kCols],
                                           SharedStorage& shared, const Head& head, const Mask& mask,
                                           const Score<Accumulator>& score, int member, int m0, bool query_held,
@@ -84,7 +85,7 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
       const Accumulator s = p[i][j];
       const bool seen = shown.at(i, j) && inside && (whole || visible.sees(columns(j)));
       p[i][j] = seen ? probability(fma(scored.forward(s, j), score.unit(), -lse)) : Accumulator(0);
-      ds[i][j] = seen ? scored.backward(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);
+      ds[i][j] = seen ? scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);
     }
   }
 }

@@ -195,9 +195,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   softmax.finish();
   if (!span.is_first) add_earlier_spans(acc_o, softmax, score.unit(), params, batch, head, m0);
   if (span.is_last) {
+    const auto log_sum_exp = [&](int i) {
+      return Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.unit());
+    };
+    Accumulator lse[kRows];  // with sinks
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const Accumulator inverse = Softmax::inverse(softmax.row_sum[i]);
+      Accumulator inverse = Softmax::inverse(softmax.row_sum[i]);
+      if (Sink::kExists) {
+        const Sink sink(params.components, place);
+        const Joined<Accumulator> joined(log_sum_exp(i), sink.logit(m0 + row_of<kRows>(i), 0));
+        lse[i] = joined.lse;
+        inverse *= joined.share;
+      }
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
 #pragma unroll
@@ -208,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const auto gLse = head_matrix<Accumulator>(params.lse, shape, batch, head, shape.seqlen_q, 1);
     store_out(gO, m0, acc_o);
     each_own_row(shape.seqlen_q, m0, [&](int i, int row) {
-      *gLse.at(row, 0) = Softmax::log_sum_exp(softmax.row_max[i], softmax.row_sum[i], score.unit());
+      *gLse.at(row, 0) = Sink::kExists ? lse[i] : log_sum_exp(i);
     });
   } else {
     const Partial g(params, batch, head);

@@ -34,6 +34,7 @@ __device__ __forceinline__ int col_of(int j) { return lane_of_row() + j * kLanes
 
 // The keys of this lane's columns of a tile that begins with key n0.
 struct KeyColumns {
+  static constexpr int kCount = kBlockN / kLanes, kTogether = 1;  // of a lane, and next to one another
   template <int kRows>
   using Flags = FlagsOf<KeyColumns, kRows>;  // neighbours read neighbouring bytes
 

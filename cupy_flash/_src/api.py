@@ -9,7 +9,7 @@ import numpy as np
 from cupy_flash._src import backends
 from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import Options, arrays_among
+from cupy_flash._src.components import INPUTS, Options, arrays_among
 from cupy_flash._src.names import answered
 from cupy_flash._src.operands import Cotangents, Merge, Operands
 from cupy_flash._src.options import boolean
@@ -29,11 +29,13 @@ def flash_attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     mask: Array | None = None,
     k_lengths: Array | int | None = None,
     q_lengths: Array | int | None = None,
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
+    sinks: Array | None = None,
     return_lse: bool = False,
     out: Array | None = None,
     backend: str | None = None,
@@ -57,7 +59,7 @@ def flash_attention(
         ``(left, right)``, numbers of keys, None for all: with ``p = i + q_offset``, query i sees key j only when
         ``p - left <= j <= p + right``. With `causal` both rules hold, so that right counts as 0. By default there is no
         window. A query whose window lies before all keys or behind them sees none: its rows of `out` and of its
-        gradient are 0, that of `lse` is -inf, and it adds nothing to the gradients of keys and values.
+        gradient are 0, that of `lse` is -inf without `sinks`, and it adds nothing to the gradients of keys and values.
     scale : float, optional
         Factor on the scores, by default ``1 / sqrt(D)``. Any real number, also a 0-d array or tensor, that is finite
         times ``log2(e)`` in the type that sums are taken in: at most 2.36e38 in size (1.25e308 for float64).
@@ -71,6 +73,11 @@ def flash_attention(
         Linear biases [2]_: from the score of query i and key j, scaled and capped, ``slope * |p - j|`` is taken, where
         ``p = i + q_offset`` and the slope is that of the query head. What is far away makes scores large, which lose
         digits: 1e-7 of their size in float32. Slopes are finite times ``log2(e)``, as `scale` is.
+    bias : array, optional
+        Of a shape that broadcasts to (..., Hq, Sq, Sk), in the dtype of q or float32: it is added to the scores, scaled
+        and capped, before any key is hidden. -inf hides a key, and a row of nothing else sees none. It is read in
+        place, whatever its strides, and never expanded: a bias of distances may be a view of a table. Numbers are
+        finite times ``log2(e)``, as `scale` is: on a GPU the least of float32 and bfloat16 hides a key as -inf does.
     mask : array of bool, optional
         Of a shape that broadcasts to (..., Hq, Sq, Sk): query i sees key j only where it is true. It is read in place,
         whatever its strides, and never expanded.
@@ -86,6 +93,10 @@ def flash_attention(
         each batch element. By default ``k_lengths - q_lengths``, with Sk and Sq where these are not given: the last
         query stands at the last key (bottom-right alignment). 0 aligns top-left, as torch and JAX do. A number is at
         most 2^29 in size where there are `alibi_slopes`.
+    sinks : array, shape (Hq,) or (..., Hq), optional
+        Attention sinks [3]_, in the dtype of q or float32: one more logit in the softmax of each row of the head, which
+        has no value, so that a row's weights add up to less than 1. ``lse`` is ``log(exp(sink) + sum(exp(s)))``. A
+        query that sees no key has an output of 0 and the sink as `lse`; one that does not exist, -inf.
     return_lse : bool
         Also return the log-sum-exp of each row's scores, after all options that change them.
     out : array, shape (..., Hq, Sq, Dv), optional
@@ -100,8 +111,8 @@ def flash_attention(
         In the dtype of q; sums are taken in float32 (float64 for float64). A row that sees no key is 0. A NumPy or
         CuPy array, whatever q is: of a tensor that DLPack brought, ``torch.from_dlpack(out)`` makes one again.
     lse : array, shape (..., Hq, Sq)
-        Only with ``return_lse=True``. Natural logarithm, float32 (float64 for float64), -inf for a row that
-        sees no key.
+        Only with ``return_lse=True``. Natural logarithm, float32 (float64 for float64), without `sinks` -inf for a row
+        that sees no key.
 
     Raises
     ------
@@ -120,8 +131,9 @@ def flash_attention(
 
     Numbers of `k_lengths`, `q_lengths` and `k_starts` lie between 0 and the sequence length: on a CPU others raise, on
     a GPU, which would have to be waited for, they count as the nearest. Positions in an array `q_offset` that are more
-    than 2^29 in size count as that. A key that is hidden from a query, whatever hides it, takes no part in that row:
-    blocks of keys that no query of a block sees by `causal`, `window`, lengths or `k_starts` are not even read.
+    than 2^29 in size count as that. A key that is hidden from a query takes no part in that row, whatever hides it but
+    a `bias` of -inf, which is a weight of 0: blocks of keys that no query of a block sees by `causal`, `window`,
+    lengths or `k_starts` are not even read.
 
     Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum
     of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
@@ -138,6 +150,8 @@ def flash_attention(
        Algorithm 1.
     .. [2] O. Press, N. A. Smith and M. Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input
        Length Extrapolation", 2021, section 3.
+    .. [3] OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv:2508.10925, 2025; with a sink of 0 what E. Miller
+       proposed in "Attention Is Off By One", 2023.
 
     Examples
     --------
@@ -171,14 +185,17 @@ def flash_attention_backward(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     mask: Array | None = None,
     k_lengths: Array | int | None = None,
     q_lengths: Array | int | None = None,
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
+    sinks: Array | None = None,
+    wrt: tuple[str, ...] | list[str] = INPUTS,
     deterministic: bool = False,
     backend: str | None = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     r"""Gradients of `flash_attention` by recomputation, in memory linear in the sequence length.
 
     Parameters
@@ -192,29 +209,43 @@ def flash_attention_backward(
         keys, to which k and v belong. `out` is in the dtype of q, or float32 where that is a half type.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
-    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, backend
-        As in the forward pass. Slopes get no gradient.
+    causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks, backend
+        As in the forward pass.
+    wrt : tuple or list of str
+        What to compute gradients of: "q", "k", "v" and, where they were passed, "bias", "sinks" and "alibi_slopes".
+        What only the others need is not computed, but for one product on a GPU where "v" is alone.
     deterministic : bool
         If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
-        seven matrix products rather than five, instead of by atomic additions.
+        seven matrix products rather than five, instead of by atomic additions. Gradients of options repeat in any case.
 
     Returns
     -------
     dq, dk, dv : array
         In the shapes of q, k and v: summed over query heads that share a key head and over broadcast leading
         dimensions. dk and dv are in the dtype of k; dq is in the dtype of `out`, so that the parts of several chunks
-        of keys add up in float32. Rows that see no key have gradient 0.
+        of keys add up in float32. Rows that see no key have gradient 0. With `wrt` the gradients that it names, in its
+        order; those of options in their shapes and dtypes, added up in float32 (float64 for float64) over the axes
+        along which they are broadcast.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        As `flash_attention`; also if `dout`, `out`, `lse` or `dlse` do not have the shape or dtype above.
+        As `flash_attention`; also if `dout`, `out`, `lse` or `dlse` do not have the shape or dtype above, or `wrt` has
+        a name that is unknown or was not passed.
 
     Notes
     -----
     With ``P = exp(S - lse)`` and ``delta = rowsum(dout * out) - dlse``, the gradient of the scores is
     ``dS = P * (dout @ v.T - delta)`` [1]_ (Algorithm 2), times the factor of `softcap` where there is one; then
-    ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``, ``dv = P.T @ dout``.
+    ``dq = scale * dS @ k``, ``dk = scale * dS.T @ q``, ``dv = P.T @ dout``. Of options, each element has the sum over
+    all scores that it is part of:
+
+    - `bias`, which is added to the score: dS before the factor of `softcap`.
+    - `alibi_slopes`, from ``-slope * |p - j|``: ``-|p - j| * dS``, before that factor too.
+    - `sinks`: a sink's share ``exp(sink - lse)`` of a row has no value, so that in ``P * (dout @ v.T - delta)`` only
+      ``-exp(sink - lse) * delta`` is left of it.
+
+    `softcap`'s factor is the derivative ``1 - tanh(s / softcap) ** 2`` of ``softcap * tanh(s / softcap)``.
 
     P is as accurate as the difference of a score and `lse`, two rounded numbers: its relative error is about 1e-7 times
     the largest ``|score|`` (2e-16 in float64), 1e-4 at 1000. Beyond 1e6 that is an error of its whole size, which P,
@@ -225,6 +256,10 @@ def flash_attention_backward(
     a pass of its own: when `deterministic`, or where few keys meet many queries. Where a group's query heads are spread
     over the GPU because key heads are few, ``4 * B * Hk * Sk * (D + Dv)`` more for float32 accumulators of dk and dv.
     Grouped heads never expand keys or values. A float32 `dout` of a half type's problem is copied, rounded.
+    The gradient of an option takes two more matrix products and no memory but its own size, on a CPU in float32
+    (float64 for float64); where few of its elements have all scores, at most 10 MB more, for parts of their sums. On a
+    GPU, of more than four batch dimensions that strides do not let be taken together, the outer ones add to it one
+    after the other, in its own dtype.
 
     References
     ----------
@@ -258,11 +293,14 @@ def flash_attention_vjp(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     mask: Array | None = None,
     k_lengths: Array | int | None = None,
     q_lengths: Array | int | None = None,
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
+    sinks: Array | None = None,
+    wrt: tuple[str, ...] | list[str] = INPUTS,
     deterministic: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
@@ -273,9 +311,9 @@ def flash_attention_vjp(
     ----------
     q, k, v
         As in `flash_attention`.
-    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, return_lse, backend
-        As in `flash_attention`.
-    deterministic : bool
+    causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
+        As in `flash_attention`, as are `return_lse` and `backend`.
+    wrt, deterministic
         As in `flash_attention_backward`.
 
     Returns
@@ -283,8 +321,8 @@ def flash_attention_vjp(
     out : array, or (out, lse) with ``return_lse=True``
         As `flash_attention` returns.
     vjp : Vjp
-        ``vjp(dout, dlse=None) -> (dq, dk, dv)``, as often as wanted; keeps q, k, v, out and lse, and the options that
-        are arrays, without copies.
+        ``vjp(dout, dlse=None) -> (dq, dk, dv)``, or the gradients that `wrt` names, as often as wanted; keeps q, k, v,
+        out and lse, and the options that are arrays, without copies.
 
     Raises
     ------
@@ -312,6 +350,11 @@ def flash_attention_vjp(
     >>> dq, dk, dv = vjp(2 * out)  # gradient of sum(out ** 2)
     >>> dq.shape
     (8, 128, 64)
+    >>> sinks, bias = np.zeros(8, np.float32), np.zeros((128, 128), np.float32)  # the same bias for all heads
+    >>> out, vjp = flash_attention_vjp(x, x, x, sinks=sinks, bias=bias, wrt=("sinks", "bias"))
+    >>> dsinks, dbias = vjp(2 * out)
+    >>> dsinks.shape, dbias.shape
+    ((8,), (128, 128))
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
@@ -331,8 +374,8 @@ class Vjp:
         with module.placed(q=operands.q):
             self._seal = module.seal(problem, _canonical(module.namespace, problem, operands))
 
-    def __call__(self, dout: Array, dlse: Array | None = None) -> tuple[Array, Array, Array]:
-        """Return (dq, dk, dv) for the gradient of the loss with respect to out, and to lse; see the notes above."""
+    def __call__(self, dout: Array, dlse: Array | None = None) -> tuple[Array, ...]:
+        """Return (dq, dk, dv), or what `wrt` names, for the gradient of the loss with respect to out, and to lse."""
         rest = {"dout": dout} if dlse is None else {"dout": dout, "dlse": dlse}
         _, (_, *given) = backends.select(self._backend, q=self._operands.q, **rest)
         cotangents = Cotangents(*given)
@@ -359,7 +402,7 @@ def merge_attention(
         Outputs of `flash_attention`, or of earlier merges, for the same queries: float16, bfloat16, float32 or
         float64, of one dtype or one float32 and the other of a half type. 2-D ``(Sq, Dv)`` means one head.
     lse_a, lse_b : array, shape (..., H, Sq)
-        Their log-sum-exps, float32 (float64 for float64); -inf for a row that saw no key.
+        Their log-sum-exps, float32 (float64 for float64); without `sinks` -inf for a row that saw no key.
     backend : str, optional
         As in `flash_attention`.
 
@@ -386,6 +429,9 @@ def merge_attention(
     ``lse = log(exp(lse_a) + exp(lse_b))`` and ``out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b``, as
     Flash-Decoding merges its splits [1]_. For gradients no rule of its own is needed: `flash_attention_backward` of
     each chunk, given the merged `out` and `lse`, returns that chunk's dk and dv and its share of dq [2]_.
+
+    `sinks` belong to a row, not to its keys: pass them with one of the chunks, whichever, and to the backward of that
+    one. Its `lse` has them, and so has that of the merged result.
 
     References
     ----------
@@ -431,7 +477,9 @@ def _problem(
     problem.check_values(arrays)
     xp = module.namespace
     with module.placed(q=q):  # numbers become arrays there, by a kernel: a copy would not do in a graph
-        arrays = {name: x if isinstance(x, xp.ndarray) else xp.full((), int(x), x.dtype) for name, x in arrays.items()}
+        arrays = {
+            name: x if isinstance(x, xp.ndarray) else xp.full((), x.item(), x.dtype) for name, x in arrays.items()
+        }
     return problem, arrays
 
 
@@ -466,7 +514,7 @@ def _backward(
     operands: Operands,
     cotangents: Cotangents,
     seal: backends.Seal | None = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     q, k, v, out, lse, arrays = operands
     dout, dlse = cotangents
     shape = _out_shape(problem, q)
@@ -486,11 +534,18 @@ def _backward(
         gradients = module.backward(problem, operands, cotangents)
         if seal:
             seal.spoil(found, gradients)
-        dq, dk, dv = (
-            grad if grad.shape == s else sum_to_shape(grad, s if len(s) > 2 else (1, *s)).reshape(s)
-            for grad, s in zip(gradients, (q.shape, k.shape, v.shape), strict=True)
-        )
-    return dq, dk, dv
+        given = {"q": q, "k": k, "v": v, **arrays}
+        return tuple(_reduced(name, gradients.of(name), given[name]) for name in problem.wrt)
+
+
+def _reduced(name: str, gradient: Array, x: Array) -> Array:
+    """A gradient in the shape of the array; of an option's also in its dtype."""
+    shape = x.shape
+    if name not in INPUTS:
+        return gradient.reshape(shape).astype(x.dtype, copy=False)
+    if gradient.shape == shape:
+        return gradient
+    return sum_to_shape(gradient, shape if len(shape) > 2 else (1, *shape)).reshape(shape)
 
 
 def _out_shape(problem: AttentionProblem, q: Array) -> tuple[int, ...]:

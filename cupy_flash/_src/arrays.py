@@ -5,8 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+DTYPES: dict[str, np.dtype] = {  # of q, k and v
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
 Fields = tuple[np.dtype, tuple[int, ...], tuple[int, ...], bool]  # of a Described; a plain tuple is made sooner
 
 

@@ -19,6 +19,7 @@ from cupy_flash._src.tiles import (
     mma_dkdv_candidates,
     mma_dq_candidates,
     mma_forward_candidates,
+    mma_term_candidates,
     simt_candidates,
 )
 from cupy_flash._src.tuning import measured
@@ -30,6 +31,7 @@ _SIMT_RULES = {
     "forward": (SimtTile.forward_fault, SimtTile.forward_shared_bytes),
     "dkdv": (SimtTile.dkdv_fault, SimtTile.backward_shared_bytes),
     "dq": (SimtTile.dq_fault, SimtTile.backward_shared_bytes),
+    "term": (SimtTile.term_fault, SimtTile.backward_shared_bytes),
 }
 
 
@@ -62,9 +64,17 @@ def forward(variant: Variant, device: Device, *, packed: bool = False, tile: Til
     return _composed("simt/forward.cu", "attention_forward", variant, constants)
 
 
-def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None = None) -> Specialization:
-    """The kernel of dK and dV, with `atomic_dq` of dQ too; errors as `forward`."""
-    atomic = ("kAtomicDq", int(atomic_dq))
+def dkdv(
+    variant: Variant,
+    device: Device,
+    *,
+    atomic_dq: bool,
+    wants_dk: bool = True,
+    wants_dv: bool = True,
+    tile: Tile | None = None,
+) -> Specialization:
+    """The kernel of dK and dV, as far as they are wanted, with `atomic_dq` of dQ too; errors as `forward`."""
+    gradients = ("kAtomicDq", int(atomic_dq)), ("kWantsDk", int(wants_dk)), ("kWantsDv", int(wants_dv))
     if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         wide = max(head_dim, head_dim_v)
@@ -76,9 +86,9 @@ def dkdv(variant: Variant, device: Device, *, atomic_dq: bool, tile: Tile | None
         chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
         pairs = ("kAddsPairs", int(device.compute_capability >= 90))
-        constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), pairs, atomic)
+        constants = (*constants, ("kWarpsM", chosen.warps_m), ("kWarpsN", chosen.warps_n), pairs, *gradients)
         return _composed("mma/backward_dkdv.cu", "attention_dkdv", variant, constants)
-    constants = (*_simt_constants(variant, device, tile, "dkdv"), atomic)
+    constants = (*_simt_constants(variant, device, tile, "dkdv"), *gradients)
     return _composed("simt/backward_dkdv.cu", "attention_dkdv", variant, constants)
 
 
@@ -97,13 +107,27 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
     return _composed("simt/backward_dq.cu", "attention_dq", variant, constants)
 
 
+def term(variant: Variant, device: Device, step: int, out: str, *, tile: Tile | None = None) -> Specialization:
+    """The kernel of the gradient, of dtype `out`, of what the score's step of this number learns; errors likewise."""
+    if _uses_mma_backward(variant, device, tile):
+        head_dim, head_dim_v = _mma_head_dims(variant)
+        rules = MmaTile.term_fault, MmaTile.term_shared_bytes
+        candidates = mma_term_candidates(max(head_dim, head_dim_v))
+        chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
+        constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
+        constants = (*constants, ("kWarpsM", chosen.num_warps), ("kTerm", step))
+        return _composed("mma/backward_term.cu", "attention_dterm", variant, constants, out)
+    constants = (*_simt_constants(variant, device, tile, "term"), ("kTerm", step))
+    return _composed("simt/backward_term.cu", "attention_dterm", variant, constants, out)
+
+
 def row_wise(
     source: str, entry: str, dtype: str, *, out: str | None = None, parts: tuple[Part, ...] = ()
 ) -> Specialization:
-    """A kernel whose blocks have some rows of one head each; `out` is the dtype of an output that it reads."""
+    """A kernel whose blocks have some rows of one head each; `out` is the dtype of an output it reads or writes."""
     types = (("Element", ELEMENT[dtype]), ("Out", ELEMENT[out or dtype]))
     # Merging splits is a chain of loads for each of few rows; elsewhere 16 rows of a warp share what it takes to begin.
-    warps, rows = (1, 1) if entry == "attention_combine" else (4, 64)
+    warps, rows = {"combine.cu": (1, 1), "backward_terms.cu": (1, 1024)}.get(source, (4, 64))
     return Specialization(f"attention/{source}", entry, types, (("kNWarps", warps), ("kBlockRows", rows)), parts)
 
 
@@ -113,8 +137,11 @@ def combine(variant: Variant) -> Specialization:
     return row_wise("combine.cu", "attention_combine", variant.dtype, parts=parts)
 
 
-def _composed(source: str, entry: str, variant: Variant, constants: tuple[tuple[str, int], ...]) -> Specialization:
-    return Specialization(source, entry, (("Element", ELEMENT[variant.dtype]),), constants, variant.parts)
+def _composed(
+    source: str, entry: str, variant: Variant, constants: tuple[tuple[str, int], ...], out: str | None = None
+) -> Specialization:
+    types = (("Element", ELEMENT[variant.dtype]), *((("Out", ELEMENT[out]),) if out else ()))
+    return Specialization(source, entry, types, constants, variant.parts)
 
 
 def _has_mma(dtype: str, device: Device) -> bool:

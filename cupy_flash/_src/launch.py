@@ -21,8 +21,8 @@ from cupy_flash._src.components.component import arrays_in, fill
 from cupy_flash._src.device import Device
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.params import BATCH_DIMS, layout
-from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal
-from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal, plan_spoil_term, plan_term
+from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
 from cupy_flash._src.tiles import VECTOR_BYTES, Tiles
 from cupy_flash._src.tuning import tiles_by_hand
 
@@ -139,16 +139,37 @@ def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, co
 
     What this allocates beyond them is in the notes of `cupy_flash.flash_attention_backward`.
     """
-    xp = runtime.namespace
+    xp, accumulator = runtime.namespace, problem.accumulator
     empty = operands.q.size == 0 or operands.k.size == 0
-    adds = not problem.deterministic and problem.out_storage == problem.accumulator  # atomics add to dq itself
-    dq = (xp.zeros if empty or adds else xp.empty)(problem.q_shape, problem.out_storage)
-    dk, dv = ((xp.zeros if empty else xp.empty)(s, problem.storage) for s in (problem.k_shape, problem.v_shape))
-    gradients = Gradients(dq, dk, dv)
-    if not empty:
-        arrays = zip(BACKWARD, (*operands.kept.values(), *cotangents, *gradients), strict=True)
-        tensors = {name: x for name, x in arrays if x is not None} | dict(operands.arrays)
-        _run(runtime, problem, _backward_parts, tensors)
+    # Atomics add to dq itself, where it is of their type.
+    cleared = {"dq": empty or (not problem.deterministic and problem.out_storage == accumulator)}
+
+    def new(name: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return (xp.zeros if cleared.get(name, empty) else xp.empty)(shape, dtype)
+
+    wanted = {
+        "dq": (problem.q_shape, problem.out_storage),
+        "dk": (problem.k_shape, problem.storage),
+        "dv": (problem.v_shape, problem.storage),
+    }
+    dq, dk, dv = (new(name, *of) if name[1:] in problem.wrt else None for name, of in wanted.items())
+    terms = {term.keyword: new("dterm", term.shape, DTYPES[term.dtype]) for term in problem.terms}
+    gradients = Gradients(dq, dk, dv, terms)
+    left = problem
+    if operands.k.size == 0:  # of rows without keys sinks are all there is
+        of_sinks = tuple(term for term in problem.terms if term.keyword == "sinks")
+        left = replace(problem, wrt=("sinks",), terms=of_sinks)
+    if not empty or (operands.q.size and left.terms):
+        named = zip(BACKWARD, (*operands.kept.values(), *cotangents, dq, dk, dv), strict=True)
+        tensors = {name: x for name, x in named if x is not None and x.size} | dict(operands.arrays)
+        if terms:
+            tensors["delta"] = xp.empty(problem.lse_shape, accumulator)
+        _run(runtime, left.without_terms, _backward_parts, tensors)
+        for term in left.terms:
+            given = {name: x for name, x in tensors.items() if name in _TERM_TENSORS or name in operands.arrays}
+            # A view with an element for each query, and for each key where keys have their own.
+            given["dterm"] = xp.broadcast_to(terms[term.keyword], (*problem.lse_shape, term.shape[-1]))
+            _run(runtime, replace(problem, terms=(term,)), _term_parts, given)
     return gradients
 
 
@@ -177,15 +198,22 @@ def find_changed(runtime: Runtime, problem: AttentionProblem, sealed: Tensors) -
 
 def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, gradients: Gradients) -> None:
     """Fill the gradients with NaN if anything changed."""
-    _run_seal(runtime, problem, "attention_spoil", {"changed": changed} | gradients._asdict())
+    wanted = {name: x for name, x in zip(("dq", "dk", "dv"), gradients, strict=False) if x is not None}
+    _run_seal(runtime, problem.without_terms, "attention_spoil", {"changed": changed} | wanted)
+    for term in problem.terms:
+        flat = gradients.terms[term.keyword].reshape(1, 1, -1)
+        if flat.size:
+            of_elements = replace(problem, batch=(), terms=(term._replace(shape=flat.shape),))
+            _run(runtime, of_elements, _spoil_term_parts, {"changed": changed, "dterm": flat})
 
 
 def _run_seal(runtime: Runtime, problem: AttentionProblem, entry: str, tensors: Tensors) -> Tensors:
-    if not any(x.size == 0 for x in tensors.values()):  # a gradient of no queries, or of no keys, needs nothing kept
-        _run(runtime, problem, _SEAL_PARTS[entry], tensors)
+    if 0 not in problem.lse_shape:  # a gradient of no queries needs nothing kept
+        _run(runtime, problem, _SEAL_PARTS[entry], {name: x for name, x in tensors.items() if x.size})
     return tensors
 
 
+_TERM_TENSORS = ("q", "k", "v", "dout", "lse", "delta")
 _Fields = tuple[str, tuple[int, ...], tuple[int, ...], int, int]  # of a Layout; a plain tuple is made sooner
 Prepare = Callable[[AttentionProblem, Device, tuple[_Fields, ...], Tiles], tuple[Part, ...]]
 
@@ -221,18 +249,48 @@ def _backward_parts(
 ) -> tuple[Part, ...]:
     def part_of(part: AttentionProblem, parts: _Offsets) -> Part:
         plan, accumulator = plan_backward(part, device, tiles), problem.accumulator
-        scratch, same = [Scratch("delta", part.lse_shape, accumulator, False)], {}
-        if problem.out_storage == accumulator:
+        scratch, same = [], {}
+        if "delta" not in parts:
+            scratch.append(Scratch("delta", part.lse_shape, accumulator, False))
+        if "dq" in parts and problem.out_storage == accumulator:
             same["dq_acc"] = "dq"
         elif plan.atomic_dq:
             scratch.append(Scratch("dq_acc", part.q_shape, accumulator, True))
         if plan.num_splits > 1:
-            scratch.append(Scratch("dk_acc", part.k_shape, accumulator, True))
-            scratch.append(Scratch("dv_acc", part.v_shape, accumulator, True))
+            shapes = {"dk": part.k_shape, "dv": part.v_shape}
+            scratch += [Scratch(f"{x}_acc", shape, accumulator, True) for x, shape in shapes.items() if x in parts]
         schedule = packing.backward_schedule(part, plan)
         return _part("BackwardParams", part, schedule, plan.launches, parts, tuple(scratch), same)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _term_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
+    """Of a problem with one term."""
+    parts, seen, made = list(_parts(problem, layouts)), set(), []
+    for part, offsets in parts:  # of several, a half type's element is rounded once for each
+        (term,) = part.terms
+        plan = plan_term(part, device, term, None if len(parts) == 1 else 1)
+        begin = offsets["dterm"][1]
+        schedule = packing.term_schedule(part, plan, is_added=begin in seen)
+        seen.add(begin)
+        scratch: tuple[Scratch, ...] = ()
+        if plan.num_splits > 1:
+            scratch = (Scratch("dterm_parts", (plan.num_splits, *term.shape), problem.accumulator, False),)
+        made.append(_part("TermParams", part, schedule, plan.launches, offsets, scratch, {}))
+    return tuple(made)
+
+
+@functools.lru_cache(maxsize=1024)
+def _spoil_term_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
+    (term,) = problem.terms
+    schedule, launches = {"split_stride": prod(term.shape)}, [plan_spoil_term(problem, term)]
+    return tuple(_part("TermParams", part, schedule, launches, x, (), {}) for part, x in _parts(problem, layouts))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -267,7 +325,8 @@ def _parts(problem: AttentionProblem, fields: tuple[_Fields, ...]) -> Iterator[t
     groups = _merged_dims(batch, layouts)
     merged = [prod(batch[i] for i in group) for group in groups]
     outer = max(0, len(groups) - BATCH_DIMS)
-    part = replace(problem, batch=tuple(merged[outer:]))
+    terms = tuple(_merged_term(term, groups[outer:]) for term in problem.terms)
+    part = replace(problem, batch=tuple(merged[outer:]), terms=terms)
     for index in product(*map(range, merged[:outer])):
         views = {}
         for x in layouts:
@@ -276,6 +335,11 @@ def _parts(problem: AttentionProblem, fields: tuple[_Fields, ...]) -> Iterator[t
             shape, kept = (*merged[outer:], *x.shape[-3:]), (*strides[outer:], *x.strides[-3:])
             views[x.name] = x._replace(shape=shape, strides=kept), offset
         yield part, views
+
+
+def _merged_term(term: Term, groups: list[list[int]]) -> Term:
+    """The term of a part, of whose dimensions each is a group, own or constant as a whole."""
+    return term._replace(shape=(*(prod(term.shape[i] for i in group) for group in groups), *term.shape[-3:]))
 
 
 def _whole(x: Layout, batch: tuple[int, ...]) -> Layout:
@@ -322,7 +386,7 @@ def _part(
     sources |= {s.name: (s.name, _whole(_contiguous(problem, s), problem.batch), 0) for s in scratch}
     places = _tensors_in(dtype, problem)
     for name, (source, x, offset) in sources.items():
-        for path in places[name]:
+        for path in places.get(name, ()):  # none: of sinks the backward knows by lse
             record, start = params, 0
             for step in path:
                 start += record.dtype.fields[step][1]
@@ -343,10 +407,13 @@ def _tensors_in(dtype: np.dtype, problem: AttentionProblem) -> dict[str, list[tu
 
 def _contiguous(problem: AttentionProblem, scratch: Scratch) -> Layout:
     """Layout of a new array; of one result for each split, the first's."""
-    first = scratch.shape[1:] if scratch.name.startswith("partial") else scratch.shape
+    first = scratch.shape[1:] if scratch.name in _OF_SPLITS else scratch.shape
     itemsize = scratch.dtype.itemsize
-    strides = tuple(itemsize * prod(first[i + 1 :]) for i in range(len(first)))
+    strides = tuple(itemsize * prod(first[i + 1 :]) if n > 1 else 0 for i, n in enumerate(first))
     return Layout(scratch.name, first, strides, itemsize, 0)
+
+
+_OF_SPLITS = ("partial_out", "partial_rows", "dterm_parts")
 
 
 def _pack(x: Layout, offset: int) -> tuple[Any, ...]:

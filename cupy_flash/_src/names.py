@@ -1,7 +1,8 @@
 """What other libraries call the arguments of attention, for whoever brings their names.
 
 They are torch's scaled_dot_product_attention and flex_attention, flash_attn_func of flash-attn, JAX's
-dot_product_attention and Triton's tutorial. README's table "Coming from another library" says the same.
+dot_product_attention and Triton's tutorial, of which README's table "Coming from another library" says the same; and
+what xFormers, FlashAttention-4 and transformers call biases and sinks.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ OURS = {
     "implementation": "backend",
     "attn_mask": "mask",
     "block_mask": "mask",
+    "attn_bias": "bias",
+    "learnable_sink": "sinks",
+    "s_aux": "sinks",
+    "sink": "sinks",
     "query_seq_lengths": "q_lengths",
     "key_value_seq_lengths": "k_lengths",
     "cache_seqlens": "k_lengths",
@@ -40,7 +45,6 @@ NEEDLESS = {
     "deterministic": "for a forward always is; flash_attention_vjp and flash_attention_backward take it",
 }
 NOT_YET = {
-    "bias": "biases",
     "score_mod": "score functions",
     "dropout_p": "dropout",
 }

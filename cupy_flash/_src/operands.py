@@ -49,11 +49,24 @@ class Cotangents(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """New arrays of the shapes of q, k and v, broadcast axes not yet summed; dq is of the dtype of `out`."""
+    """New arrays, as far as `AttentionProblem.wrt` names them.
 
-    dq: Array
-    dk: Array
-    dv: Array
+    Attributes
+    ----------
+    dq, dk, dv : array or None
+        Of the shapes of q, k and v, broadcast axes not yet summed; dq is of the dtype of `out`.
+    terms : mapping
+        Of options, by their keywords, in the shapes of `AttentionProblem.terms`; of their dtype or the accumulator's.
+    """
+
+    dq: Array | None
+    dk: Array | None
+    dv: Array | None
+    terms: Mapping[str, Array] = {}
+
+    def of(self, name: str) -> Array:
+        """What `wrt` calls so."""
+        return self.terms[name] if name in self.terms else getattr(self, f"d{name}")
 
 
 class Merge(NamedTuple):
@@ -76,4 +89,4 @@ class Merge(NamedTuple):
 
 
 KEPT = Operands._fields[:5]
-BACKWARD = (*KEPT, *Cotangents._fields, *Gradients._fields)
+BACKWARD = (*KEPT, *Cotangents._fields, *Gradients._fields[:3])

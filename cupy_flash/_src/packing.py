@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from cupy_flash._src.params import BATCH_DIMS
-from cupy_flash._src.plan import BackwardPlan, ForwardPlan, ceil_div
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, TermPlan, ceil_div, term_axes
 from cupy_flash._src.problem import AttentionProblem
 
 
@@ -41,13 +41,35 @@ def forward_schedule(problem: AttentionProblem, plan: ForwardPlan) -> dict[str, 
 
 def backward_schedule(problem: AttentionProblem, plan: BackwardPlan) -> dict[str, Any]:
     """The same of the backward kernels."""
-    key_blocks = ceil_div(problem.seqlen_k, plan.dkdv.kernel.constant("kBlockN"))
+    key_blocks = 1 if plan.dkdv is None else ceil_div(problem.seqlen_k, plan.dkdv.kernel.constant("kBlockN"))
     query_blocks = 1 if plan.dq is None else ceil_div(problem.seqlen_q, plan.dq.kernel.constant("kBlockM"))
     return {
         "query_blocks": divisor(query_blocks),
         "key_blocks": divisor(key_blocks),
         "num_splits": divisor(plan.num_splits),
     }
+
+
+def term_schedule(problem: AttentionProblem, plan: TermPlan, *, is_added: bool) -> dict[str, Any]:
+    """TermSchedule."""
+    *batch, heads, queries, keys = term_axes(problem, plan.term, plan.kernel.kernel)
+    batch = [(1, 1)] * (BATCH_DIMS - len(batch)) + batch
+    axes = {"heads": heads, "query_blocks": queries, "key_blocks": keys}
+    own, summed = ({f"{kind}_{name}": divisor(axis[i]) for name, axis in axes.items()} for i, kind in enumerate(_KINDS))
+    return {
+        "own_batch": [divisor(n) for n, _ in batch],
+        "summed_batch": [divisor(n) for _, n in batch],
+        **own,
+        **summed,
+        "num_splits": divisor(plan.num_splits),
+        "own_rows": int(plan.term.shape[-2] > 1),
+        "own_cols": int(plan.term.shape[-1] > 1),
+        "split_stride": math.prod(plan.term.shape),
+        "is_added": int(is_added),
+    }
+
+
+_KINDS = ("own", "summed")
 
 
 def divisor(n: int) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cupy_flash._src import kernels
+from cupy_flash._src.components import FLOATS, INPUTS, LEARNING
 from cupy_flash._src.device import Device
-from cupy_flash._src.problem import DTYPES, AttentionProblem
+from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
 from cupy_flash._src.specialization import Specialization, Variant, parts_of
 from cupy_flash._src.tiles import PLANNED, Tiles
 
 MAX_GRID = 2**31 - 1
 MAX_SPLITS = 128
+PARTS_BYTES = 10**7  # of a gradient's partial results, at most
 SPAN_KEYS = 2**15
 COMMON: Sequence[Mapping[str, Any]] = ({}, {"causal": True})  # options of calls that kernels are compiled ahead for
 _Number = TypeVar("_Number", int, np.ndarray)
@@ -60,29 +62,47 @@ class ForwardPlan:
 
 
 @dataclass(frozen=True)
+class TermPlan:
+    """Launches of the gradient of an option, in order.
+
+    With `num_splits` above 1 what adds up to an element is shared by as many blocks, whose results `sum_splits` adds.
+    """
+
+    term: Term
+    kernel: Launch
+    sum_splits: Launch | None
+    num_splits: int
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [self.kernel] if self.sum_splits is None else [self.kernel, self.sum_splits]
+
+
+@dataclass(frozen=True)
 class BackwardPlan:
     """Launches of one backward, in order; those that a schedule does without are None.
 
     One pass: dkdv adds dQ up by atomics, into dQ itself when there is no `convert_dq`. Two passes: `dq` computes it.
     With `num_splits` above 1 the query heads of a group are shared by as many blocks, which add dK and dV up by
-    atomics.
+    atomics. Options have kernels of their own.
     """
 
     delta: Launch
-    dkdv: Launch
+    dkdv: Launch | None
     dq: Launch | None
     convert_dq: Launch | None
     convert_dkdv: Launch | None = None
     num_splits: int = 1
+    terms: tuple[TermPlan, ...] = ()
 
     @property
     def atomic_dq(self) -> bool:
-        return self.dq is None
+        return self.dkdv is not None and self.dkdv.kernel.constant("kAtomicDq") == 1
 
     @property
     def launches(self) -> list[Launch]:
         steps = (self.delta, self.dkdv, self.dq, self.convert_dq, self.convert_dkdv)
-        return [step for step in steps if step is not None]
+        return [step for step in steps if step is not None] + [step for term in self.terms for step in term.launches]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -171,38 +191,92 @@ def plan_backward(problem: AttentionProblem, device: Device, tiles: Tiles = PLAN
     4 / e_dkdv + 3 / e_dq. Before that, heads of a group that share keys are spread over blocks where this fills the
     device better.
     """
-    variant, batches, group = _variant(problem), prod(problem.batch), problem.group_size
-    deterministic = problem.deterministic
-    dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)
-    block_n, key_heads = dkdv.constant("kBlockN"), problem.num_heads_k * batches
-    key_blocks = ceil_div(problem.seqlen_k, block_n) * key_heads
-    seen_blocks = _blocks_within(*problem.keys(0, problem.seqlen_q - 1), block_n) * key_heads
-    slots, splits = device.num_sms * dkdv.constant("kMinBlocks"), 1
-    if not deterministic and dkdv.family == "mma":
-        splits = _num_splits(seen_blocks, slots, group)
-    dq = None
-    if deterministic or dkdv.family == "mma":
-        kernel = kernels.dq(variant, device, tile=tiles.dq)
-        block_m, query_heads = kernel.constant("kBlockM"), problem.num_heads_q * batches
-        query_blocks = ceil_div(problem.seqlen_q, block_m) * query_heads
-        seeing_blocks = _blocks_within(*problem.seeing, block_m) * query_heads
-        filled, filled_dq = min(1, seen_blocks * splits / slots), min(1, seeing_blocks / device.num_sms)
-        if deterministic or filled_dq > 3 * filled:
-            dq = _launch(kernel, query_blocks)
-            dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)
+    variant, batches, group = _variant(problem).backward, prod(problem.batch), problem.group_size
+    wants_dq, wants_dk, wants_dv = (name in problem.wrt for name in INPUTS)
+    dkdv, dq, splits, atomic_dq = None, None, 1, False
+    if wants_dq:
+        of_queries = kernels.dq(variant, device, tile=tiles.dq)
+        block_m, query_heads = of_queries.constant("kBlockM"), problem.num_heads_q * batches
+    if wants_dk or wants_dv:
+        of_keys = functools.partial(
+            kernels.dkdv, variant, device, wants_dk=wants_dk, wants_dv=wants_dv, tile=tiles.dkdv
+        )
+        atomic_dq = wants_dq and not problem.deterministic
+        kernel = of_keys(atomic_dq=atomic_dq)
+        block_n, key_heads = kernel.constant("kBlockN"), problem.num_heads_k * batches
+        seen_blocks = _blocks_within(*problem.keys(0, problem.seqlen_q - 1), block_n) * key_heads
+        slots = device.num_sms * kernel.constant("kMinBlocks")
+        if not problem.deterministic and kernel.family == "mma":
+            splits = _num_splits(seen_blocks, slots, group)
+        if atomic_dq and kernel.family == "mma":
+            seeing_blocks = _blocks_within(*problem.seeing, block_m) * query_heads
+            filled, filled_dq = min(1, seen_blocks * splits / slots), min(1, seeing_blocks / device.num_sms)
+            if filled_dq > 3 * filled:
+                kernel, atomic_dq = of_keys(atomic_dq=False), False
+        dkdv = _launch(kernel, ceil_div(problem.seqlen_k, block_n) * key_heads * splits)
+    if wants_dq and not atomic_dq:
+        dq = _launch(of_queries, ceil_div(problem.seqlen_q, block_m) * query_heads)
     convert_dq = convert_dkdv = None
-    if dq is None and problem.out_storage != problem.accumulator:
+    if atomic_dq and problem.out_storage != problem.accumulator:
         convert_dq = _row_wise("backward_rows.cu", "attention_convert_dq", problem)
     if splits > 1:
         convert_dkdv = _row_wise("backward_rows.cu", "attention_convert_dkdv", problem, keys=True)
     return BackwardPlan(
         delta=_row_wise("backward_rows.cu", "attention_delta", problem, out=problem.out_storage.name),
-        dkdv=_launch(dkdv, key_blocks * splits),
+        dkdv=dkdv,
         dq=dq,
         convert_dq=convert_dq,
         convert_dkdv=convert_dkdv,
         num_splits=splits,
+        terms=tuple(plan_term(problem, device, term) for term in problem.terms),
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_term(problem: AttentionProblem, device: Device, term: Term, num_splits: int | None = None) -> TermPlan:
+    """Choose the kernels of the gradient of one of the problem's terms; errors as in `plan_forward`.
+
+    Notes
+    -----
+    Blocks that have elements of their own need no atomics. Where they are too few to fill the device, what adds up to
+    an element is split, as keys are in the forward, into `MAX_SPLITS` at most and as far as `PARTS_BYTES` hold them.
+    """
+    if term.keyword == "sinks":
+        kernel = kernels.row_wise("backward_terms.cu", "attention_dsinks", problem.dtype, out=term.dtype)
+        slots = device.num_sms * 16
+    else:
+        step = [score.keyword for score in problem.scores].index(term.keyword)
+        kernel = kernels.term(_variant(problem).backward, device, step, term.dtype)
+        slots = device.num_sms * kernel.constant("kMinBlocks")
+    axes = term_axes(problem, term, kernel)
+    blocks, parts = (prod(axis[i] for axis in axes) for i in (0, 1))
+    if parts > MAX_GRID:
+        raise ValueError(
+            f"an element of {term.keyword} is part of {parts} tiles of scores: expected at most {MAX_GRID}"
+        )
+    if num_splits is None:
+        most = PARTS_BYTES // (max(1, prod(term.shape)) * problem.accumulator.itemsize)
+        num_splits = _num_splits(blocks, slots, parts, min(max(1, most), MAX_SPLITS))
+    sum_splits = None
+    if num_splits > 1:
+        sum_splits = _by_elements("attention_sum_splits", problem, term)
+    return TermPlan(term, _launch(kernel, blocks * num_splits), sum_splits, num_splits)
+
+
+def plan_spoil_term(problem: AttentionProblem, term: Term) -> Launch:
+    """The launch that makes the gradient of an option NaN where a vjp's arrays have changed."""
+    return _by_elements("attention_spoil_term", problem, term)
+
+
+def term_axes(problem: AttentionProblem, term: Term, kernel: Specialization) -> list[tuple[int, int]]:
+    """How many positions, or blocks of them, along (*batch, heads, queries, keys): own ones, and ones that add up."""
+    if kernel.entry == "attention_dsinks":
+        blocks = ceil_div(problem.seqlen_q, kernel.constant("kBlockRows")), 1
+    else:
+        sizes = (problem.seqlen_q, kernel.constant("kBlockM")), (problem.seqlen_k, kernel.constant("kBlockN"))
+        blocks = ceil_div(*sizes[0]), ceil_div(*sizes[1])
+    full = (*problem.batch, problem.num_heads_q, *blocks)
+    return [(1, n) if own == 1 else (n, 1) for n, own in zip(full, term.shape, strict=True)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -218,8 +292,17 @@ def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
     return _launch(kernel, sum(_row_blocks(kernel, problem, keys=keys) for keys in (False, True)))
 
 
-def all_specializations(device: Device, options: Sequence[Mapping[str, Any]] = COMMON) -> Iterator[Specialization]:
-    """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls with these options."""
+def all_specializations(
+    device: Device, options: Sequence[Mapping[str, Any]] = COMMON, wrt: Collection[str] = (*INPUTS, *LEARNING)
+) -> Iterator[Specialization]:
+    """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls with these options.
+
+    Of a backward those for gradients of what `wrt` names, as far as a call has it. Numbers that calls have in float32
+    may be of the dtype of q instead.
+    """
+    wants_dq, wants_dk, wants_dv = (name in wrt for name in INPUTS)
+    wants_keys = wants_dk or wants_dv
+    learning = {name for call in options for name in LEARNING if name in wrt and call.get(name) is not None}
     for dtype in DTYPES:
         half = dtype in ("float16", "bfloat16")
         for out in (dtype, "float32") if half else (dtype,):
@@ -227,20 +310,32 @@ def all_specializations(device: Device, options: Sequence[Mapping[str, Any]] = C
             yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype, out=out)
         for entry in ("attention_seal", "attention_find_changed", "attention_spoil"):
             yield kernels.row_wise("seal.cu", entry, dtype)
-        if half:
-            yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
+        outs = dict.fromkeys((dtype, "float32"))
+        entries = ["attention_sum_splits", "attention_spoil_term"] if learning else []
+        for entry, out in product([*entries, *["attention_dsinks"] * ("sinks" in learning)], outs):
+            yield kernels.row_wise("backward_terms.cu", entry, dtype, out=out)
+        if half and wants_keys:
+            if wants_dq:
+                yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
             yield kernels.row_wise("backward_rows.cu", "attention_convert_dkdv", dtype)
         sizes = kernels.head_dim_buckets(dtype, device)
+        calls = list(_typed(options, dtype))
         if any(family == "mma" for family, _ in sizes):
-            yield from dict.fromkeys(kernels.combine(Variant.of(dtype, 1, **call)) for call in options)
-        for call, (family, head_dim) in product(options, sizes):
+            yield from dict.fromkeys(kernels.combine(Variant.of(dtype, 1, **call)) for call in calls)
+        for call, (family, head_dim) in product(calls, sizes):
             variant = Variant.of(dtype, head_dim, **call)
             yield kernels.forward(variant, device)
             if family == "mma":
                 yield kernels.forward(variant, device, packed=True)
-            for atomic_dq in (True, False):
-                yield kernels.dkdv(variant, device, atomic_dq=atomic_dq)
-            yield kernels.dq(variant, device)
+            variant = variant.backward
+            if wants_keys:
+                for atomic_dq in (True, False) if wants_dq else (False,):
+                    yield kernels.dkdv(variant, device, atomic_dq=atomic_dq, wants_dk=wants_dk, wants_dv=wants_dv)
+            if wants_dq:
+                yield kernels.dq(variant, device)
+            scores = [part.component for part in variant.parts if part.component.concept == "Score"]
+            learned = [step for step, score in enumerate(scores) if score.keyword in learning]
+            yield from (kernels.term(variant, device, step, out) for step, out in product(learned, outs))
 
 
 def core_specializations(device: Device, options: Sequence[Mapping[str, Any]] = COMMON) -> Iterator[Specialization]:
@@ -248,10 +343,24 @@ def core_specializations(device: Device, options: Sequence[Mapping[str, Any]] = 
     for dtype in ("float16", "bfloat16"):
         yield kernels.row_wise("backward_rows.cu", "attention_delta", dtype)
         yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
-        for call, head_dim in product(options, (64, 128)):
+        for call, head_dim in product(_typed(options, dtype), (64, 128)):
             variant = Variant.of(dtype, head_dim, **call)
             yield kernels.forward(variant, device)
-            yield kernels.dkdv(variant, device, atomic_dq=True)
+            yield kernels.dkdv(variant.backward, device, atomic_dq=True)
+
+
+def _typed(options: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[Mapping[str, Any]]:
+    """Of each call two, if it has numbers in float32: with these, and with numbers of the dtype of q."""
+    for call in options:
+        yield call
+        numbers = {name: call[name].astype(DTYPES[dtype]) for name in FLOATS if call.get(name) is not None}
+        if numbers and dtype != "float32":
+            yield {**call, **numbers}
+
+
+def _by_elements(entry: str, problem: AttentionProblem, term: Term) -> Launch:
+    kernel = kernels.row_wise("backward_terms.cu", entry, problem.dtype, out=term.dtype)
+    return _launch(kernel, ceil_div(prod(term.shape), 32 * kernel.constant("kNWarps")))
 
 
 def _variant(problem: AttentionProblem) -> Variant:
@@ -278,12 +387,14 @@ def _most_key_blocks(problem: AttentionProblem, packed_heads: int, block_m: int,
     return int((ceil_div(end, block_n) - begin // block_n).max())
 
 
-def _num_splits(blocks: int, slots: int, parts: int) -> int:
-    """How many blocks share the parts (key blocks, heads) of one tile's work, where `slots` blocks run at a time."""
+def _num_splits(blocks: int, slots: int, parts: int, most: int = MAX_SPLITS) -> int:
+    """How many blocks, at most `most`, share the parts (key blocks, heads) of one tile's work, where `slots` run at a
+    time.
+    """
     if blocks >= 0.8 * slots:
         return 1
     # Several numbers give every block as many parts at most: the least of them wastes nothing.
-    counts = [n for n in range(1, min(MAX_SPLITS, slots, max(1, parts)) + 1) if n == 1 or _shrinks(parts, n)]
+    counts = [n for n in range(1, min(most, slots, max(1, parts)) + 1) if n == 1 or _shrinks(parts, n)]
     efficiency = {n: blocks * n / slots / max(1, ceil(blocks * n / slots)) for n in counts}
     return next(n for n in counts if efficiency[n] >= 0.85 * max(efficiency.values()))
 

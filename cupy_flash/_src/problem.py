@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from cupy_flash._src.arrays import Described, Fields, check_aligned, check_description, check_strides, describe
-from cupy_flash._src.components import ARRAYS, COMPONENTS, Options, arrays_among
+from cupy_flash._src.arrays import DTYPES, Described, Fields, check_aligned, check_description, check_strides, describe
+from cupy_flash._src.components import ARRAYS, COMPONENTS, INPUTS, Options, arrays_among
 from cupy_flash._src.components.component import (
     Array,
     Component,
@@ -21,15 +20,10 @@ from cupy_flash._src.components.component import (
     Region,
     Rows,
     Score,
+    Sink,
     Sizes,
 )
 
-DTYPES: dict[str, np.dtype] = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
 # Results that `merge_attention` takes together: of one type, or of a half type and of merged ones before.
 _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
     "float16": (DTYPES["float16"], DTYPES["float32"]),
@@ -40,6 +34,24 @@ _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
 _AXES = "axes are (..., heads, sequence, head_dim): of arrays (..., sequence, heads, head_dim) pass x.swapaxes(-3, -2)"
 MAX_HEAD_DIM = 512
 MAX_SEQLEN = 2**29  # positions and their sums are 32-bit in the kernels
+
+
+class Term(NamedTuple):
+    """An option whose array has a gradient.
+
+    Attributes
+    ----------
+    keyword : str
+        Of the option.
+    shape : tuple of int
+        Of the array, as (*batch, Hq, Sq, Sk) with 1 along each axis that it is constant on.
+    dtype : str
+        Of the array.
+    """
+
+    keyword: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,10 @@ class AttentionProblem:
         Whether the backward repeats bit for bit.
     wide_out : bool
         Whether the output is in the accumulator's dtype and `dtype` a half type: the output of merged chunks of keys.
+    wrt : tuple of str
+        What the backward computes gradients of.
+    terms : tuple of Term
+        Those of them that are options, the sinks last.
     """
 
     dtype: str
@@ -81,6 +97,8 @@ class AttentionProblem:
     components: tuple[Component, ...]
     deterministic: bool = False
     wide_out: bool = False
+    wrt: tuple[str, ...] = INPUTS
+    terms: tuple[Term, ...] = ()
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, options: Options) -> AttentionProblem:
@@ -133,10 +151,15 @@ class AttentionProblem:
         """What hides keys."""
         return tuple(component for component in self.components if isinstance(component, Mask))
 
-    @functools.cached_property
+    @property
     def elementwise(self) -> bool:
         """Whether a mask hides keys inside the intervals of all."""
         return any(mask.elementwise for mask in self.masks)
+
+    @property
+    def sinks(self) -> Sink | None:
+        """What else is in the sums of rows."""
+        return next((component for component in self.components if isinstance(component, Sink)), None)
 
     @functools.cached_property
     def uses_offset(self) -> bool:
@@ -225,6 +248,11 @@ class AttentionProblem:
     def with_wide_out(self) -> AttentionProblem:
         """The same problem with an output in the accumulator's dtype."""
         return replace(self, wide_out=True)
+
+    @functools.cached_property
+    def without_terms(self) -> AttentionProblem:
+        """The same problem, but for the gradients of options."""
+        return self if not self.terms else replace(self, terms=())
 
     @functools.cached_property
     def storage(self) -> np.dtype:
@@ -321,9 +349,14 @@ def _problem(q: Fields, k: Fields, v: Fields, options: Options) -> AttentionProb
         raise ValueError(f"q_offset is {seen}: expected none without {wanted}, for it matters to nothing else")
     for name, x in arrays.items():
         check_aligned(name, x)
+    terms = tuple(
+        Term(name, _own_shape(given[name].shape, (*batch, hq, sq, sk), component.lacks or 0), given[name].dtype.name)
+        for name, component in ARRAYS.items()
+        if name in options.wrt
+    )
     return AttentionProblem(
         dtype, batch, hq, hk, sq, sk, d, dv, options.offset(sizes) if uses_offset else 0, components,
-        options.deterministic,
+        options.deterministic, wrt=options.wrt, terms=terms,
     )  # fmt: skip
 
 
@@ -354,6 +387,11 @@ def _check_extent(name: str, shape: tuple[int, ...], full: tuple[int, ...], lack
         raise ValueError(
             f"{name} has shape {shape}: expected {wanted}, ({', '.join(axes)}), or one that broadcasts to it"
         )
+
+
+def _own_shape(shape: tuple[int, ...], full: tuple[int, ...], lacks: int) -> tuple[int, ...]:
+    """The shape of an option's array with all axes of (..., Hq, Sq, Sk)."""
+    return (*[1] * (len(full) - lacks - len(shape)), *shape, *[1] * lacks)
 
 
 def _check_dtypes(**arrays: Described) -> str:

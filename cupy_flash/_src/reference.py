@@ -9,7 +9,7 @@ import numpy as np
 
 from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import Options, arrays_among
+from cupy_flash._src.components import INPUTS, Options, arrays_among
 from cupy_flash._src.components.component import Region
 from cupy_flash._src.names import answered
 from cupy_flash._src.options import boolean
@@ -29,11 +29,13 @@ def attention_reference(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     mask: Array | None = None,
     k_lengths: Array | int | None = None,
     q_lengths: Array | int | None = None,
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
+    sinks: Array | None = None,
     return_lse: bool = False,
     compute_dtype: Any = None,
 ) -> Any:
@@ -47,9 +49,9 @@ def attention_reference(
         Keys, of the same kind.
     v : array, shape (..., Hk, Sk, Dv)
         Values, of the same kind.
-    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, return_lse
-        As in `flash_attention`.
-        Here a hidden key takes part with weight 0, so that an inf or NaN in its value spreads, in padding too.
+    causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
+        As in `flash_attention`, as is `return_lse`. Here a hidden key takes part with weight 0, so that an inf or NaN
+        in its value spreads, in padding too.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
         sums of float16 and bfloat16 run in float32 before they are rounded). ``numpy.float64`` makes the
@@ -110,13 +112,16 @@ def attention_reference_backward(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Array | None = None,
+    bias: Array | None = None,
     mask: Array | None = None,
     k_lengths: Array | int | None = None,
     q_lengths: Array | int | None = None,
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
+    sinks: Array | None = None,
+    wrt: tuple[str, ...] | list[str] = INPUTS,
     compute_dtype: Any = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     r"""Gradients of `attention_reference` with the whole score matrix in memory (Algorithm 3 of [1]_).
 
     Parameters
@@ -127,13 +132,16 @@ def attention_reference_backward(
         The inputs of the forward pass; what else is needed is computed again.
     dlse : array, shape (..., Hq, Sq), optional
         Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
-    causal, window, scale, softcap, alibi_slopes, mask, k_lengths, q_lengths, k_starts, q_offset, compute_dtype
-        As in `attention_reference`.
+    causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
+        As in `attention_reference`, as is `compute_dtype`.
+    wrt : tuple or list of str
+        As in `flash_attention_backward`.
 
     Returns
     -------
     dq, dk, dv : array
-        In the shapes of q, k and v, and in their dtype or in `compute_dtype` where given.
+        Or the gradients that `wrt` names, in its order: in the shapes of the arrays, and in their dtype or in
+        `compute_dtype` where given.
 
     Raises
     ------
@@ -168,21 +176,36 @@ def attention_reference_backward(
     with np.errstate(all="ignore"):
         qg, kg, vg = _by_key_head(math, problem, q, k, v)
         inputs: list[Array] = []
-        p, _, out = _forward(math, problem, region, qg, kg, vg, inputs)
+        p, lse, out = _forward(math, problem, region, qg, kg, vg, inputs)
         do = math.load(dout).reshape(out.shape)
         delta = math.round((do * out).sum(axis=-1, keepdims=True))
         if dlse is not None:
             delta = math.round(delta - math.load(dlse).reshape(delta.shape))
+        grads = {}
+        if problem.sinks is not None:
+            queries = region.queries(xp)
+            share = xp.exp(problem.sinks.of_queries(xp, queries, region.place).astype(math.working) - lse)
+            grads["sinks"] = -math.round(xp.where(lse == -xp.inf, 0, share * delta))
         dp = math.matmul(do, _transpose(vg))
         ds = math.round(p * math.round(dp - delta))
         for step, s in zip(problem.scores[::-1], inputs[::-1], strict=True):
+            if step.learns:
+                grads[step.keyword] = step.term(xp, ds, region)
             ds = math.round(step.backward(xp, ds, s, region))
-        grads = math.matmul(ds, kg), math.matmul(_transpose(ds), qg), math.matmul(_transpose(p), do)
-        dq, dk, dv = (
-            sum_to_shape(g, x.shape).reshape(y.shape).astype(math.out_dtype)
-            for g, x, y in zip(grads, (qg, kg, vg), (q, k, v), strict=True)
+        grads |= {
+            "q": math.matmul(ds, kg),
+            "k": math.matmul(_transpose(ds), qg),
+            "v": math.matmul(_transpose(p), do),
+        }
+        shapes = {"q": qg.shape, "k": kg.shape, "v": vg.shape}
+        shapes |= {term.keyword: _by_group(problem, term.shape) for term in problem.terms}
+        given = {"q": q, "k": k, "v": v, **arrays}
+        return tuple(
+            sum_to_shape(grads[name], shapes[name])
+            .reshape(given[name].shape)
+            .astype(math.out_dtype if compute_dtype is not None else given[name].dtype)
+            for name in problem.wrt
         )
-    return dq, dk, dv
 
 
 class _Arithmetic:
@@ -217,9 +240,9 @@ def _namespace(**arrays: Array) -> Any:
         if isinstance(x, np.ndarray):
             check_plain(name, x)
             names[name] = "numpy"
+        elif type(x).__module__.partition(".")[0] == "cupy":
+            names[name] = "cupy"
         else:
-            names[name] = type(x).__module__.partition(".")[0]
-        if names[name] not in ("numpy", "cupy"):
             raise TypeError(f"{name} is a {type(x).__name__}: expected a NumPy or CuPy array")
         if names[name] != names["q"] and not (isinstance(x, np.ndarray) and x.ndim == 0):  # as numbers are
             raise TypeError(f"{name} is a {names[name]} array, q is a {names['q']} array: expected one kind")
@@ -240,11 +263,14 @@ def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Arra
 def _region(xp: Any, problem: AttentionProblem, arrays: dict[str, Array]) -> Region:
     """All scores, as (..., Hk, group, Sq, Sk)."""
     problem.check_values(arrays)
-    hk, group = problem.num_heads_k, problem.group_size
-    views = {
-        name: x.reshape(*problem.batch, hk, group, *x.shape[-2:]) for name, x in problem.expanded(xp, arrays).items()
-    }
+    views = {name: x.reshape(_by_group(problem, x.shape)) for name, x in problem.expanded(xp, arrays).items()}
     return Region(problem.place(views), slice(0, problem.seqlen_q), slice(0, problem.seqlen_k))
+
+
+def _by_group(problem: AttentionProblem, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(..., Hq, rows, cols) as (..., Hk, group, rows, cols)."""
+    heads = (1, 1) if shape[-3] == 1 else (problem.num_heads_k, problem.group_size)
+    return (*shape[:-3], *heads, *shape[-2:])
 
 
 def _forward(
@@ -265,10 +291,16 @@ def _forward(
         s = math.round(step.forward(xp, s, region))
     if problem.masks:
         s = xp.where(problem.seen(xp, region), s, -xp.inf)
-    m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.zeros((*s.shape[:-1], 1), s.dtype)
+    m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.full((*s.shape[:-1], 1), -xp.inf, s.dtype)
+    sinks = None
+    if problem.sinks is not None:
+        sinks = problem.sinks.of_queries(xp, region.queries(xp), region.place).astype(s.dtype)
+        m = xp.maximum(m, sinks)
     m = xp.where(m == -xp.inf, 0, m)  # a row that sees no key: exp(-inf - 0) = 0
     p = math.round(xp.exp(math.round(s - m)))
     total = math.round(p.sum(axis=-1, keepdims=True))
+    if sinks is not None:
+        total = math.round(total + xp.exp(sinks - m))
     lse = math.round(m + math.round(xp.log(total)))
     p = math.round(p / xp.where(total == 0, 1, total))
     # Where v alone has more leading dimensions, p has fewer than the output, and lse follows the output.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cupy_flash._src.components import Options
 from cupy_flash._src.components.component import Component, Sizes, declarations
 
 ELEMENT = {"float16": "Float16", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
-CONCEPTS = ("Place", "Score", "Mask")  # that components belong to
+CONCEPTS = ("Place", "Score", "Sink", "Mask")  # that components belong to
 
 
 class Part(NamedTuple):
@@ -62,6 +62,12 @@ class Variant:
         return cls(dtype, head_dim, head_dim if head_dim_v is None else head_dim_v, parts_of(components))
 
     @functools.cached_property
+    def backward(self) -> Variant:
+        """The same for kernels that take what sinks do from the log-sum-exp."""
+        parts = tuple(part for part in self.parts if part.component.concept != "Sink")
+        return self if parts == self.parts else replace(self, parts=parts)
+
+    @functools.cached_property
     def masked(self) -> bool:
         """Whether keys may be hidden."""
         return any(part.component.concept == "Mask" for part in self.parts)
@@ -78,11 +84,12 @@ class Specialization:
     entry : str
         Name of the entry point.
     types : tuple of (str, str)
-        Type aliases: Element; in row-wise kernels Out, the type of an output that they read.
+        Type aliases: Element; Out, in row-wise kernels the type of an output that they read, in those of gradients of
+        options that of the gradient.
     constants : tuple of (str, int)
         Compile-time integers by name.
     parts : tuple of Part
-        What BlockPlace, Score and Mask are made of; none in kernels that know none of them.
+        What BlockPlace, Score, Sink and Mask are made of; none in kernels that know none of them.
     """
 
     source: str
@@ -108,12 +115,13 @@ class Specialization:
         lines = ["#pragma once", '#include "numeric.cuh"', *(f"using {name} = {value};" for name, value in self.types)]
         lines += [f"constexpr int {name} = {value};" for name, value in self.constants]
         if self.parts:
-            places, scores, masks = (", ".join(self._types_of(concept)) for concept in CONCEPTS)
+            places, scores, sinks, masks = (", ".join(self._types_of(concept)) for concept in CONCEPTS)
             lines += [
                 composition(self.parts),
-                *(f'#include "attention/{header}.cuh"' for header in ("composed", "place", "score", "mask")),
+                *(f'#include "attention/{header}.cuh"' for header in ("composed", "place", "score", "sink", "mask")),
                 f"using BlockPlace = PlaceOf<{places}>;",
                 f"template <class Accumulator> using Score = ScoreOf<Accumulator, {scores}>;",
+                f"using Sink = SinkOf<{sinks}>;",
                 f"using Mask = MaskOf<{masks}>;",
             ]
         return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_STRUCT = re.compile(r"^struct (\w+)(?: : ([\w, ]+))? \{(?:\};|(.*?)^\};)", re.MULTILINE | re.DOTALL)
+_STRUCT = re.compile(r"(?<!>\n)^struct (\w+)(?: : ([\w, ]+))? \{(?:\};|(.*?)^\};)", re.MULTILINE | re.DOTALL)
 _MEMBER = re.compile(r"^  (?! |static |using |template |friend )([^\n]+);$", re.MULTILINE)
 _FUNCTION = re.compile(r"[^(*]+\([^(]*\)(?: const)?")
 _DECLARATION = re.compile(r"(?:const )?(\w+)(\*?) (\*?\w+(?:\[\w+\])?(?:, \*?\w+(?:\[\w+\])?)*)")
@@ -29,8 +29,8 @@ def structs_of(text: str) -> dict[str, np.dtype]:
     ----------
     text : str
         The header with those that it includes. Structs stand at the left margin, members of one type to a line that two
-        spaces indent. A base class, which has none itself, is a field of its own name. A struct is left out that has
-        other bases, or other members than numbers, pointers, such structs and arrays of them.
+        spaces indent. A base class, which has none itself, is a field of its own name. A struct is left out that is a
+        template, has other bases, or other members than numbers, pointers, such structs and arrays of them.
 
     Examples
     --------

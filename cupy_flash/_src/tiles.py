@@ -97,6 +97,11 @@ class SimtTile:
             return "a thread's keys are whole vectors"
         return _sums_fault(self, 2 * self.block_n * (self.block_m + head_dim), itemsize)
 
+    def term_fault(self, head_dim: int, itemsize: int) -> str | None:
+        """The same for simt/backward_term.cu."""
+        problem = self._fault(head_dim, itemsize)
+        return problem or _sums_fault(self, 3 * self.block_m * self.block_n, itemsize)
+
     def _fault(self, head_dim: int, itemsize: int) -> str | None:
         """The same for what they share."""
         if problem := _malformed(self):
@@ -231,6 +236,17 @@ class MmaTile:
         """The same for mma/backward_dq.cu."""
         problem = self._row_fault(head_dim, head_dim_v)
         return problem or _sums_fault(self, self.block_m * (2 * self.block_n + head_dim))
+
+    def term_shared_bytes(self, head_dim: int, head_dim_v: int) -> int:
+        """``sizeof(SharedStorage)`` of mma/backward_term.cu."""
+        tiles = _HALF_BYTES * (head_dim + head_dim_v) * (self.block_m + self.block_n)
+        size = max(tiles, _FLOAT_BYTES * self.block_m * (self.block_n + 8))
+        return -(-size // 128) * 128
+
+    def term_fault(self, head_dim: int, head_dim_v: int) -> str | None:
+        """As `dq_fault`, for mma/backward_term.cu."""
+        problem = self._row_fault(head_dim, head_dim_v)
+        return problem or _sums_fault(self, 3 * self.block_m * self.block_n)
 
     def _row_fault(self, head_dim: int, head_dim_v: int) -> str | None:
         """The same for what they share: warps that own whole rows."""
@@ -425,6 +441,17 @@ _MMA_DQ = {
 }
 
 
+# Of a step four tiles are read once: several blocks on a multiprocessor fill the time that they take to come.
+_MMA_TERM = {
+    32: [MmaTile(64, 64, 4, 1, 3)],
+    64: [MmaTile(64, 64, 4, 1, 3), MmaTile(64, 64, 4, 1, 2)],
+    96: [MmaTile(64, 64, 4, 1, 3), MmaTile(64, 64, 4, 1, 1)],
+    128: [MmaTile(64, 64, 4, 1, 3), MmaTile(64, 64, 4, 1, 2), MmaTile(64, 64, 4, 1, 1)],
+    192: [MmaTile(64, 64, 4, 1, 2), MmaTile(64, 64, 4, 1, 1), MmaTile(32, 32, 2, 1, 1)],
+    256: [MmaTile(64, 64, 4, 1, 1), MmaTile(32, 32, 2, 1, 1)],
+}
+
+
 def mma_dkdv_candidates(wide: int) -> list[MmaKeyTile]:
     """As `mma_forward_candidates`, for dK and dV; above 128 none fits Turing."""
     return _MMA_DKDV[wide]
@@ -433,3 +460,8 @@ def mma_dkdv_candidates(wide: int) -> list[MmaKeyTile]:
 def mma_dq_candidates(wide: int) -> list[MmaTile]:
     """As `mma_forward_candidates`, for dQ in a pass of its own; above 128 none fits Turing."""
     return _MMA_DQ[wide]
+
+
+def mma_term_candidates(wide: int) -> list[MmaTile]:
+    """As `mma_forward_candidates`, for gradients of options."""
+    return _MMA_TERM[wide]

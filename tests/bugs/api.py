@@ -97,8 +97,8 @@ BUGS = [
     Bug(
         PROBLEM,
         "deterministic is forgotten",
-        "        options.deterministic,\n",
-        "        False,\n",
+        "        options.deterministic, wrt",
+        "        False, wrt",
         (f"{BACKENDS}::test_options_reach_the_backend",),
     ),
     Bug(
@@ -201,7 +201,7 @@ BUGS = [
         "if name in OURS:",
         (f"{BY_NAME}::test_a_name_is_not_explained_by_one_that_this_function_lacks",),
     ),
-    Bug(NAMES, "a bias is called a mask", '"bias": "biases"', '"bias": "masks"', (BY_NAME,)),
+    Bug(NAMES, "a bias is called a mask", '"attn_bias": "bias"', '"attn_bias": "mask"', (BY_NAME,)),
     # --- reference.py ---
     Bug(
         REFERENCE,

@@ -55,11 +55,11 @@ BUGS = [
         (f"{VALIDATION}::test_arrays_that_are_not_plain_are_named", OPTION),
     ),
     # --- components ---
-    Bug(ALIBI, "keys behind the query are raised", "distance = abs(", "distance = (", (BY_LOOPS,)),
+    Bug(ALIBI, "keys behind the query are raised", "return abs(", "return (", (BY_LOOPS,)),
     Bug(
         ALIBI,
         "an offset takes no part in the distance",
-        "region.queries(xp) + place.q_offset",
+        "region.queries(xp) + region.place.q_offset",
         "region.queries(xp)",
         (BY_LOOPS,),
     ),

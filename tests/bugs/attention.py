@@ -354,7 +354,12 @@ BUGS = [
     ),
     Bug(
         "cuda_src/attention/score.cuh", "the gradient of a step is taken where the step before began",
-        "rest.backward(dscore, first.forward(s, j), j)", "rest.backward(dscore, s, j)", (COMPOSED,),
+        "return first.backward(rest.backward(dscore, first.forward(s, j), j), s, j);",
+        "return first.backward(rest.backward(dscore, s, j), s, j);", (COMPOSED,),
+    ),
+    Bug(
+        "cuda_src/attention/score.cuh", "what a step learns has no part of the steps behind it",
+        "first.term(rest.backward(dscore, first.forward(s, j), j), j)", "first.term(dscore, j)", (COMPOSED,),
     ),
     Bug(
         "cuda_src/attention/score.cuh", "a step is told of head 0",

@@ -127,8 +127,8 @@ BUGS = [
     Bug(
         f"{_SRC}/operands.py",
         "gradients of k and v change places",
-        "    dk: Array\n    dv: Array\n",
-        "    dv: Array\n    dk: Array\n",
+        "    dk: Array | None\n    dv: Array | None\n",
+        "    dv: Array | None\n    dk: Array | None\n",
         (_SPOILT,),
     ),
     Bug(

@@ -35,13 +35,6 @@ BUGS = [
     ),
     Bug(
         f"{BACKENDS}/native.py",
-        "rows that see no key are looked for in front only",
-        "for rows in ((0, begin), (end, problem.seqlen_q)) if",
-        "for rows in ((0, begin),) if",
-        (f"{STEPS}::test_a_window_may_cut_blocks_anywhere",),
-    ),
-    Bug(
-        f"{BACKENDS}/native.py",
         "hidden keys count as work",
         "float((seen.end - seen.begin).mean())",
         "problem.seqlen_k",
@@ -133,11 +126,11 @@ BUGS = [
         WINDOWS,
     ),
     Bug(
-        f"{BACKENDS}/numpy_.py",
+        f"{BACKENDS}/host_terms.py",
         "rows whose windows lie behind all keys hold what was in memory",
-        "(slice(begin), slice(end, None))",
-        "(slice(begin),)",
-        WINDOWS,
+        "((0, begin), (end, problem.seqlen_q))",
+        "((0, begin),)",
+        (*WINDOWS, f"{STEPS}::test_a_window_may_cut_blocks_anywhere"),
     ),
     Bug(
         f"{BACKENDS}/numpy_.py",

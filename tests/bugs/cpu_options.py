@@ -12,35 +12,35 @@ PADDING = f"{ARRAYS}::test_padding_may_be_nan"
 
 BUGS = [
     Bug(
-        f"{CPU}/backward.h",
+        f"{CPU}/backward_block.h",
         "lengths of the first head hold for all",
         "const Place place = place_of(call_, head);",
         "const Place place = place_of(call_, 0);",
         (f"{ALL}[blocks of keys-float32]",),
     ),
     Bug(
-        f"{CPU}/backward.h",
+        f"{CPU}/backward_block.h",
         "a tile that hides some keys within the bounds is not cut for dK and dV",
-        "cut = cut || share != kAll;",
+        "cut = cut || part.share != kAll;",
         "",
         (f"{ARRAYS}::test_hidden_numbers_of_queries_do_not_matter",),
     ),
     Bug(
-        f"{CPU}/backward.h",
+        f"{CPU}/backward_block.h",
         "P and dS of panels that see nothing are what they were before",
-        "        clear(i, 0, whole);\n",
-        "",
+        "return clear(i, 0, whole);",
+        "return;",
         (f"{TILES}[panels-as it is]",),
     ),
     Bug(
-        f"{CPU}/backward.h",
+        f"{CPU}/backward_block.h",
         "panels behind the first that is empty give nothing to dK and dV",
         "shown_end = clamp(i + kPanel, 0, end);",
         "shown_end = clamp(first + kPanel, 0, end);",
         (f"{TILES}[panels-as it is]",),
     ),
     Bug(
-        f"{CPU}/backward.h",
+        f"{CPU}/backward_block.h",
         "columns behind the last query read rows of the mask that are not there",
         "Integer<T>(i0 + clamp(i, 0, queries - 1));",
         "Integer<T>(i0 + i);",

@@ -92,15 +92,15 @@ BUGS = [
     Bug(
         f"{_SRC}/plan.py",
         "dQ is added up by atomics and computed in a pass of its own",
-        "dkdv = kernels.dkdv(variant, device, atomic_dq=False, tile=tiles.dkdv)",
-        "dkdv = kernels.dkdv(variant, device, atomic_dq=not deterministic, tile=tiles.dkdv)",
+        "kernel, atomic_dq = of_keys(atomic_dq=False), False",
+        "atomic_dq = False",
         (f"{_PLAN}::test_the_backward_takes_two_passes_where_few_keys_meet_many_queries",),
     ),
     Bug(
         f"{_SRC}/plan.py",
         "a deterministic plan lets blocks share a group",
-        'if not deterministic and dkdv.family == "mma":',
-        'if dkdv.family == "mma":',
+        'if not problem.deterministic and kernel.family == "mma":',
+        'if kernel.family == "mma":',
         (f"{_PLAN}::test_plans_keep_the_limits_of_the_device",),
     ),
     Bug(
@@ -341,15 +341,15 @@ BUGS = [
     Bug(
         f"{_SRC}/launch.py",
         "dQ that atomics add to begins with what was in memory",
-        "(xp.zeros if empty or adds else xp.empty)(problem.q_shape",
-        "(xp.zeros if empty else xp.empty)(problem.q_shape",
+        '"dq": empty or (not problem.deterministic and problem.out_storage == accumulator)',
+        '"dq": empty',
         (f"{_LAUNCH}::test_kernels_write_exactly_what_they_may",),
     ),
     Bug(
         f"{_SRC}/launch.py",
         "dV that blocks share begins with what was in memory",
-        'Scratch("dv_acc", part.v_shape, accumulator, True)',
-        'Scratch("dv_acc", part.v_shape, accumulator, False)',
+        'Scratch(f"{x}_acc", shape, accumulator, True)',
+        'Scratch(f"{x}_acc", shape, accumulator, x == "dk")',
         (f"{_LAUNCH}::test_kernels_write_exactly_what_they_may",),
     ),
     Bug(

@@ -43,7 +43,7 @@ BUGS = [
     # backward_dkdv.cu
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "query heads of a group lie a group apart",
-        "batch, place.head + member, queries", "batch, member * shape.num_heads_k + head_k, queries",
+        "int head_q = place.head + member;", "int head_q = member * shape.num_heads_k + head_k;",
         (REACH.format(25),),
     ),
     Bug(
@@ -52,7 +52,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dkdv.cu", "dQ is added beyond its columns",
-        "if (row < head.dq_acc.rows && col < head.dq_acc.cols) atomicAdd", "if (row < head.dq_acc.rows) atomicAdd",
+        "if (row < gDq.rows && col < gDq.cols) atomicAdd", "if (row < gDq.rows) atomicAdd",
         (REACH.format(None),),
     ),
     Bug(
@@ -76,7 +76,8 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "dQ is rounded where it is wanted as summed",
-        "if (params.dq_acc.data != nullptr) {", "if (params.dq_acc.data == nullptr) {", (WIDE.format(True),),
+        "unrounded = params.dq_acc.data != nullptr;", "unrounded = params.dq_acc.data == nullptr;",
+        (WIDE.format(True),),
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "keys that none of the block's queries sees are read",
@@ -91,8 +92,8 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "hidden keys have a gradient of 0 times what they hold",
-        "ds[i][j] = seen ? scored.backward(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);",
-        "ds[i][j] = scored.backward(p[i][j] * (ds[i][j] - delta), s, j);", (REACH.format(25),),
+        "ds[i][j] = seen ? scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);",
+        "ds[i][j] = scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j);", (REACH.format(25),),
     ),
     Bug(
         "cuda_src/simt/backward_tiles.cuh", "queries before the first that sees the keys are read",

@@ -37,12 +37,15 @@ struct Alibi {
           apart(static_cast<Accumulator>(query + step.q_offset - columns(0))),
           input_unit(step.input_unit) {}
 
-    // Columns are constants apart: no element has an integer to convert.
-    __device__ Accumulator forward(Accumulator x, int j) const {
-      const Accumulator distance = fabs(apart - static_cast<Accumulator>(columns(j) - columns(0)));
-      return fma(x, input_unit, -slope * distance);
-    }
+    __device__ Accumulator forward(Accumulator x, int j) const { return fma(x, input_unit, -slope * distance(j)); }
     __device__ Accumulator backward(Accumulator dy, Accumulator x, int j) const { return dy; }
+    __device__ Accumulator term(Accumulator dy, int j) const { return -dy * distance(j); }
+
+   private:
+    // Columns are constants apart: no element has an integer to convert.
+    __device__ Accumulator distance(int j) const {
+      return fabs(apart - static_cast<Accumulator>(columns(j) - columns(0)));
+    }
   };
 
  private:

@@ -10,7 +10,7 @@ struct AlibiParams {
 template <class T>
 class Alibi {
  public:
-  static constexpr bool kKeeps = false;
+  static constexpr bool kKeeps = false, kAdds = true, kMultiplies = true, kPasses = false;
 
   template <class Place>
   Alibi(const AlibiParams& params, const Place& place, double unit)
@@ -25,16 +25,20 @@ class Alibi {
   // Either rows or columns are those of the lanes.
   template <class Rows, class Columns>
   Vector<T> forward(Vector<T> x, Rows rows, Columns columns, Vector<T>&) const {
-    const Mask<T> apart = narrow(rows) + Integer<T>(offset_) - narrow(columns);
-    return x * natural_ - slope_ * __builtin_convertvector(apart < 0 ? -apart : apart, Vector<T>);
+    return x * natural_ - slope_ * distance(rows, columns);
   }
 
   template <class Rows, class Columns>
-  Vector<T> backward(Vector<T> g, Rows, Columns, Vector<T>) const {
-    return g;
+  Vector<T> term(Vector<T> g, Rows rows, Columns columns) const {
+    return -g * distance(rows, columns);
   }
 
  private:
+  template <class Rows, class Columns>
+  Vector<T> distance(Rows rows, Columns columns) const {
+    const Mask<T> apart = narrow(rows) + Integer<T>(offset_) - narrow(columns);
+    return __builtin_convertvector(apart < 0 ? -apart : apart, Vector<T>);
+  }
   static Integer<T> narrow(int64_t x) { return Integer<T>(x); }
   static Mask<T> narrow(Mask<T> x) { return x; }
 

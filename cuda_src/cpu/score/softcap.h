@@ -9,7 +9,7 @@ struct SoftcapParams {
 template <class T>
 class Softcap {
  public:
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeeps = true, kAdds = false, kMultiplies = false, kPasses = false;
 
   template <class Place>
   Softcap(const SoftcapParams& params, const Place&, double unit)

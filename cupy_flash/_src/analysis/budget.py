@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cupy_flash._src.broadcast import sum_to_shape
 from cupy_flash._src.components import arrays_among
 from cupy_flash._src.components.component import Region
 from cupy_flash._src.emulator.settings import current
@@ -83,6 +84,8 @@ def magnitudes(
 ) -> dict[str, float]:
     """For each result, the sum of the absolute values of its terms, at its largest element; `spent` has it times eps.
 
+    Of gradients those with respect to q, k and v, and to what else ``wrt`` names among the options.
+
     One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
     rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. A step after
     the scale rounds once more, and so does its derivative. The terms of lse are the largest score and the logarithm of
@@ -98,7 +101,8 @@ def magnitudes(
     With `approximate` the size has what `approximations` adds on a GPU. A weight of the forward is a 2^x, times another
     for each rise of the row's maximum after it. Where weights are off by e, the row's out is off by at most the sum of
     e p (|v| + |out|), and the sum under the logarithm, relative to itself, by that of e p. The gradients' p is off by a
-    2^x of its own and by all that lse is, and their sum(dout * out) by what out is.
+    2^x of its own and by all that lse is, and their sum(dout * out) by what out is. Sinks join a row by its rounded
+    log-sum-exp, whose size counts once more, and by two 2^x and a logarithm.
     """
     arrays = arrays_among(options)
     problem = AttentionProblem.from_arrays(q, k, v, **options)
@@ -114,12 +118,15 @@ def magnitudes(
     largest_product = _largest(np.abs(problem.scale * s))
     for step in problem.scores:
         s, slope = step.forward(np, s, region), step.backward(np, slope, s, region)
-    largest_score = _largest(np.abs(s))
+    largest_score = _largest(np.abs(s[np.isfinite(s)]))  # a bias of -inf hides a key
     s = np.where(problem.seen(np, region), s, -np.inf)
-    highest = s.max(-1, keepdims=True, initial=-np.inf)
+    sinks = np.full((*s.shape[:-1], 1), -np.inf)
+    if problem.sinks is not None:
+        sinks[:] = problem.sinks.of_queries(np, region.queries(np), region.place)
+    highest = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), sinks)
     highest = np.where(highest == -np.inf, 0, highest)
-    p = np.exp(s - highest)
-    total = np.maximum(p.sum(-1, keepdims=True), 1)
+    p, of_sinks = np.exp(s - highest), np.exp(sinks - highest)
+    total = np.maximum(p.sum(-1, keepdims=True) + of_sinks, 1)
     p /= total
     weights = off.ex2 * (1 + _rises(s)) * p
     off_sum = weights.sum(-1, keepdims=True)
@@ -133,30 +140,47 @@ def magnitudes(
     dk_by_delta = np.sqrt(shared * ((slope * p * delta) ** 2).swapaxes(-1, -2) @ q**2)
     q, k, v, dout, slope, scale = map(np.abs, (q, k, v, dout, slope, problem.scale))
     dp = dout @ v.swapaxes(-1, -2)
-    dscore = p * (dp + (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None]))
-    ds, off_ds = slope * dscore, slope * p * (weights * dp).sum(-1, keepdims=True)
+    of_row = (p * dp).sum(-1, keepdims=True) + (0 if dlse is None else np.abs(dlse)[..., None])
+    dscore, off_dscore = p * (dp + of_row), p * (weights * dp).sum(-1, keepdims=True)
+    ds, off_ds = slope * dscore, slope * off_dscore
     steps = 0.0
     if len(problem.scores) > 1:
         steps = 2.0  # roundings of what a step makes, and of its derivative, a difference from 1
         if approximate and storage_eps > sum_eps:
             steps += max(step.error for step in problem.scores[1:]) / sum_eps
         off_ds = off_ds + 2 * steps * scale * dscore
+        off_dscore = off_dscore + 2 * steps * dscore
     by_d, by_dv, by_keys, by_queries = (off.sums * n for n in (q.shape[-1], v.shape[-1], sk, shared * sq))
     in_order_d, in_order_dv, in_order_keys, in_order_queries = (
         off.in_order * min(n, IN_ORDER) for n in (q.shape[-1], v.shape[-1], sk, shared * sq)
     )
     rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2)) + in_order_d * largest_product
     rounded_scores += steps * largest_score
-    rounded_lse = rounded_scores + _largest(np.abs(highest) + np.log(total))
+    largest_lse = _largest(np.abs(highest) + np.log(total))
+    joined = 0.0 if problem.sinks is None else largest_lse + 2 * off.ex2 + off.lg2
+    rounded_lse = rounded_scores + largest_lse + joined
     in_p = rounded_lse + off.ex2 + off_lse
     in_dq, in_dk = by_keys + in_order_keys, by_queries + in_order_queries
     in_ds = in_p + by_dv + in_order_dv + in_dq
+    terms = {}
+    for term in problem.terms:
+        if term.keyword == "sinks":
+            share = of_sinks / total
+            part, off_part, by_delta = share * of_row, share * (weights * dp).sum(-1, keepdims=True), share * delta
+        else:
+            step = next(step for step in problem.scores if step.keyword == term.keyword)
+            factor = np.abs(step.term(np, np.ones_like(dscore), region))
+            part, off_part, by_delta = factor * dscore, factor * off_dscore, factor * p * delta
+        added = off.in_order * min(part.size // max(1, math.prod(term.shape)), IN_ORDER)
+        errors = sum_to_shape((in_p + by_dv + in_order_dv + added) * part + off_part, term.shape)
+        terms[f"d{term.keyword}"] = _largest(errors + np.sqrt(sum_to_shape(by_delta**2, term.shape)))
     return {
-        "out": _largest((rounded_scores + by_keys) * p @ v + weights @ v + in_order_keys * np.abs(out)),
+        "out": _largest((rounded_scores + joined + by_keys) * p @ v + weights @ v + in_order_keys * np.abs(out)),
         "lse": rounded_lse + _largest(off_lse),
         "dq": _largest(((in_ds + in_dq) * ds + off_ds) @ k + dq_by_delta),
         "dk": _largest(shared * ((in_ds + in_dk) * ds + off_ds).swapaxes(-1, -2) @ q + dk_by_delta),
         "dv": shared * _largest(((in_p + in_dk) * p).swapaxes(-1, -2) @ dout),
+        **terms,
     }
 
 

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,32 @@ def visible_pairs(problem: AttentionProblem) -> int:
 
 
 def flops(problem: AttentionProblem, *, backward: bool) -> int:
-    """Floating-point operations that the visible pairs need: two matrix products forward, five backward."""
+    """Floating-point operations that the visible pairs need: two matrix products forward, five backward.
+
+    Backward these are S = Q K^T and dP = dO V^T, and of what is wanted dV = P^T dO, dQ = dS K and dK = dS^T Q. The
+    gradient of a bias is dS itself, that of slopes a sum of it; that of sinks takes no product.
+    """
     d, dv = problem.head_dim, problem.head_dim_v
-    return 2 * visible_pairs(problem) * (3 * d + 2 * dv if backward else d + dv)
+    if not backward:
+        return 2 * visible_pairs(problem) * (d + dv)
+    scores, dscores = _needs(problem)
+    columns = d * scores + dv * dscores + sum({"q": d, "k": d, "v": dv}.get(name, 0) for name in problem.wrt)
+    return 2 * visible_pairs(problem) * columns
+
+
+def _needs(problem: AttentionProblem) -> tuple[bool, bool]:
+    """Whether the backward needs P, and whether dS: the gradient of v does without that, of sinks without both."""
+    wanted = set(problem.wrt) - {"sinks"}
+    return bool(wanted), bool(wanted - {"v"})
 
 
 def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     """Bytes of the arrays that no kernel comes without: what is seen of each input read once, each result written once.
 
-    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients. An input that is broadcast over
-    leading dimensions counts for each entry. Options that are arrays do not count, and hide nothing. A kernel that
-    reads an array again finds it in the L2 cache as far as that holds it, so that this, not the traffic of all reads,
-    bounds the time that memory takes.
+    Forward: q, k, v; the output and lse. Backward: these, dout, and the gradients, as far as what is wanted needs them.
+    An input that is broadcast over leading dimensions counts for each entry. Options that are arrays do not count, and
+    hide nothing; their gradients count. A kernel that reads an array again finds it in the L2 cache as far as that
+    holds it, so that this, not the traffic of all reads, bounds the time that memory takes.
 
     Examples
     --------
@@ -104,12 +118,16 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     seeing, seen = int(end - first), int(end_keys - begin_keys)
     heads_q, heads_k = (prod(problem.batch) * heads for heads in (problem.num_heads_q, problem.num_heads_k))
     all_rows, all_keys = heads_q * problem.seqlen_q, heads_k * problem.seqlen_k
-    read = (heads_q * seeing * d + heads_k * seen * (d + dv)) * itemsize
+    scores, dscores = _needs(problem) if backward else (True, True)
+    read = ((heads_q * seeing + heads_k * seen) * d * scores + heads_k * seen * dv * dscores) * itemsize
     lse = all_rows * problem.accumulator.itemsize
     if not backward:
         return read + all_rows * dv * itemsize + lse
-    cotangents = heads_q * seeing * dv * (itemsize + out) + lse
-    return read + cotangents + all_rows * d * out + all_keys * (d + dv) * itemsize
+    out_read = out * (problem.wrt != ("v",))  # for delta
+    cotangents = heads_q * seeing * dv * (itemsize + out_read) + lse
+    sizes = {"q": all_rows * d * out, "k": all_keys * d * itemsize, "v": all_keys * dv * itemsize}
+    sizes |= {term.keyword: prod(term.shape) * DTYPES[term.dtype].itemsize for term in problem.terms}
+    return read + cotangents + sum(sizes[name] for name in problem.wrt)
 
 
 def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:

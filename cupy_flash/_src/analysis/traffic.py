@@ -14,8 +14,8 @@ import numpy as np
 from cupy_flash._src.analysis.roofline import visible_pairs
 from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.components.component import Interval
-from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch, ceil_div
-from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.plan import BackwardPlan, ForwardPlan, Launch, TermPlan, ceil_div, term_axes
+from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 _LANES, _QUAD, _FLOAT = 32, 4, 4
 
@@ -24,9 +24,13 @@ def launch_bytes(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, la
     """Bytes read and written by one launch of the plan, or None where no formula is known.
 
     Atomic additions count as bytes written, and every lane's load counts, whatever caches would save. Options that are
-    arrays count as if they hid no key; what is read of them is in `array_bytes`.
+    arrays count as if they hid no key; what is read of them is in `array_bytes`, but for the sinks that the kernel of
+    their gradient reads.
     """
-    count = _COUNTS.get((launch.kernel.family, launch.kernel.entry))
+    kernel = launch.kernel.family, launch.kernel.entry
+    if (term := _term_of(plan, launch)) is not None:
+        return _TERM_COUNTS[kernel](problem, term, launch) if kernel in _TERM_COUNTS else None
+    count = _COUNTS.get(kernel)
     return None if count is None else prod(problem.batch) * count(problem, plan, launch)
 
 
@@ -35,15 +39,23 @@ def array_bytes(
 ) -> dict[str, int]:
     """Bytes that the launches of a plan read of options that are arrays, by their keywords.
 
-    Of one with an element for each score, in each kernel that computes scores: in the forward on CUDA cores those of
-    pairs that are seen, elsewhere those of blocks that are met, at most. Of the others a number for each block of
-    threads, or for each head that the block has, whose threads count as one.
+    Of one with an element for each score, in each kernel that computes scores: those of blocks that are met, of a mask
+    at most, and in the forward on CUDA cores those of pairs that are seen. Of the others a number for each block of
+    threads, or for each head that the block has, whose threads count as one; where a block walks over the scores that
+    add up to the gradient of an option, for each tile of them at most. Of sinks in the forward's last kernel alone.
     """
     launches = [launch for launch in plan.launches if launch.kernel.family != "attention"]
-    scores = sum(_scores(problem, plan, launch) for launch in {launch.kernel: launch for launch in launches}.values())
-    blocks, heads = sum(launch.grid for launch in launches), _packed_heads(plan)
-    counts = {0: scores, 2: blocks * heads, 3: blocks}
-    return {name: x.itemsize * counts[ARRAYS[name].lacks or 0] for name, x in arrays.items()}
+    blocks, heads = sum(_places(problem, plan, launch) for launch in launches), _packed_heads(plan)
+
+    def count(name: str) -> int:
+        if name == "sinks":
+            return _sinks_read(plan)
+        if ARRAYS[name].lacks:
+            return blocks * (heads if ARRAYS[name].lacks == 2 else 1)
+        kernels = {launch.kernel: launch for launch in launches}.values()
+        return sum(_scores(problem, plan, launch, seen=name == "mask") for launch in kernels)
+
+    return {name: x.itemsize * count(name) for name, x in arrays.items()}
 
 
 def block_pairs(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> tuple[int, int]:
@@ -53,9 +65,29 @@ def block_pairs(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, lau
     return _size(_met(problem, plan, launch)[1]), every
 
 
-def _scores(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> int:
-    """Those that the launch's kernel looks at, of all heads."""
-    if (launch.kernel.family, launch.kernel.entry) == ("simt", "attention_forward"):
+def _places(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch) -> int:
+    """How often blocks of the launch ask for what is true of all their scores."""
+    if launch.kernel.entry != "attention_dterm":
+        return launch.grid
+    of = _term_of(plan, launch)
+    return 0 if of is None else prod(own * summed for own, summed in term_axes(problem, of.term, launch.kernel))
+
+
+def _term_of(plan: ForwardPlan | BackwardPlan, launch: Launch) -> TermPlan | None:
+    """The plan that the launch belongs to, of an option's gradient; the launches of two may be equal."""
+    terms = plan.terms if isinstance(plan, BackwardPlan) else ()
+    return next((term for term in terms if any(launch is step for step in term.launches)), None)
+
+
+def _sinks_read(plan: ForwardPlan | BackwardPlan) -> int:
+    if isinstance(plan, BackwardPlan):
+        return 0
+    return plan.forward.grid * plan.packed_heads if plan.combine is None else plan.combine.grid
+
+
+def _scores(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, launch: Launch, *, seen: bool) -> int:
+    """Those that the launch's kernel looks at, of all heads; with `seen` it looks where the masks in effect let it."""
+    if seen and (launch.kernel.family, launch.kernel.entry) == ("simt", "attention_forward"):
         return visible_pairs(problem)
     sizes, blocks, (block, rows) = _met(problem, plan, launch)
     met = np.minimum(blocks.end * block, rows) - np.minimum(blocks.begin * block, rows)
@@ -143,7 +175,8 @@ def _dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
     atomics = added * d * _FLOAT if plan.atomic_dq else 0
     seen = _size(problem.keys(0, sq - 1))
     gradient = itemsize if plan.num_splits == 1 else _FLOAT
-    keys = plan.num_splits * problem.num_heads_k * (d + dv) * (seen * itemsize + sk * gradient)
+    read, written = (d + dv) * seen * itemsize, _key_columns(problem) * sk * gradient
+    keys = plan.num_splits * problem.num_heads_k * (read + written)
     return queries * ((d + dv) * itemsize + 2 * _FLOAT) + atomics + keys
 
 
@@ -161,8 +194,46 @@ def _convert_dq(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -
 
 
 def _convert_dkdv(problem: AttentionProblem, plan: BackwardPlan, launch: Launch) -> int:
-    cols = problem.head_dim + problem.head_dim_v
-    return problem.num_heads_k * problem.seqlen_k * cols * (_FLOAT + problem.storage.itemsize)
+    return problem.num_heads_k * problem.seqlen_k * _key_columns(problem) * (_FLOAT + problem.storage.itemsize)
+
+
+def _key_columns(problem: AttentionProblem) -> int:
+    """Of the gradients of keys and values that are wanted."""
+    return problem.head_dim * ("k" in problem.wrt) + problem.head_dim_v * ("v" in problem.wrt)
+
+
+def _dterm(problem: AttentionProblem, plan: TermPlan, launch: Launch) -> int:
+    """Of each tile of scores that is met: Q and dO of its queries that see any of its keys, with the row statistics of
+    all by each lane of a quad, K and V of its keys that any of its queries sees; what adds up to an element once.
+    """
+    block_m, block_n = launch.kernel.constant("kBlockM"), launch.kernel.constant("kBlockN")
+    first_key, last_key = _blocks(problem.seqlen_k, block_n)
+    seeing, total = problem.queries(first_key, last_key), 0
+    for first, last in zip(*_blocks(problem.seqlen_q, block_m), strict=True):
+        seen = problem.keys(first, last)
+        met = np.maximum(first_key, seen.begin) < np.minimum(first_key + block_n, seen.end)
+        queries = np.minimum(last + 1, seeing.end) - np.maximum(first, seeing.begin)
+        keys = np.minimum(last_key + 1, seen.end) - np.maximum(first_key, seen.begin)
+        moved = int((np.maximum(queries, 0) + keys)[met].sum())
+        total += moved * (problem.head_dim + problem.head_dim_v) * problem.storage.itemsize
+        total += int(met.sum() * (last - first + 1)) * _QUAD * 2 * _FLOAT
+    return prod(problem.batch) * problem.num_heads_q * total + _sums_written(problem, plan)
+
+
+def _dsinks(problem: AttentionProblem, plan: TermPlan, launch: Launch) -> int:
+    """The statistics of a row once, the sink by each lane for each block of rows."""
+    blocks = prod(own * summed for own, summed in term_axes(problem, plan.term, launch.kernel))
+    sinks = blocks * _LANES * DTYPES[plan.term.dtype].itemsize
+    return prod(problem.lse_shape) * 2 * problem.accumulator.itemsize + sinks + _sums_written(problem, plan)
+
+
+def _sums_written(problem: AttentionProblem, plan: TermPlan) -> int:
+    itemsize = DTYPES[plan.term.dtype].itemsize if plan.num_splits == 1 else problem.accumulator.itemsize
+    return plan.num_splits * prod(plan.term.shape) * itemsize
+
+
+def _sum_splits(problem: AttentionProblem, plan: TermPlan, launch: Launch) -> int:
+    return _sums_written(problem, plan) + prod(plan.term.shape) * DTYPES[plan.term.dtype].itemsize
 
 
 _COUNTS: dict[tuple[str, str], Callable[..., int]] = {
@@ -173,4 +244,9 @@ _COUNTS: dict[tuple[str, str], Callable[..., int]] = {
     ("attention", "attention_delta"): _delta,
     ("attention", "attention_convert_dq"): _convert_dq,
     ("attention", "attention_convert_dkdv"): _convert_dkdv,
+}
+_TERM_COUNTS: dict[tuple[str, str], Callable[[AttentionProblem, TermPlan, Launch], int]] = {
+    ("mma", "attention_dterm"): _dterm,
+    ("attention", "attention_dsinks"): _dsinks,
+    ("attention", "attention_sum_splits"): _sum_splits,
 }

@@ -30,6 +30,10 @@ _WRITES = {
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
     "attention_dq": {"dq", "dq_acc"},
+    "attention_dterm": {"dterm", "dterm_parts"},
+    "attention_dsinks": {"dterm", "dterm_parts"},
+    "attention_sum_splits": {"dterm"},
+    "attention_spoil_term": {"dterm"},
     "attention_convert_dq": {"dq"},
     "attention_convert_dkdv": {"dk", "dv"},
 }

@@ -12,6 +12,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import numpy as np
 
 from cupy_flash._src import source, structs
 from cupy_flash._src.backends import threads
-from cupy_flash._src.components import ARRAYS, COMPONENTS
+from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks
+from cupy_flash._src.components import ARRAYS, COMPONENTS, INPUTS
 from cupy_flash._src.components.component import arrays_in, declarations, fill
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Operands
-from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.problem import AttentionProblem, Term
 from cupy_flash._src.toolchain import (
     InterruptedCompilerError,
     ToolchainError,
@@ -36,6 +38,8 @@ from cupy_flash._src.toolchain import (
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
 FEW_QUERIES = 4  # with fewer to a key, reading it takes most of the time: as long as so many multiply-adds
 KEPT_BYTES = 2**25  # of memory for the next call
+KEY_BLOCK = 480  # as cpu/backward_plan.h has it, at most
+SPLITS, PARTS_BYTES = 32, 10**7  # of a gradient of an option, at most: parts of its sums, and what they take
 CACHED_HEADS = 1024  # of a call whose description is kept: it has numbers for each
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti", "-w")
@@ -48,6 +52,7 @@ ISAS = {  # the instruction sets that each asks for, the widest first
 }
 ARITHMETIC = {"float32": "float", "float64": "double"}  # dtypes of the arithmetic, and their C++ types
 _OF_HEADS = {keyword for keyword, component in ARRAYS.items() if (component.lacks or 0) < 3}  # with an axis of heads
+_ARRAYS = (*BACKWARD, "dterm")  # of a Call
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
 
 Array = np.ndarray
@@ -84,7 +89,7 @@ def library(isa: str, arithmetic: str) -> dict[str, Callable[[Any], int]]:
     """
     loaded = load(compile_library(isa, arithmetic))
     functions = {}
-    for name in ("forward", "forward_memory", "backward", "backward_memory", "digest"):
+    for name in ("forward", "forward_memory", "backward", "backward_memory", "term", "term_memory", "digest"):
         function = functions[name] = getattr(loaded, f"attention_{name}")
         function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
     return functions
@@ -109,14 +114,15 @@ def flatten(name: str) -> str:
 
 def _components_header() -> str:
     """The parameters of all components and their arrays, and what scores, masks and places are composed of."""
-    steps, masks, moves = (
-        ", ".join(c.__name__ for c in COMPONENTS if c.concept == concept) for concept in ("Score", "Mask", "Place")
+    steps, masks, moves, sinks = (
+        ", ".join(c.__name__ for c in COMPONENTS if c.concept == concept)
+        for concept in ("Score", "Mask", "Place", "Sink")
     )
     arrays = ", ".join(f"*{keyword}" for keyword in ARRAYS)
     return (
         f"#pragma once\n{declarations(COMPONENTS, 'cpu', 'h')}struct Arrays {{\n  char {arrays};\n}};\n"
         f"template <class T>\nusing Score = ScoreOf<T, {steps}>;\nusing KeyMask = MaskOf<{masks}>;\n"
-        f"using Place = PlaceOf<{moves}>;\n"
+        f"using Place = PlaceOf<{moves}>;\nusing Sink = {sinks};\n"
     )
 
 
@@ -140,33 +146,44 @@ def _call_type() -> type[ctypes.Structure]:
 
 def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
-    for rows in _blind(problem):
-        operands.out[..., rows, :] = 0
-        operands.lse[..., rows] = -np.inf
+    clear_unseeing(problem, operands)
     if operands.lse[..., slice(*problem.seeing)].size:
-        _run("forward", problem, tuple(operands.kept.values()), operands.arrays)
+        _run("forward", problem.without_terms, tuple(operands.kept.values()), operands.arrays)
 
 
 def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
-    """Return new arrays dq, dk, dv."""
-    dq = np.zeros(problem.q_shape, problem.out_storage)  # of rows that see no key it is not written
-    dk, dv = (np.empty(shape, problem.storage) for shape in (problem.k_shape, problem.v_shape))
-    gradients = Gradients(dq, dk, dv)
-    if dk.size:  # without queries too: the gradients are then 0
-        _run("backward", problem, (*operands.kept.values(), *cotangents, *gradients), operands.arrays)
-    return gradients
-
-
-def _blind(problem: AttentionProblem) -> list[slice]:
-    """Where the rows lie that see no key in any head."""
-    begin, end = problem.seeing
-    return [slice(*rows) for rows in ((0, begin), (end, problem.seqlen_q)) if rows[0] < rows[1]]
+    """Return new arrays."""
+    # Of rows that see no key dq is not written.
+    dq = np.zeros(problem.q_shape, problem.out_storage) if "q" in problem.wrt else None
+    dk = np.empty(problem.k_shape, problem.storage) if "k" in problem.wrt else None
+    dv = np.empty(problem.v_shape, problem.storage) if "v" in problem.wrt else None
+    parts = {
+        term: np.zeros((_splits(problem, term), *term.shape), problem.accumulator)
+        for term in problem.terms
+        if term.keyword != "sinks"
+    }
+    given = *operands.kept.values(), *cotangents
+    added = _adds_to_bias(problem) if operands.lse.size else None
+    # Without queries too: the gradients are then 0.
+    if problem.seqlen_k and not set(INPUTS).isdisjoint(problem.wrt) and math.prod(problem.batch):
+        with_bias = replace(problem, terms=() if added is None else (added,))
+        arrays = *given, dq, dk, dv, None if added is None else parts[added]
+        _run("backward", with_bias, arrays, operands.arrays)
+    terms = {}
+    for term in problem.terms:
+        if term.keyword == "sinks":
+            terms[term.keyword] = dsinks(problem, operands, cotangents, term)
+            continue
+        if term != added and operands.lse[..., slice(*problem.seeing)].size and problem.seqlen_k:
+            _run("term", replace(problem, terms=(term,)), (*given, None, None, None, parts[term]), operands.arrays)
+        terms[term.keyword] = parts[term][0] if len(parts[term]) == 1 else parts[term].sum(axis=0)
+    return Gradients(dq, dk, dv, terms)
 
 
 def digest(problem: AttentionProblem, operands: Operands) -> Array:
     """What the arrays hold, in 64 bits for each head of q (rows) and array (columns)."""
     digests = np.zeros((math.prod(problem.batch) * problem.num_heads_q, 5), np.uint64)
-    _run("digest", problem, tuple(operands.kept.values()), {}, digests)
+    _run("digest", problem.without_terms, tuple(operands.kept.values()), {}, digests)
     return digests
 
 
@@ -177,7 +194,7 @@ def _run(
     options: Mapping[str, Array],
     result: Array | None = None,
 ) -> None:
-    """Call the function of that name on arrays in the order of `BACKWARD`; its memory is `result` or borrowed.
+    """Call the function of that name on arrays in the order of `_ARRAYS`; its memory is `result` or borrowed.
 
     `options` are those of `Operands.arrays`.
     """
@@ -258,12 +275,86 @@ def _shape(
     for struct, keyword in arrays_in(components.dtype, problem.components):
         if keyword in options:
             lay_out(components[struct][keyword], heads_q, options[keyword])
+    own = heads_q  # of what heads share that it pays to read again soon
+    if "bias" in options:
+        own = tuple(n if stride else 1 for n, stride in zip(heads_q, options["bias"], strict=False))
+    for term in problem.terms:
+        _fill(record["term"], **_term(problem, term, kept))
+        own = term.shape[:-2]
+    order = _order(problem, own)
+    kept.append(order)
+    _fill(record["order"], units=order.shape[0], members=order.shape[1], heads=_address(order))
     for name, of in zip(BACKWARD, strides, strict=False):
         if of is not None:
             lay_out(record[name], heads_k if name in ("k", "v", "dk", "dv") else heads_q, of)
     queries = max(problem.group_size * (end - begin), FEW_QUERIES)  # that share a key
     work = math.prod(heads_k) * queries * _keys_of_a_query(problem) * (problem.head_dim + problem.head_dim_v)
     return record.ctypes.data, int(work), kept
+
+
+def _adds_to_bias(problem: AttentionProblem) -> Term | None:
+    """The bias whose gradient the pass of dq, dk and dv adds up, where that keeps all threads busy.
+
+    Its sums are those of a pass of its own, bit for bit.
+    """
+    for term in problem.terms:
+        if term.keyword == "bias" and _has_blocks(term) and not set(INPUTS).isdisjoint(problem.wrt):
+            items = len(_order(problem, term.shape[:-2])) * -(-problem.seqlen_k // KEY_BLOCK)
+            return term if items >= 2 * threads.num_threads() else None
+    return None
+
+
+def _has_blocks(term: Term) -> bool:
+    """Whether it has an element for each query and key."""
+    return min(term.shape[-2:]) > 1
+
+
+def _splits(problem: AttentionProblem, term: Term) -> int:
+    """How many parts heads are shared into that have elements in common, where only heads are left to be shared.
+
+    It is the same whatever the number of threads, and so is the order of the sum.
+    """
+    if _has_blocks(term):
+        return 1
+    heads, elements = math.prod(term.shape[:-2]), max(1, math.prod(term.shape))
+    members = math.prod(problem.lse_shape[:-1]) // max(1, heads)
+    bytes_of_all = elements * problem.accumulator.itemsize
+    return max(1, min(members, SPLITS // max(1, heads), PARTS_BYTES // bytes_of_all))
+
+
+def _sharing(heads: tuple[int, ...], own: tuple[int, ...]) -> Array:
+    """Numbers of heads, of (*batch, heads), in a row for each element of an array of the shape `own`."""
+    numbers = np.arange(math.prod(heads)).reshape(heads)
+    along, rows = [axis for axis, n in enumerate(own) if n == 1], math.prod(own)
+    shared = np.moveaxis(numbers, along, range(-len(along), 0)).reshape(rows, numbers.size // max(1, rows))
+    return np.ascontiguousarray(shared)
+
+
+def _order(problem: AttentionProblem, own: tuple[int, ...]) -> Array:
+    """Key heads, in a row those whose query heads have an array of that shape in common."""
+    heads = (*problem.batch, problem.num_heads_k)
+    return _sharing(heads, (*own[:-1], problem.num_heads_k if own[-1] > 1 else 1))
+
+
+def _term(problem: AttentionProblem, term: Term, kept: list[Array]) -> dict[str, int]:
+    """The Term of ``cuda_src/cpu/shape.h``."""
+    members, splits = _sharing(problem.lse_shape[:-1], term.shape[:-2]), _splits(problem, term)
+    group_of = np.empty(members.size, np.int64)
+    group_of[members] = np.arange(len(members))[:, None]
+    lacking = -members.shape[1] % splits
+    members = np.pad(members, ((0, 0), (0, lacking)), constant_values=-1).reshape(len(members), splits, -1)
+    members = members.swapaxes(0, 1).reshape(-1, members.shape[-1])
+    kept += [members, group_of]
+    steps = [component.keyword for component in COMPONENTS if component.concept == "Score"]
+    return {
+        "step": steps.index(term.keyword) - 1,
+        "groups": members.shape[0],
+        "members": members.shape[1],
+        "heads": _address(members),
+        "group_of": _address(group_of),
+        "own_rows": term.shape[-2] > 1,
+        "own_cols": term.shape[-1] > 1,
+    }
 
 
 def _keys_of_a_query(problem: AttentionProblem) -> float:

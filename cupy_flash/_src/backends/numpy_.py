@@ -23,6 +23,7 @@ Source: FlashAttention-2, https://arxiv.org/abs/2307.08691, Algorithms 1 and 2.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from typing import NamedTuple
@@ -30,9 +31,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_flash._src.backends import threads
+from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks, heads_of, sinks_of
+from cupy_flash._src.components import INPUTS
 from cupy_flash._src.components.component import Interval, Place, Region
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
-from cupy_flash._src.problem import AttentionProblem
+from cupy_flash._src.problem import AttentionProblem, Term
 
 # A float32 score tile of 256 x 512 takes 512 KiB, the size of an L2; other sizes change the time under 5%.
 QUERY_BLOCK = 256
@@ -55,10 +58,7 @@ def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
     q, k, v, out, lse, arrays = operands
-    begin, end = problem.seeing
-    for unseeing in (slice(begin), slice(end, None)):
-        out[..., unseeing, :] = 0
-        lse[..., unseeing] = -np.inf
+    clear_unseeing(problem, operands)
 
     def query_block(item: Item) -> None:
         head, i0, i1 = item
@@ -67,7 +67,7 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
         _forward_block(problem, place, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
 
     # The last queries first: when causal they see the most keys.
-    query_blocks = blocks(begin, end, QUERY_BLOCK)[::-1]
+    query_blocks = blocks(*problem.seeing, QUERY_BLOCK)[::-1]
     threads.run(query_block, [(head, i0, i1) for i0, i1 in query_blocks for head in np.ndindex(out.shape[:-2])])
 
 
@@ -123,9 +123,16 @@ def _forward_block(
         return
     np.log(total, out=tile_total)
     tile_total += headroom
-    np.add(m, tile_total, out=lse)
+    m += tile_total
     total[total == 0] = 1  # all scores -inf
     o /= total[:, None]
+    if problem.sinks is not None:
+        joined = np.logaddexp(m, sinks_of(problem, place, i0, i0 + n))
+        m -= joined
+        m[joined == -np.inf] = 0
+        o *= np.exp(m, out=m)[:, None]
+        m[:] = joined
+    lse[:] = m
     out[...] = o
 
 
@@ -145,30 +152,36 @@ def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
 
 
 def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
-    """Return new arrays dq, dk, dv."""
+    """Return new arrays."""
     grads = _Backward(problem, operands, cotangents)
     heads, key_heads = list(np.ndindex(operands.lse.shape[:-1])), list(np.ndindex(operands.k.shape[:-2]))
     threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
     # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
     # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
-    key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
-    threads.run(grads.turns.guard(grads.key_block), [(head, j0, j1) for j0, j1 in key_blocks for head in key_heads])
-    grads.dq *= problem.accumulator.type(problem.scale)
-    return Gradients(grads.dq.astype(problem.out_storage, copy=False), grads.dk, grads.dv)
+    if not set(INPUTS).isdisjoint(problem.wrt):
+        items = [(head, j0, j1) for j0, j1 in grads.key_blocks for head in key_heads]
+        threads.run(grads.turns.guard(grads.key_block), items)
+    dq = grads.dq
+    if dq is not None:
+        dq *= problem.accumulator.type(problem.scale)
+        dq = dq.astype(problem.out_storage, copy=False)
+    terms = {term.keyword: grads.term(term) for term in problem.terms}
+    return Gradients(dq, grads.dk, grads.dv, terms)
 
 
 class _Backward:
-    """The arrays of one backward pass, and its two kinds of work item."""
+    """The arrays of one backward pass, None where they are not wanted, and its kinds of work item."""
 
     def __init__(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> None:
-        self.problem = problem
+        self.problem, self.operands, self.cotangents = problem, operands, cotangents
         self.q, self.k, self.v, self.out, self.lse, self.arrays = operands
         self.dout, self.dlse = cotangents
         self.delta = np.empty(problem.lse_shape, problem.accumulator)
-        self.dq = np.zeros(problem.q_shape, problem.accumulator)
-        self.dk = np.zeros(problem.k_shape, problem.storage)
-        self.dv = np.zeros(problem.v_shape, problem.storage)
+        self.dq = np.zeros(problem.q_shape, problem.accumulator) if "q" in problem.wrt else None
+        self.dk = np.zeros(problem.k_shape, problem.storage) if "k" in problem.wrt else None
+        self.dv = np.zeros(problem.v_shape, problem.storage) if "v" in problem.wrt else None
         self.query_blocks = blocks(*problem.seeing, QUERY_BLOCK)
+        self.key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
         self.turns = threads.Turns()
 
     def delta_block(self, item: Item) -> None:
@@ -186,54 +199,155 @@ class _Backward:
         """dk and dv of one block of keys, and its part of dq."""
         key_head, j0, j1 = item
         problem, dtype = self.problem, self.problem.accumulator
-        ka = _augmented("ka", self.k[key_head][j0:j1], dtype)
-        va = _augmented("va", self.v[key_head][j0:j1], dtype)
-        ka[:, -1] = va[:, -1] = 1
+        keys = self.keys(key_head, j0, j1)
         dk, dk_tile = (_scratch(name, (j1 - j0, problem.head_dim), dtype) for name in ("dk", "dk_tile"))
         dv, dv_tile = (_scratch(name, (j1 - j0, problem.head_dim_v), dtype) for name in ("dv", "dv_tile"))
         dk[:] = dv[:] = 0
-        on_q, on_scores = _factors(problem)
-        linear = len(problem.scores) == 1  # the scale alone: lse can be subtracted in the product
-
         group = problem.group_size
         for h in range(key_head[-1] * group, (key_head[-1] + 1) * group):
             head = (*key_head[:-1], h)
             place = problem.place(self.arrays, head)
             for i0, i1 in self.query_blocks:
-                begin, end = _keys(problem, place, i0, i1 - 1)
-                low, high = max(j0, begin), min(j1, end)
-                if low >= high:
+                part = self.scores(place, head, i0, i1, keys, j0, j1)
+                if part is None:
                     continue
-                region = Region(place, slice(i0, i1), slice(low, high))
-                tile, seen = _Tile(problem, region, on_scores), slice(low - j0, high - j0)
-                qa = _augmented("qa", self.q[head][i0:i1], dtype)
-                qa *= on_q
-                minus_lse = np.multiply(self.lse[head][i0:i1], -1)  # NumPy 2.4's negative errs with some strides
-                minus_lse[minus_lse == np.inf] = -np.inf  # a row without finite score: exp(-inf) = 0
-                qa[:, -1] = minus_lse / on_scores if linear else 0
-                doa = _augmented("doa", self.dout[head][i0:i1], dtype)
-                np.multiply(self.delta[head][i0:i1], -1, out=doa[:, -1])
+                seen = part.seen
+                if self.dv is not None:
+                    dv[seen] += part.tile.matmul(part.p, part.dout, out=dv_tile[seen], transpose=True)
+                if self.dq is None and self.dk is None:
+                    continue
+                ds = part.ds
+                for step, s in zip(problem.scores[:0:-1], part.inputs[::-1], strict=True):
+                    ds = step.backward(np, ds, s, part.tile.region)
+                if self.dk is not None:
+                    dk[seen] += part.tile.matmul(ds, part.q, out=dk_tile[seen], transpose=True)
+                if self.dq is not None:
+                    dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
+                    part.tile.matmul(ds, keys.k[seen, :-1], out=dq_tile)
+                    # From its first key block on.
+                    self.turns.wait((head, i0), j0 // KEY_BLOCK - part.first_key // KEY_BLOCK)
+                    self.dq[head][i0:i1] += dq_tile
+                    self.turns.done((head, i0))
+        on_scores = _factors(problem)[1]
+        if self.dk is not None:
+            if on_scores != 1:
+                dk *= on_scores
+            self.dk[key_head][j0:j1] = dk
+        if self.dv is not None:
+            self.dv[key_head][j0:j1] = dv
 
-                p, inputs = tile.scores(qa, ka[seen])
-                if not linear:
-                    p += minus_lse[:, None]
-                np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
-                np.exp(p, out=p)
-                dv[seen] += tile.matmul(p, doa[:, :-1], out=dv_tile[seen], transpose=True)
-                ds = np.matmul(doa, va[seen].T, out=_scratch("ds", p.shape, dtype))
-                ds *= p
-                for step, s in zip(problem.scores[:0:-1], inputs[::-1], strict=True):
-                    ds = step.backward(np, ds, s, region)
-                dk[seen] += tile.matmul(ds, qa[:, :-1], out=dk_tile[seen], transpose=True)
-                dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
-                tile.matmul(ds, ka[seen, :-1], out=dq_tile)
-                self.turns.wait((head, i0), j0 // KEY_BLOCK - begin // KEY_BLOCK)  # from its first key block on
-                self.dq[head][i0:i1] += dq_tile
-                self.turns.done((head, i0))
-        if on_scores != 1:
-            dk *= on_scores
-        self.dk[key_head][j0:j1] = dk
-        self.dv[key_head][j0:j1] = dv
+    def term(self, term: Term) -> Array:
+        """The gradient with respect to an option."""
+        problem, (rows, cols) = self.problem, term.shape[-2:]
+        if term.keyword == "sinks":
+            return dsinks(problem, self.operands, self.cotangents, term)
+        gradient = np.zeros(term.shape, problem.accumulator)
+        # What an element is constant along is summed up in one item, in order.
+        own_rows = [[block] for block in self.query_blocks] if rows > 1 else [self.query_blocks]
+        own_cols = [[block] for block in self.key_blocks] if cols > 1 else [self.key_blocks]
+        items = itertools.product(own_rows, own_cols, np.ndindex(term.shape[:-2]))
+        threads.run(lambda item: self.term_block(term, gradient, *item), list(items))
+        return gradient
+
+    def term_block(
+        self,
+        term: Term,
+        gradient: Array,
+        query_blocks: list[tuple[int, int]],
+        key_blocks: list[tuple[int, int]],
+        index: Index,
+    ) -> None:
+        """Those elements of it that belong to these queries and keys."""
+        problem, shape = self.problem, term.shape[-2:]
+        summed = tuple(axis for axis in (0, 1) if shape[axis] == 1)
+        for head in heads_of(problem, term, index):
+            key_head, place = (*head[:-1], head[-1] // problem.group_size), problem.place(self.arrays, head)
+            for j0, j1 in key_blocks:
+                keys = self.keys(key_head, j0, j1)
+                for i0, i1 in query_blocks:
+                    part = self.scores(place, head, i0, i1, keys, j0, j1)
+                    if part is None:
+                        continue
+                    region = part.tile.region
+                    ds = part.ds
+                    for step, s in zip(problem.scores[:0:-1], part.inputs[::-1], strict=True):
+                        if step.keyword == term.keyword:
+                            ds = step.term(np, ds, region)
+                            break
+                        ds = step.backward(np, ds, s, region)
+                    at = tuple(slice(None) if n == 1 else x for n, x in zip(shape, region[1:], strict=True))
+                    gradient[index][at] += ds.sum(axis=summed, keepdims=True)
+
+    def keys(self, key_head: Index, j0: int, j1: int) -> _Keys:
+        """Operands for `scores`."""
+        ka = _augmented("ka", self.k[key_head][j0:j1], self.problem.accumulator)
+        va = _augmented("va", self.v[key_head][j0:j1], self.problem.accumulator)
+        ka[:, -1] = va[:, -1] = 1
+        return _Keys(ka, va)
+
+    def scores(self, place: Place, head: Index, i0: int, i1: int, keys: _Keys, j0: int, j1: int) -> _Part | None:
+        """P and dS of a block of queries and those keys of a block that it sees; None if there is none."""
+        problem, dtype = self.problem, self.problem.accumulator
+        begin, end = _keys(problem, place, i0, i1 - 1)
+        low, high = max(j0, begin), min(j1, end)
+        if low >= high:
+            return None
+        on_q, on_scores = _factors(problem)
+        linear = len(problem.scores) == 1  # the scale alone: lse can be subtracted in the product
+        region = Region(place, slice(i0, i1), slice(low, high))
+        tile, seen = _Tile(problem, region, on_scores), slice(low - j0, high - j0)
+        qa = _augmented("qa", self.q[head][i0:i1], dtype)
+        qa *= on_q
+        minus_lse = np.multiply(self.lse[head][i0:i1], -1)  # NumPy 2.4's negative errs with some strides
+        minus_lse[minus_lse == np.inf] = -np.inf  # a row without finite score: exp(-inf) = 0
+        qa[:, -1] = minus_lse / on_scores if linear else 0
+        doa = _augmented("doa", self.dout[head][i0:i1], dtype)
+        np.multiply(self.delta[head][i0:i1], -1, out=doa[:, -1])
+
+        p, inputs = tile.scores(qa, keys.k[seen])
+        if not linear:
+            p += minus_lse[:, None]
+        np.minimum(p, 0, out=p)  # the difference of two rounded numbers, of millions by whole units
+        np.exp(p, out=p)
+        ds = np.matmul(doa, keys.v[seen].T, out=_scratch("ds", p.shape, dtype))
+        ds *= p
+        return _Part(tile, seen, begin, qa[:, :-1], doa[:, :-1], p, ds, inputs)
+
+
+class _Keys(NamedTuple):
+    """A block of keys and values in scratch, with a column of ones."""
+
+    k: Array
+    v: Array
+
+
+class _Part(NamedTuple):
+    """What a block of queries and a block of keys have in common in the backward.
+
+    Attributes
+    ----------
+    tile : _Tile
+        Where the scores lie.
+    seen : slice
+        Its keys within the block.
+    first_key : int
+        The first key that these queries see anywhere.
+    q, dout : array
+        Of the queries; q is scaled but for `_Tile.on_scores`.
+    p, ds : array
+        exp(s - lse), and the gradient of the scores that the softmax takes.
+    inputs : list of array
+        As `_Tile.scores` returns them.
+    """
+
+    tile: _Tile
+    seen: slice
+    first_key: int
+    q: Array
+    dout: Array
+    p: Array
+    ds: Array
+    inputs: list[Array]
 
 
 class _Tile(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 
 from cupy_flash._src import backends, device
 from cupy_flash._src.cli import Unavailable, UserError
-from cupy_flash._src.components import ARRAYS
+from cupy_flash._src.components import ARRAYS, INPUTS, LEARNING
 from cupy_flash._src.components.component import filled
 
 
@@ -69,6 +69,14 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     for keyword in ARRAYS:
         flag = f"--{keyword.replace('_', '-')}"
         parser.add_argument(flag, action="store_true", help=f"calls give {keyword}, an array")
+
+
+def add_wrt(parser: argparse._ActionsContainer, default: str) -> None:
+    """What gradients are of; `default` tells what None stands for."""
+    parser.add_argument(
+        "--wrt", nargs="+", choices=(*INPUTS, *LEARNING), metavar="NAME",
+        help=f"gradients of these: {', '.join(INPUTS)}, or {', '.join(LEARNING)}, if given (default: {default})",
+    )  # fmt: skip
 
 
 def options(args: argparse.Namespace, full: tuple[int, ...] = (1, 1, 1, 1)) -> dict[str, Any]:

@@ -16,22 +16,26 @@ from cupy_flash._src import cache, device, plan
 from cupy_flash._src.backends import native
 from cupy_flash._src.backends.cupy_ import CupyBackend
 from cupy_flash._src.cli import UserError, bench, check, tune
-from cupy_flash._src.cli.arguments import add_options, architecture, options
+from cupy_flash._src.cli.arguments import add_options, add_wrt, architecture, options
 from cupy_flash._src.cli.progress import progress
 from cupy_flash._src.cli.units import format_seconds
 from cupy_flash._src.compile import CompiledKernel, compile_all, nvrtc_version
+from cupy_flash._src.components import INPUTS, LEARNING
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
 from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
 
 CPU = "cpu"
 Calls = Sequence[Mapping[str, Any]]  # options of calls
-KERNELS: dict[str, tuple[str, Callable[[device.Device, Calls], Iterable[Specialization]]]] = {
-    "core": ("what importing compiles", lambda target, calls: plan.core_specializations(target, calls)),
-    "check": ("the checks' kernels", lambda target, calls: check.kernels(target)),
-    "bench": ("the benchmark's", lambda target, calls: bench.kernels(target)),
-    "tune": ("every tile that is tried", lambda target, calls: tune.kernels(target)),
-    "all": ("every kernel that the planner can choose", lambda target, calls: plan.all_specializations(target, calls)),
+KERNELS: dict[str, tuple[str, Callable[[device.Device, Calls, Sequence[str]], Iterable[Specialization]]]] = {
+    "core": ("what importing compiles", lambda target, calls, wrt: plan.core_specializations(target, calls)),
+    "check": ("the checks' kernels", lambda target, calls, wrt: check.kernels(target)),
+    "bench": ("the benchmark's", lambda target, calls, wrt: bench.kernels(target)),
+    "tune": ("every tile that is tried", lambda target, calls, wrt: tune.kernels(target)),
+    "all": (
+        "every kernel that the planner can choose",
+        lambda target, calls, wrt: plan.all_specializations(target, calls, wrt),
+    ),
 }
 PURPOSES = {name: what for name, (what, _) in KERNELS.items()} | {CPU: "the CPU backend, for every CPU of this kind"}
 
@@ -47,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     composed = parser.add_argument_group("core and all: for calls with these options, by default without and causal")
     add_options(composed)
+    add_wrt(parser.add_argument_group("all: kernels of the backward"), "all that there are")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,7 +108,7 @@ def _compile_kernels(args: argparse.Namespace, purposes: list[str], calls: Calls
             return
     print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
     for target in targets:
-        _compile(target, purposes, calls)
+        _compile(target, purposes, calls, args.wrt or (*INPUTS, *LEARNING))
 
 
 def _calls(args: argparse.Namespace) -> Calls:
@@ -111,14 +116,14 @@ def _calls(args: argparse.Namespace) -> Calls:
     given = options(args)
     x = np.zeros((1, 1, 1, 1), np.float16)
     try:
-        AttentionProblem.from_arrays(x, x, x, **given)
+        AttentionProblem.from_arrays(x, x, x, **given, wrt=tuple(args.wrt or INPUTS))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     return [given] if given else plan.COMMON
 
 
-def _compile(target: device.Device, purposes: list[str], calls: Calls) -> None:
-    kernels = list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target, calls)))
+def _compile(target: device.Device, purposes: list[str], calls: Calls, wrt: Sequence[str]) -> None:
+    kernels = list(dict.fromkeys(kernel for name in purposes for kernel in KERNELS[name][1](target, calls, wrt)))
     compiled: dict[Specialization, CompiledKernel] = {}
     start = time.perf_counter()
     with progress(target.arch, len(kernels)) as bar:

@@ -6,8 +6,10 @@ Needs no GPU. Registers come from NVRTC, counts from the emulator on a problem s
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +19,11 @@ from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes
 from cupy_flash._src.analysis.traffic import array_bytes, block_pairs, launch_bytes
 from cupy_flash._src.api import flash_attention, flash_attention_backward
 from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
-from cupy_flash._src.cli.arguments import add_options, architecture, options, positive_int, writing
+from cupy_flash._src.cli.arguments import add_options, add_wrt, architecture, options, positive_int, writing
 from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompileError, to_cubin
-from cupy_flash._src.components import ARRAYS, arrays_among
+from cupy_flash._src.components import ARRAYS, INPUTS, LEARNING, arrays_among
 from cupy_flash._src.components.component import Component
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="sm_80", type=architecture, metavar="ARCH", help=", ".join(device.NAMED))
     parser.add_argument("--backward", action="store_true", help="the backward instead of the forward")
     parser.add_argument("--deterministic", action="store_true", help="with --backward: the repeatable schedule")
+    add_wrt(parser, "q k v; with --backward")
     for kernel, what in (("forward", "the forward"), ("dkdv", "dK and dV"), ("dq", "dQ in a pass of its own")):
         parser.add_argument(
             f"--tile{'' if kernel == 'forward' else '-' + kernel}", dest=kernel, metavar="TILE",
@@ -89,12 +92,23 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
             f"sections of {plan.section_heads} key heads"
         )
     else:
-        passes = "one pass, dQ by atomic additions" if plan.atomic_dq else "two passes, dQ in its own"
-        print(f"{passes}, a group's heads spread over {plan.num_splits} blocks")
+        print(*_passes(plan), sep="\n")
     print(f"in effect: {', '.join(_told(component) for component in problem.components)}")
     _print_launches(plan, target)
     _print_at_full_size(problem, plan, args)
     _print_counts(problem, target, args)
+
+
+def _passes(plan: BackwardPlan) -> Iterator[str]:
+    """What is done with the scores, and by how many blocks, in lines."""
+    spread = f", a group's heads spread over {plan.num_splits} blocks" if plan.dkdv is not None else ""
+    if plan.dkdv is not None and plan.dq is not None:
+        yield f"two passes, dQ in its own{spread}"
+    elif plan.dkdv is not None or plan.dq is not None:
+        yield f"one pass{', dQ by atomic additions' if plan.atomic_dq else ''}{spread}"
+    for of in plan.terms:
+        shape = "x".join(map(str, of.term.shape))
+        yield f"gradient of {of.term.keyword}, {shape}, by {of.kernel.grid} blocks, {of.num_splits} to an element"
 
 
 def _problem(args: argparse.Namespace) -> AttentionProblem:
@@ -115,7 +129,13 @@ def _of_shapes(args: argparse.Namespace, *shapes: tuple[int, ...]) -> AttentionP
     except ValueError:
         raise ValueError(f"--shape is {args.shape!r}: no array is so large") from None
     given = options(args, (1, q.shape[1], 1, 1))
-    return AttentionProblem.from_arrays(q, k, v, **given, deterministic=args.deterministic)
+    if args.bias:  # its gradient is as large
+        given["bias"] = np.broadcast_to(given["bias"], (q.shape[1], q.shape[2], k.shape[2]))
+    return AttentionProblem.from_arrays(q, k, v, **given, deterministic=args.deterministic, wrt=_wrt(args))
+
+
+def _wrt(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(args.wrt or INPUTS)
 
 
 def _plan(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> ForwardPlan | BackwardPlan:
@@ -136,6 +156,7 @@ def _described(problem: AttentionProblem, args: argparse.Namespace) -> str:
     dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
     values = {name: True if name in ARRAYS else value for name, value in options(args).items()}
     given = "".join(f", {name}" + f" {value}" * (value is not True) for name, value in values.items())
+    given += f", wrt {' '.join(args.wrt)}" if args.wrt and args.backward else ""
     return (
         f"{problem.dtype}, batch {prod(problem.batch)}, {heads} of {dims}, "
         f"{problem.seqlen_q} queries, {problem.seqlen_k} keys{given}"
@@ -257,11 +278,15 @@ def _print_counts(problem: AttentionProblem, target: device.Device, args: argpar
     except ToolchainError as error:
         raise Unavailable(f"counting needs a C++ compiler: {error}") from None
     print(f"\nglobal traffic, counted by the emulator with {_described(small, args)}:")
-    unknown = arrays_among(options(args))  # how much they hide, and what is read to know it
-    for launch, count in zip(plan.launches, counted, strict=True):
+    arrays = arrays_among(options(args))
+    unknown = arrays.keys() - set(LEARNING)  # how much they hide, and what is read to know it
+    for launch, found in zip(plan.launches, counted, strict=True):
+        count = (found.bytes_read or 0) + (found.bytes_written or 0)
+        read = sum(found.buffers[name].read for name in arrays if name in found.buffers) if launch.kernel.parts else 0
         formula = None if unknown and launch.kernel.parts else launch_bytes(small, plan, launch)
-        agrees = "no formula" if formula is None else "as the formula" if formula == count else f"formula {formula}"
-        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {agrees}")
+        agrees = "as the formula" if formula == count - read else f"formula {formula}"
+        agrees += f" and {format_bytes(read)} of options" if read else ""
+        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {'no formula' if formula is None else agrees}")
 
 
 def _reduced(problem: AttentionProblem, args: argparse.Namespace) -> AttentionProblem:
@@ -273,8 +298,8 @@ def _reduced(problem: AttentionProblem, args: argparse.Namespace) -> AttentionPr
     return _of_shapes(args, (1, heads, sq, d), (1, 1, sk, d), (1, 1, sk, dv))
 
 
-def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[int]:
-    """Bytes that each launch of the problem moves."""
+def _count(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> list[Any]:
+    """What each launch of the problem moves."""
     rng = np.random.default_rng(0)
     shapes = problem.q_shape, problem.k_shape, problem.v_shape, problem.out_shape
     q, k, v, dout = (rng.standard_normal(shape).astype(problem.storage) for shape in shapes)
@@ -282,5 +307,6 @@ def _count(problem: AttentionProblem, target: device.Device, args: argparse.Name
     with emulator.settings(mode="counted"):
         out, lse = flash_attention(q, k, v, **given, return_lse=True)
         if args.backward:
-            flash_attention_backward(dout, q, k, v, out, lse, **given, deterministic=args.deterministic)
-    return [(x.bytes_read or 0) + (x.bytes_written or 0) for x in emulator.last_run().launches]
+            how = {"deterministic": args.deterministic, "wrt": _wrt(args)}
+            flash_attention_backward(dout, q, k, v, out, lse, **given, **how)
+    return list(emulator.last_run().launches)

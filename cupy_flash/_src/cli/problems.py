@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components import COMPONENTS, INPUTS, LEARNING
 from cupy_flash._src.components.component import filled
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
@@ -69,6 +69,11 @@ class Problem:
             (*self.batch, heads, self.sq, dv),
         )
 
+    @property
+    def wrt(self) -> tuple[str, ...]:
+        """All that there are gradients of."""
+        return (*INPUTS, *(name for name in LEARNING if name in self.options))
+
     def given(self, xp: Any = np) -> dict[str, Any]:
         """The options as calls take them."""
         rng, full = np.random.default_rng(1), (*self.shapes[3][:-1], self.sk)
@@ -92,7 +97,7 @@ class Problem:
         """What is planned: by shapes and types, without the arrays."""
         zero = np.zeros((), DTYPES[self.dtype])
         q, k, v = (np.broadcast_to(zero, shape) for shape in self.shapes[:3])
-        return AttentionProblem.from_arrays(q, k, v, **self.given(), deterministic=self.deterministic)
+        return AttentionProblem.from_arrays(q, k, v, **self.given(), deterministic=self.deterministic, wrt=self.wrt)
 
 
 CAUSAL = {"causal": True}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cupy_flash._src.components.alibi import Alibi
+from cupy_flash._src.components.bias import Bias
 from cupy_flash._src.components.boolean import Boolean
 from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.component import Component, Sizes
@@ -16,15 +17,18 @@ from cupy_flash._src.components.offsets import Offsets
 from cupy_flash._src.components.positions import fitted
 from cupy_flash._src.components.query_lengths import QueryLengths
 from cupy_flash._src.components.scale import Scale
+from cupy_flash._src.components.sinks import Sinks
 from cupy_flash._src.components.softcap import Softcap
 from cupy_flash._src.components.window import Window
 from cupy_flash._src.options import boolean
 
-COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, then masks
+COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, sinks, masks
     Offsets,
     Scale,
     Softcap,
     Alibi,
+    Bias,
+    Sinks,
     Causal,
     Window,
     KeyLengths,
@@ -32,7 +36,10 @@ COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, then masks
     KeyStarts,
     Boolean,
 )
-KEYWORDS = (*(component.keyword for component in COMPONENTS), "deterministic")
+KEYWORDS = (*(component.keyword for component in COMPONENTS), "deterministic", "wrt")
+INPUTS = ("q", "k", "v")
+LEARNING = tuple(component.keyword for component in COMPONENTS if component.learns)
+FLOATS = tuple(component.keyword for component in COMPONENTS if component.floats)
 ARRAYS = {component.keyword: component for component in COMPONENTS if component.lacks is not None}
 _DEFAULTS = {component.keyword: component.default for component in COMPONENTS}
 _ARRAYS = [(keyword, component.array) for keyword, component in ARRAYS.items()]
@@ -52,21 +59,28 @@ class Options(NamedTuple):
     ----------
     values : tuple
         Of the components' keywords, in their order.
-    deterministic
-        As the public calls have it.
+    deterministic, wrt
+        As the public calls have them.
     """
 
     values: tuple[Any, ...]
     deterministic: bool
+    wrt: tuple[str, ...]
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Options:
-        """Check those among the arguments of a call, whose signature shows their names and defaults."""
+        """Check those among the arguments of a call, whose signature shows their names and defaults.
+
+        Those that only gradients have may be missing.
+        """
         values = list(map(arguments.__getitem__, _DEFAULTS))
         for i, usual in enumerate(map(operator.is_, values, _DEFAULTS.values())):
             if not usual:
                 values[i] = COMPONENTS[i].check(values[i])
-        return cls(tuple(values), boolean("deterministic", arguments.get("deterministic", False)))
+        deterministic, wrt = arguments.get("deterministic", False), arguments.get("wrt", INPUTS)
+        if wrt is not INPUTS:
+            wrt = _named(wrt, arguments)
+        return cls(tuple(values), boolean("deterministic", deterministic), wrt)
 
     @classmethod
     def of(cls, **options: Any) -> Options:
@@ -89,3 +103,21 @@ class Options(NamedTuple):
     def offset(self, sizes: Sizes) -> int:
         """Position of the first query among the keys, as far as it is known, as it goes with these components."""
         return fitted(self.by_keyword, sizes)[1]
+
+
+def _named(wrt: Any, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `wrt` names, each of which is among the arguments."""
+    possible = (*INPUTS, *LEARNING)
+    passed = (*INPUTS, *(name for name in LEARNING if arguments[name] is not None))
+    if not isinstance(wrt, (tuple, list)):
+        raise TypeError(f"wrt is {wrt!r}: expected a tuple or list of names, of {', '.join(possible)}")
+    for name in wrt:
+        if not isinstance(name, str):
+            raise TypeError(f"wrt has {name!r}: expected names, of {', '.join(possible)}")
+        if name not in possible:
+            raise ValueError(f"wrt has {name!r}: expected {', '.join(possible)}")
+        if name not in passed:
+            raise ValueError(f"wrt has {name!r}, which was not passed: expected {', '.join(passed)}")
+    if len(set(wrt)) < max(len(wrt), 1):
+        raise ValueError(f"wrt is {wrt!r}: expected at least one name, and each once")
+    return tuple(wrt)

@@ -27,7 +27,7 @@ def of_each_batch_element(rng: np.random.Generator, full: tuple[int, ...]) -> np
 class Alibi(Score):
     """Attention with linear biases (Press, Smith and Lewis 2021, arXiv:2108.12409, section 3)."""
 
-    keyword, lacks = "alibi_slopes", 2
+    keyword, lacks, learns = "alibi_slopes", 2, True
     examples = (geometric, of_each_batch_element)
     uses_offset = True
 
@@ -45,9 +45,14 @@ class Alibi(Score):
         return cls()
 
     def forward(self, xp: Any, s: Array, region: Region) -> Array:
-        place = region.place
-        distance = abs(region.queries(xp) + place.q_offset - region.keys(xp))
-        return s - place.arrays["alibi_slopes"].astype(s.dtype) * distance.astype(s.dtype)
+        return s - region.place.arrays["alibi_slopes"].astype(s.dtype) * _distances(xp, region, s.dtype)
 
     def backward(self, xp: Any, ds: Array, s: Array, region: Region) -> Array:
         return ds
+
+    def term(self, xp: Any, ds: Array, region: Region) -> Array:
+        return -ds * _distances(xp, region, ds.dtype)
+
+
+def _distances(xp: Any, region: Region, dtype: np.dtype) -> Array:
+    return abs(region.queries(xp) + region.place.q_offset - region.keys(xp)).astype(dtype)

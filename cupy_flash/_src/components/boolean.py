@@ -37,8 +37,8 @@ class Boolean(Mask):
     def check(value: Any) -> Described:
         if value.dtype.kind in "fV":  # V: bfloat16
             raise TypeError(
-                f"mask has dtype {value.dtype}: expected bool, true where a key is seen; numbers that are "
-                "added to scores are a bias, which is not supported yet"
+                f"mask has dtype {value.dtype}: expected bool, true where a key is seen; numbers that are added to "
+                "scores are a bias"
             )
         return described("mask", value, np.dtype(np.bool_))
 

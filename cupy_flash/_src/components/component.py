@@ -96,8 +96,12 @@ class Component:
         Whether positions of queries among the keys matter to it.
     lacks : int or None
         How many of the last axes of (..., Hq, Sq, Sk) an array lacks that is the keyword's value; None: it is none.
+    floats : bool
+        Whether that array is of float32 or the dtype of q.
+    learns : bool
+        Whether it may have a gradient.
     concept : str
-        What kernels know it as: ``"Score"``, ``"Mask"`` or ``"Place"``.
+        What kernels know it as: ``"Score"``, ``"Mask"``, ``"Place"`` or ``"Sink"``.
     header : str
         Path of its headers below ``attention/`` and ``cpu/``, without suffix.
     struct : str
@@ -109,6 +113,8 @@ class Component:
     examples: ClassVar[Sequence[Any]] = ()
     uses_offset: ClassVar[bool] = False
     lacks: ClassVar[int | None] = None
+    floats: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
     concept: ClassVar[str] = ""
     header: ClassVar[str]
     struct: ClassVar[str]
@@ -179,6 +185,23 @@ class Score(Component):
 
     def backward(self, xp: Any, ds: Array, s: Array, region: Region) -> Array:
         """The gradient with respect to `s`, that of what ``forward(s)`` made being `ds`."""
+        raise NotImplementedError
+
+    def term(self, xp: Any, ds: Array, region: Region) -> Array:
+        """Of a step that `learns`: each score's part of the gradient with respect to the array.
+
+        Elements of the array have the sums over all scores that they belong to.
+        """
+        raise NotImplementedError
+
+
+class Sink(Component):
+    """What is in the sum of a row beside its keys: a logit that has no value."""
+
+    concept = "Sink"
+
+    def of_queries(self, xp: Any, query: Rows, place: Place) -> Array:
+        """The logits of queries in a place, or what broadcasts to them; -inf of queries that have none."""
         raise NotImplementedError
 
 
