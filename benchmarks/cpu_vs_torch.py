@@ -8,6 +8,7 @@ Every configuration is verified against float64 before it is timed. Sections:
     small    S = 64 to 256
     decode   one query against 4096 keys
     window   512 keys before each query, at S = 4096 and 16384; PyTorch is given the mask
+    bias     of 8 heads of 256 and 512 positions, that 32 rows share, with its gradient
     memory   peak memory beyond inputs and results, forward + backward (Linux)
     growth   exponents of S fitted to time and memory
     compile  time to compile the compiled tier

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cupy_flash import flash_attention, flash_attention_backward
-from cupy_flash._src.cli.arguments import add_options
+from cupy_flash._src.cli.arguments import add_options, add_wrt
 from cupy_flash._src.cli.arguments import options as options_of
+from cupy_flash._src.components import INPUTS
 from cupy_flash._src.problem import DTYPES
 
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seqlen-q", type=int, help="queries, by default as many as keys; 1 is a step of decoding")
     parser.add_argument("--head-dim", type=int, default=128)
     add_options(parser)
+    add_wrt(parser, "q k v")
     options = parser.parse_args(argv)
     q_shape, k_shape = (
         (options.batch, heads, seqlen, options.head_dim)
@@ -42,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = [rng.standard_normal(s, np.float32).astype(DTYPES[options.dtype]) for s in (q_shape, k_shape, k_shape)]
     dout = rng.standard_normal(q_shape, np.float32).astype(DTYPES[options.dtype])
     given = options_of(options, (*q_shape[:-1], k_shape[-2]))
-    results = run(*inputs, dout, given, options.backend)
+    results = run(*inputs, dout, given, tuple(options.wrt or INPUTS), options.backend)
     results = {name: np.where(np.isneginf(x), 0, x) for name, x in results.items()}  # lse of a row that sees no key
     print("checksum", *(f"{name} {np.abs(x.astype(np.float64)).sum():.6g}" for name, x in results.items()))
 
 
-def run(q: Any, k: Any, v: Any, dout: Any, given: dict[str, Any], backend: str) -> dict[str, np.ndarray]:
+def run(
+    q: Any, k: Any, v: Any, dout: Any, given: dict[str, Any], wrt: tuple[str, ...], backend: str
+) -> dict[str, np.ndarray]:
     """Results on the host, by name; `given` are the options of the calls."""
     arrays = [q, k, v, dout]
     if backend == "cuda":
@@ -58,8 +62,8 @@ def run(q: Any, k: Any, v: Any, dout: Any, given: dict[str, Any], backend: str) 
         given = {name: cupy.asarray(x) if isinstance(x, np.ndarray) else x for name, x in given.items()}
     q, k, v, dout = arrays
     out, lse = flash_attention(q, k, v, **given, return_lse=True, backend=backend)
-    grads = flash_attention_backward(dout, q, k, v, out, lse, **given, backend=backend)
-    results = dict(zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), strict=True))
+    grads = flash_attention_backward(dout, q, k, v, out, lse, **given, wrt=wrt, backend=backend)
+    results = {"out": out, "lse": lse, **{f"d{name}": x for name, x in zip(wrt, grads, strict=True)}}
     return {name: x if isinstance(x, np.ndarray) else x.get() for name, x in results.items()}
 
 

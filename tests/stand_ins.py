@@ -12,5 +12,8 @@ class Tensor(np.ndarray):
     def requires_grad_(self):
         return self
 
+    def to(self, dtype):
+        return self.astype(dtype)
+
     def transpose(self, a, b):
         return self.swapaxes(a, b)

@@ -684,13 +684,13 @@ def test_what_would_be_measured_is_listed_without_a_gpu(monkeypatch, capsys):
     assert all(f"  {case}\n" in printed for case in cases_there) and f"{len(cases_there)} cases" in printed
     for method in methods.all_methods("cuda"):
         assert f"  {method.name}  " in printed
-    assert re.search(r"torch cudnn +installed, 2\.14; without softcap\n", printed)
-    assert re.search(r"flash-attn-4 +missing: pip install flash-attn-4; without alibi, documents, lengths\n", printed)
+    assert re.search(r"torch cudnn +installed, 2\.14; without softcap, sinks\n", printed)
+    assert re.search(r"flash-attn-4 +missing: .*flash-attn-4; without alibi, documents, lengths, bias\n", printed)
     assert re.search(r"FlashInfer +left out: ", printed)
     # Torch's three fast methods and ours take 1.5 s each, FlexAttention 15, the standard ones 3 each.
     monkeypatch.setattr(listing, "find_spec", lambda name: name == "cupy")
     monkeypatch.setattr(methods.Standard, "version", "14.0")
-    for options, minutes in (["--quick"], 5), (["--quick", "--minutes", "99"], 15), (["--minutes", "2"], 2), ([], 42):
+    for options, minutes in (["--quick"], 5), (["--quick", "--minutes", "99"], 15), (["--minutes", "2"], 2), ([], 43):
         assert main(["bench", "--list", *options]) == 0
         there = [m for m in methods.all_methods("cuda") if m.distribution == "torch" or m.module == "cupy"]
         count = sum(m.takes(c) for m in there for c in cases("float16", "--quick" in options))
@@ -1102,15 +1102,20 @@ def test_the_readme_counts_and_names_the_kernels():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulator:sm_90a"])
-def test_the_workload_is_a_forward_and_a_backward(backend, capsys):
+@pytest.mark.parametrize("learned", [{}, {"bias": (4, 24, 40), "sinks": (4,)}], ids=["plain", "learned"])
+def test_the_workload_is_a_forward_and_a_backward(backend, learned, capsys):
     arguments = ["--seqlen", "40", "--seqlen-q", "24", "--heads", "4", "--heads-k", "2", "--head-dim", "32", "--causal"]
+    wrt = ("q", "k", "v", *learned)
+    arguments += [*(f"--{name}" for name in learned), *(["--wrt", *wrt] if learned else [])]
     workload.main(["--backend", backend, *arguments])
     rng = np.random.default_rng(0)
     shapes = (1, 4, 24, 32), (1, 2, 40, 32), (1, 2, 40, 32), (1, 4, 24, 32)
     q, k, v, dout = (rng.standard_normal(s, np.float32).astype(np.float16) for s in shapes)
-    options = {"causal": True, "compute_dtype": np.float64}
+    numbers = np.random.default_rng(0)  # of options in their order
+    options = {name: numbers.standard_normal(shape).astype(np.float32) for name, shape in learned.items()}
+    options |= {"causal": True, "compute_dtype": np.float64}
     exact = [*attention_reference(q, k, v, return_lse=True, **options)]
-    exact += attention_reference_backward(dout, q, k, v, **options)
+    exact += attention_reference_backward(dout, q, k, v, **options, wrt=wrt)
     word, *pairs = capsys.readouterr().out.split()
-    assert word == "checksum" and pairs[::2] == ["out", "lse", "dq", "dk", "dv"]
+    assert word == "checksum" and pairs[::2] == ["out", "lse", *(f"d{name}" for name in wrt)]
     assert [float(x) for x in pairs[1::2]] == pytest.approx([np.abs(x).sum() for x in exact], rel=1e-3)

@@ -18,7 +18,7 @@ from cpu.libraries import LIBRARIES
 from cpu.results import Row, growth
 from stand_ins import Tensor
 
-from cupy_flash import attention_reference, flash_attention, flash_attention_backward
+from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.cli import UserError, bench
 from cupy_flash._src.cli.bench import book as books
 from cupy_flash._src.cli.bench import methods, options, runner, table, verify
@@ -28,14 +28,14 @@ from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.device import named
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
-NAMES = ("window9", "softcap3", "alibi", "documents2", "lengths")
+NAMES = ("window9", "softcap3", "alibi", "documents2", "lengths", "bias", "sinks")
 PLACE = dict.fromkeys(books.PLACE_FIELDS, "x")
 
 
 def small(option, direction="forward", causal=None, **fields):
     decode = direction == "decode"
     sizes = {"batch": 3, "heads_q": 4, "heads_k": 2, "seqlen_q": 1 if decode else 80, "seqlen_k": 80, "head_dim": 32}
-    causal = option[:3] in ("win", "ali", "sof") if causal is None else causal
+    causal = option[:3] in ("win", "ali", "sof", "sin") if causal is None else causal
     return Case(direction, "float16", **sizes | fields, causal=causal, option=option)
 
 
@@ -75,12 +75,13 @@ def test_the_definition_is_that_of_our_calls(case):
         s = s + bias
     shown = options.seen(np, case)
     s = s if shown is None else np.where(shown, s, -np.inf)
-    p = np.exp(s - s.max(-1, keepdims=True))
-    given = options.given(case, np)
+    p, given = np.exp(s), options.given(case, np)
+    sink = np.exp(given["sinks"].astype(np.float64)[:, None, None]) if "sinks" in given else 0
     assert set(option.takes) == set(given) & set(ARRAYS)
     exact = attention_reference(*x[:3], compute_dtype=np.float64, **given)
     # The bias has the type of the inputs, as those have it that take one.
-    np.testing.assert_allclose(p / p.sum(-1, keepdims=True) @ v, exact, atol=2e-2 if bias is not None else 1e-12)
+    atol = 2e-2 if case.option == "alibi" else 1e-12
+    np.testing.assert_allclose(p / (p.sum(-1, keepdims=True) + sink) @ v, exact, atol=atol)
 
 
 def test_the_slope_is_the_derivative():
@@ -103,7 +104,9 @@ def test_work_is_that_of_the_pairs_that_are_seen(case):
     assert case.flops == 2 * products * case.heads_q * case.head_dim * pairs
     lengths = options.given(case, np).get("k_lengths", np.full(case.batch, case.seqlen_k))
     rows = case.batch * case.heads_q * case.seqlen_q + case.heads_k * lengths.sum()
-    assert case.bytes_moved == 2 * case.head_dim * rows * (4 if case.direction == "backward" else 2)
+    backward = case.direction == "backward"
+    learned = {"bias": 4 * 80 * 80, "sinks": 4}.get(case.option, 0)
+    assert case.bytes_moved == 2 * (case.head_dim * rows * (4 if backward else 2) + learned * (2 if backward else 1))
 
 
 def test_lengths_differ_and_are_half_on_average():
@@ -140,11 +143,16 @@ def test_launches_are_those_of_the_call(name):
     """Though no mask of full size is made for them."""
     case = small(name, "backward", seqlen_q=2**17, seqlen_k=2**17)
     found = runner.launches(case, named("sm_90a"))
-    parts = {launch.kernel.parts for launch in found if launch.kernel.family == "mma"}
     short = small(name, "backward")
     x = Numbers(np).inputs(short)
-    problem = AttentionProblem.from_arrays(*x[:3], **options.given(short, np))
-    assert [part.type for part in next(iter(parts))] == [x.type for x in problem.components] and len(parts) == 1
+    problem = AttentionProblem.from_arrays(*x[:3], **options.given(short, np), wrt=options.wrt(short))
+    wanted = {"bias": "attention_dterm", "sinks": "attention_dsinks"}
+    assert {launch.kernel.entry for launch in found} & set(wanted.values()) == {wanted[x] for x in wanted if x == name}
+    kernels = [launch.kernel for launch in found if launch.kernel.family == "mma"]
+    assert {"attention_forward", "attention_dkdv"} <= {kernel.entry for kernel in kernels}
+    for kernel in kernels:
+        used = [x.type for x in problem.components if x.concept != "Sink" or kernel.entry == "attention_forward"]
+        assert [part.type for part in kernel.parts] == used, kernel
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -163,6 +171,25 @@ def test_verification_rejects_another_option(name, direction):
     for wrong in {"", other}:
         with pytest.raises(ArithmeticError, match=r"^wrong: "):
             verify.Expected(case, x).error(methods.standard(np, replace(case, option=wrong), x), x)
+
+
+@pytest.mark.parametrize("option", ["bias", "sinks"])
+def test_verification_rejects_a_wrong_gradient_of_an_option(option):
+    """Of elements that are verified: those of the last group of heads, and of the first and last rows."""
+    case = small(option, "backward")
+    x = Numbers(np).inputs(case)
+    bound, expected = methods.standard(np, case, x), verify.Expected(case, x)
+    right, places = bound.backward, {"bias": [(0, 2, 0, 5), (0, -1, -1, -1)], "sinks": [(2,), (3,)]}[option]
+    for place in places:
+
+        def wrong(saved, dout, place=place):
+            *others, gradient = right(saved, dout)
+            gradient[place] += np.float16(0.5)
+            return [*others, gradient]
+
+        bound.backward = wrong
+        with pytest.raises(ArithmeticError, match=f"^wrong: d{option} is off"):
+            expected.error(bound, x)
 
 
 def test_verification_knows_which_rows_and_heads_a_mask_is_of():
@@ -184,13 +211,25 @@ def test_verification_knows_which_rows_and_heads_a_mask_is_of():
 # The other libraries.
 
 
-def attend(q, k, v, change):
+def attend(q, k, v, change, sinks=None):
     """Attention of (B, H, S, D) by its definition; `change` maps scaled scores (B, H, Sq, Sk) to others."""
     q, k, v = (np.asarray(a).astype(np.float64) for a in (q, k, v))
     k, v = (a.repeat(q.shape[1] // k.shape[1], axis=1) for a in (k, v))
     s = change(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5)
-    p = np.exp(s - s.max(-1, keepdims=True))
-    return (p / p.sum(-1, keepdims=True) @ v).astype(np.float16).view(Tensor)
+    p = np.exp(s)
+    total = p.sum(-1, keepdims=True)
+    sink = 0 if sinks is None else np.exp(sinks.astype(np.float64))[:, None, None]
+    out = (p / (total + sink) @ v).astype(np.float16).view(Tensor)
+    out.lse = np.log(total[..., 0])
+    return out
+
+
+def gradients(dout, inputs, kind=Tensor):
+    """Those of `SMALL` with respect to q, k, v (B, H, S, D) and what is learned."""
+    dout, q, k, v, learned = (np.asarray(x) for x in (dout, *inputs))
+    name = {4: "bias", 1: "sinks"}[learned.ndim]
+    options = {name: learned, "causal": small(name).causal, "wrt": ("q", "k", "v", name)}
+    return tuple(x.view(kind) for x in attention_reference_backward(dout, q, k, v, **options))
 
 
 def grid(s):
@@ -208,7 +247,7 @@ def libraries(monkeypatch):
         assert attn_mask.ndim == 4 and not is_causal
         return attend(q, k, v, lambda s: np.where(attn_mask, s, -np.inf) if attn_mask.dtype == bool else s + attn_mask)
 
-    def flex(q, k, v, block_mask=None, score_mod=None, enable_gqa=False):
+    def flex(q, k, v, block_mask=None, score_mod=None, enable_gqa=False, return_aux=None):
         def change(s):
             b, h, i, j = grid(s)
             s = s if score_mod is None else score_mod(s, b, h, i, j)
@@ -218,9 +257,12 @@ def libraries(monkeypatch):
             assert heads is None and sizes == list(s.shape[2:]) and batch in (None, len(s))
             return np.where(shown(b if batch else 0, h, i, j), s, -np.inf)
 
-        return attend(q, k, v, change)
+        out = attend(q, k, v, change)
+        return out if return_aux is None else (out, types.SimpleNamespace(**dict.fromkeys(return_aux, out.lse)))
 
-    def flash_attn_func(q, k, v, causal, num_splits, window_size=(-1, -1), softcap=0.0):
+    def flash_attn_func(q, k, v, causal, num_splits, window_size=(-1, -1), softcap=0.0, learnable_sink=None):
+        assert learnable_sink is None or learnable_sink.dtype == DTYPES["bfloat16"]
+
         def change(s):
             *_, i, j = grid(s)
             s = softcap * np.tanh(s / softcap) if softcap else s
@@ -228,7 +270,7 @@ def libraries(monkeypatch):
             near = (i - j <= left if left >= 0 else True) & (j - i <= right if right >= 0 else True)
             return np.where(near & ((j <= i) | (not causal)), s, -np.inf)
 
-        return attend(*(t.transpose(1, 2) for t in (q, k, v)), change).transpose(1, 2)
+        return attend(*(t.transpose(1, 2) for t in (q, k, v)), change, learnable_sink).transpose(1, 2)
 
     def dot_product_attention(
         q, k, v, bias=None, mask=None, *, is_causal, local_window_size=None, key_value_seq_lengths=None, implementation
@@ -248,30 +290,38 @@ def libraries(monkeypatch):
 
         return attend(*(a.swapaxes(1, 2) for a in (q, k, v)), change).swapaxes(1, 2)
 
+    def vjp(f, *inputs):
+        def swapped(arrays):
+            return [*(a.swapaxes(1, 2) for a in arrays[:3]), *arrays[3:]]
+
+        return f(*inputs), lambda dout: swapped(gradients(dout.swapaxes(1, 2), swapped(inputs)))
+
     names = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
     backends = types.SimpleNamespace(**{name: name for name in names})
     module(
         "torch", float16=np.float16, bfloat16=DTYPES["bfloat16"], int16=np.int16, bool=np.bool_,
         cuda=types.SimpleNamespace(is_available=lambda: True), no_grad=contextlib.nullcontext,
         _dynamo=types.SimpleNamespace(reset=lambda: None), compile=lambda f, dynamic: f,
-        from_dlpack=lambda a: np.from_dlpack(a).view(Tensor),
+        from_dlpack=lambda a: np.from_dlpack(a).view(Tensor), sigmoid=lambda x: 1 / (1 + np.exp(-x)),
+        autograd=types.SimpleNamespace(grad=lambda out, leaves, dout, retain_graph: gradients(dout, leaves)),
     )  # fmt: skip
     module("torch.nn.attention", sdpa_kernel=lambda chosen: contextlib.nullcontext(), SDPBackend=backends)
     module("torch.nn.functional", scaled_dot_product_attention=sdpa)
     module(
-        "torch.nn.attention.flex_attention", flex_attention=flex,
+        "torch.nn.attention.flex_attention", flex_attention=flex, AuxRequest=lambda lse: ["lse"] * lse,
         create_block_mask=lambda shown, b, h, sq, sk, device: (shown, b, h, sq, sk),
     )  # fmt: skip
     module("flash_attn.cute", flash_attn_func=flash_attn_func)
     module("flash_attn_interface", flash_attn_func=flash_attn_func)
     nn = types.SimpleNamespace(dot_product_attention=dot_product_attention)
-    module("jax", jit=lambda f: f, block_until_ready=lambda a: a, default_backend=lambda: "gpu", nn=nn)
+    module("jax", jit=lambda f: f, vjp=vjp, block_until_ready=lambda a: a, default_backend=lambda: "gpu", nn=nn)
     module("jax.dlpack", from_dlpack=lambda a: a)
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(from_dlpack=lambda a: np.asarray(a)))
 
 
 PEERS = [m for m in methods.all_methods("cuda") if not isinstance(m, (methods.Flash, methods.Standard))]
-TAKEN = [(m, c) for m in PEERS for c in SMALL if c.direction != "backward" and m.takes(c)]
+LEARNED = ("bias", "sinks")
+TAKEN = [(m, c) for m in PEERS for c in SMALL if m.takes(c) and (c.direction != "backward" or c.option in LEARNED)]
 
 
 @pytest.mark.parametrize(("method", "case"), TAKEN, ids=lambda x: getattr(x, "name", None) or str(x))
@@ -297,8 +347,8 @@ def test_what_a_method_takes():
     every = set(options.KINDS) - {""}
     assert taken == {
         "cupy_flash": every, "FlexAttention": every, "standard (CuPy)": every, "torch flash": set(),
-        **{name: every - {"softcap"} for name in ("torch cudnn", "torch efficient", "torch math", "jax cudnn")},
-        **{name: {"window", "softcap"} for name in ("flash-attn-3", "flash-attn-4")},
+        **dict.fromkeys(("torch cudnn", "torch efficient", "torch math", "jax cudnn"), every - {"softcap", "sinks"}),
+        "flash-attn-3": {"window", "softcap"}, "flash-attn-4": {"window", "softcap", "sinks"},
     }  # fmt: skip
     assert all(m.takes(small("", causal=causal)) for m in methods.all_methods("cuda") for causal in (False, True))
 
@@ -315,6 +365,7 @@ def test_ours_is_given_every_option(monkeypatch):
     for case in SMALL:
         bound = methods.Flash("emulator").bind(case, Numbers(np).inputs(case))
         bound.forward(), bound.backward(bound.saved(), None)
+        assert [given.pop("wrt", None) for _, given in asked] == [None, None, options.wrt(case)]
         for _, given in asked:
             given = {name: value for name, value in given.items() if name not in ("return_lse", "backend")}
             expected = options.given(case, np)
@@ -418,7 +469,7 @@ def quick_kernels(arch):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_kernels_of_options_are_compiled_ahead(arch):
     masks = {part.type for kernel in bench.kernels(named(arch)) for part in kernel.parts}
-    assert masks >= {"Window", "Boolean", "Alibi", "Softcap", "KeyLengths", "Causal"}
+    assert masks >= {"Window", "Boolean", "Alibi", "Softcap", "KeyLengths", "Causal", "Bias", "Sinks"}
     assert quick_kernels(arch) < bench.kernels(named(arch))
 
 
@@ -438,11 +489,12 @@ def torch_on_numpy(monkeypatch):
         assert attn_mask is None or not is_causal
         asked.append(attn_mask)
         mask = np.tril(np.ones((q.shape[2], k.shape[2]), bool)) if is_causal else attn_mask
-        given = {} if mask is None else {"mask": np.asarray(mask)}
+        given = {} if mask is None else {"mask" if mask.dtype == bool else "bias": np.asarray(mask)}
         return attention_reference(*(np.asarray(t) for t in (q, k, v)), **given).view(Plain)
 
     fake = types.SimpleNamespace(
         float32=np.float32, int32=np.int32, no_grad=contextlib.nullcontext,
+        autograd=types.SimpleNamespace(grad=lambda out, leaves, dout, retain_graph: gradients(dout, leaves, Plain)),
         from_numpy=lambda a: a.view(Plain), nn=types.SimpleNamespace(
             functional=types.SimpleNamespace(scaled_dot_product_attention=sdpa)
         ),
@@ -464,6 +516,17 @@ def test_windows_of_the_cpu_are_masks_for_torch(torch_on_numpy, monkeypatch):
     wrong = LIBRARIES["ours"]
     monkeypatch.setitem(LIBRARIES, "ours", lambda case, x: wrong(replace(case, option="window8"), x))
     assert "ours is wrong: out" in cpu_measure.measure(case, seconds=0).status
+
+
+@pytest.mark.parametrize("what", ["forward", "fwd+bwd"])
+def test_a_bias_of_the_cpu_is_a_mask_for_torch_that_it_learns(what, torch_on_numpy, monkeypatch):
+    """One for all of a batch, not a copy for each."""
+    monkeypatch.setattr(cpu_measure, "PAUSE", 0)
+    monkeypatch.setattr(cpu_measure, "TURN", 0)
+    case = CpuCase("bias", what, "float32", 4, 4, 64, 64, 32, option="bias", batch=3)
+    assert cpu_measure.measure(case, seconds=0).status == "ok"
+    assert {mask.shape for mask in torch_on_numpy} == {(1, 4, 64, 64)}
+    assert "| 3x4 |" in " ".join(cpu_table.line(Row(case), types.SimpleNamespace(peak_gflops=1.0)).split())
 
 
 def test_windows_of_the_cpu_are_a_section():

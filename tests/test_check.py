@@ -30,13 +30,16 @@ from cupy_flash._src.cli.check import staged, suite
 from cupy_flash._src.cli.problems import LAYOUTS, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, Worker, attempt, stage
 from cupy_flash._src.compile import CompileError
-from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components import COMPONENTS, INPUTS
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 ROOT = Path(__file__).parents[1]
 TINY = Problem(batch=(2,), heads_k=2, group=2, sq=9, sk=13, d=16, options={"causal": True})
+LEARNED = dataclasses.replace(TINY, options=TINY.options | suite.LEARNED)
+NAMES = ["out", "lse", "dq", "dk", "dv"]  # of what is compared where no option has a gradient
+ALL_NAMES = [*NAMES, *(f"d{name}" for name in suite.LEARNED)]
 ON_EMULATOR = ["check", "--backend", "emulator:sm_80"]
 MERGE = "merge: two parts of the keys, deterministic=True"
 GOLDEN = ROOT / "tests" / "golden" / "primitives.npz"
@@ -111,7 +114,9 @@ def test_problems_reach_what_the_kernels_differ_in():
         short = dataclasses.replace(p, sq=min(p.sq, 5), sk=min(p.sk, 7))
         q, k, v, dout, dlse = short.arrays()
         assert all(np.isfinite(x.astype(np.float64)).all() for x in (q, k, v, dout, dlse))
-        assert short.problem() == AttentionProblem.from_arrays(q, k, v, **short.given(), deterministic=p.deterministic)
+        assert short.problem() == AttentionProblem.from_arrays(
+            q, k, v, **short.given(), deterministic=p.deterministic, wrt=p.wrt
+        )
         assert dout.shape == short.problem().out_shape and dlse.shape == dout.shape[:-1]
 
 
@@ -143,12 +148,14 @@ def test_every_check_has_a_group():
     groups = ["smoke", "values", "repeats", "merge"]
     assert list(dict.fromkeys(name.partition(": ")[0] for name in suite.checks("emulator:sm_80"))) == groups
     found = suite.checks("cuda")
-    assert list(dict.fromkeys(name.partition(": ")[0] for name in found)) == [*groups, "stream", "graph"]
-    assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 2 + 3
+    assert list(dict.fromkeys(name.partition(": ")[0] for name in found)) == [*groups, "stream", "graph", "changed"]
+    assert len(found) == len(SMOKE) + len(list(problems())) + len(DTYPES) + 2 + 2 + 4
 
 
 @pytest.mark.parametrize("name", [
-    "smoke: mma float16", MERGE,
+    "smoke: mma float16", MERGE, "values: float16, D 64, H 2, S 200x260, bias of_each_head",
+    pytest.param("values: float16, D 64, H 2, S 200x260, sinks of_heads", marks=pytest.mark.slow),
+    pytest.param("repeats: float32, gradients of options", marks=pytest.mark.slow),
     pytest.param("values: float16, D 192, H 2, S 200x260", marks=pytest.mark.slow),
     pytest.param("repeats: float32", marks=pytest.mark.slow),
     pytest.param("merge: two parts of the keys, deterministic=False", marks=pytest.mark.slow),
@@ -181,7 +188,7 @@ def test_the_budget_knows_whose_errors_it_is_for(monkeypatch):
     asked = []
     monkeypatch.setattr(suite, "spent", lambda x, naive, exact, size: (0.0, size))
     monkeypatch.setattr(
-        suite, "magnitudes", lambda *a, approximate, **o: asked.append(approximate) or dict.fromkeys(suite.NAMES, 1.0)
+        suite, "magnitudes", lambda *a, approximate, **o: asked.append(approximate) or dict.fromkeys(NAMES, 1.0)
     )
     for backend, arithmetic in (
         ("cuda", "exact"),
@@ -190,7 +197,7 @@ def test_the_budget_knows_whose_errors_it_is_for(monkeypatch):
         ("emulator:sm_80", "hardware"),
     ):
         with emulator.settings(arithmetic=arithmetic):
-            suite._within_budget(backend, TINY, [None] * len(suite.NAMES))
+            suite._within_budget(backend, TINY, [None] * len(NAMES))
     assert asked == [True, False, False, True]
 
     record = check._recorder(None, on_gpu=False)
@@ -368,6 +375,20 @@ def test_kernels_are_compiled_ahead(gpu, monkeypatch):
     ((kernels, arch),) = asked
     assert arch == "sm_80"
     assert {kernel.entry for kernel in kernels} >= {"attention_forward", "attention_delta", "attention_dkdv"}
+    assert "attention_seal" not in {kernel.entry for kernel in kernels}
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+def test_kernels_of_gradients_of_options_are_among_those_of_checks(arch):
+    found = suite.kernels(named(arch))
+    assert {kernel.entry for kernel in found} >= {
+        "attention_seal", "attention_find_changed", "attention_spoil",
+        *(f"attention_{name}" for name in ("dterm", "dsinks", "sum_splits", "spoil_term")),
+    }  # fmt: skip
+    terms = [kernel for kernel in found if kernel.entry == "attention_dterm"]
+    assert {kernel.family for kernel in terms} == {"mma", "simt"}
+    learning = {part.component.keyword for kernel in terms for part in kernel.parts if part.component.learns}
+    assert learning == {"alibi_slopes", "bias"}  # those of sinks have a kernel that goes over rows
 
 
 def test_a_kernel_that_does_not_compile_fails_where_it_is_needed(monkeypatch, capsys):
@@ -389,6 +410,11 @@ def put(x, value):
     return x
 
 
+def half_the_largest(x):
+    """Or 0.5, whichever is more."""
+    return x.dtype.type(0.5) * np.abs(x).max(initial=1)
+
+
 @pytest.fixture
 def computed(monkeypatch):
     """Let the checks compute on the CPU backend; `computed.spoil[name]` changes the result that a check reads."""
@@ -408,8 +434,8 @@ def computed(monkeypatch):
         return spoiled(out=here.exact[0], lse=here.exact[1])
 
     def backward(dout, q, k, v, out, lse, **options):  # not of what was spoiled
-        dq, dk, dv = flash_attention_backward(dout, q, k, v, *here.exact, **options | {"backend": "cpu"})
-        return spoiled(dq=dq, dk=dk, dv=dv)
+        grads = flash_attention_backward(dout, q, k, v, *here.exact, **options | {"backend": "cpu"})
+        return spoiled(**{f"d{name}": x for name, x in zip(options.get("wrt", INPUTS), grads, strict=True)})
 
     here.whole = True
     monkeypatch.setattr(suite, "runtime_of", lambda backend: runtime)
@@ -424,28 +450,28 @@ def computed(monkeypatch):
 SPOILS = {
     "no number": lambda x: put(x, np.nan),
     "infinite": lambda x: put(x, -np.inf),
-    "an element off": lambda x: put(x, x[(-1,) * x.ndim] + x.dtype.type(0.5)),
-    "an element too large": lambda x: put(x, x[(-1,) * x.ndim] - x.dtype.type(0.5)),
+    "an element off": lambda x: put(x, x[(-1,) * x.ndim] + half_the_largest(x)),
+    "an element too large": lambda x: put(x, x[(-1,) * x.ndim] - half_the_largest(x)),
     "zero": np.zeros_like,
     "another shape": lambda x: x[..., :-1],
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_a_wrong_number_in_any_result_fails_and_is_named(name, dtype, computed):
-    p = dataclasses.replace(TINY, dtype=dtype)
+    p = dataclasses.replace(LEARNED, dtype=dtype)
     assert "% of the error budget (" in suite._values("cpu", p)
     for spoil in SPOILS.values():
         computed.spoil = {name: spoil}
         with pytest.raises(Failed, match=rf"^{name}: error \S+, the budget is \S+$"):
             suite._values("cpu", p)
-    computed.spoil = dict.fromkeys(suite.NAMES, SPOILS["no number"])
-    with pytest.raises(Failed, match="; ".join(rf"{n}: error \S+ the budget is \S+" for n in suite.NAMES)):
+    computed.spoil = dict.fromkeys(ALL_NAMES, SPOILS["no number"])
+    with pytest.raises(Failed, match="; ".join(rf"{n}: error \S+ the budget is \S+" for n in ALL_NAMES)):
         suite._values("cpu", p)
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_merged_results_are_held_to_the_same(name, computed):
     computed.whole, p = False, dataclasses.replace(TINY, options={}, deterministic=True)
     assert "% of the error budget (" in suite._merge("cpu", p)
@@ -455,16 +481,17 @@ def test_merged_results_are_held_to_the_same(name, computed):
             suite._merge("cpu", p)
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", ALL_NAMES)
 def test_a_result_may_spend_its_budget_and_no_more(name):
-    p = dataclasses.replace(TINY, dtype="float64")
+    p = dataclasses.replace(LEARNED, dtype="float64")
+    options = p.given()
     q, k, v, dout, dlse = p.arrays()
     exact = [
-        *attention_reference(q, k, v, return_lse=True, **p.options),
-        *attention_reference_backward(dout, q, k, v, dlse=dlse, **p.options),
+        *attention_reference(q, k, v, return_lse=True, **options),
+        *attention_reference_backward(dout, q, k, v, dlse=dlse, **options, wrt=p.wrt),
     ]
-    index = suite.NAMES.index(name)
-    size = suite.magnitudes(q, k, v, dout, dlse, **p.options)[name]
+    index = ALL_NAMES.index(name)
+    size = suite.magnitudes(q, k, v, dout, dlse, **options, wrt=p.wrt)[name]
     budget = suite.spent(exact[index], exact[index], exact[index], size)[1]
     for share in (0.9, -0.9, 1.1, -1.1):
         off = [put(x, x[(-1,) * x.ndim] + share * budget) if i == index else x for i, x in enumerate(exact)]
@@ -477,7 +504,7 @@ def test_a_result_may_spend_its_budget_and_no_more(name):
 
 
 @pytest.mark.parametrize("backend", ["cuda", "emulator:sm_80"])
-@pytest.mark.parametrize("name", [*suite.NAMES, None])
+@pytest.mark.parametrize("name", [*ALL_NAMES, None])
 def test_bits_that_do_not_repeat_fail(name, backend, computed, monkeypatch):
     """One bit in the last repeat, the sign of a zero here; what is no number repeats too."""
     repeats = 100 if backend == "cuda" else 3
@@ -485,7 +512,7 @@ def test_bits_that_do_not_repeat_fail(name, backend, computed, monkeypatch):
 
     def vjp(q, k, v, **options):
         asked.append(options)
-        results = {n: np.array([0.0, np.nan, 1.0], np.float32) for n in suite.NAMES}
+        results = {n: np.array([0.0, np.nan, 1.0], np.float32) for n in ALL_NAMES}
         made.append(results)
         if len(made) == repeats and name:
             results[name][0] = -0.0
@@ -493,14 +520,38 @@ def test_bits_that_do_not_repeat_fail(name, backend, computed, monkeypatch):
         return (out, lse), lambda dout, dlse: tuple(grads)
 
     monkeypatch.setattr(suite, "flash_attention_vjp", vjp)
-    p = dataclasses.replace(TINY, deterministic=True)
-    expected = {"causal": True, "backend": backend, "deterministic": True}
+    p = dataclasses.replace(LEARNED, deterministic=True)
+    expected = {"backend": backend, "deterministic": True, "return_lse": True, "wrt": p.wrt} | p.given()
     if name:
         with pytest.raises(Failed, match=f"^{name} differs in repeat {repeats - 1}$"):
             suite._repeats(backend, p)
     else:
         assert suite._repeats(backend, p) == f"{repeats} times the same bits"
-    assert len(made) == repeats and asked == [expected | {"return_lse": True}] * repeats
+    assert len(made) == repeats and all(options.keys() == expected.keys() for options in asked)
+    assert all(np.array_equal(options[n], x) for options in asked for n, x in expected.items())
+
+
+@pytest.mark.parametrize("name", [None, *ALL_NAMES[2:]])
+def test_a_number_in_the_gradients_of_what_has_changed_fails(name, computed, monkeypatch):
+    """One of them, the last of all."""
+    before = np.zeros(3, np.float16)
+
+    def vjp(q, k, v, **options):
+        out = before.copy()
+
+        def backward(dout, dlse):
+            assert not (out == before).any()
+            nothing = {n: np.full(3, np.nan, np.float16) for n in ALL_NAMES[2:]}
+            return tuple(put(x, 0) if n == name else x for n, x in nothing.items())
+
+        return (out, None), backward
+
+    monkeypatch.setattr(suite, "flash_attention_vjp", vjp)
+    if name:
+        with pytest.raises(Failed, match=f"^{name} has numbers$"):
+            suite._changed("cuda", LEARNED)
+    else:
+        assert suite._changed("cuda", LEARNED) == "no gradient has a number"
 
 
 def fake_cupy(monkeypatch, stream):
@@ -568,7 +619,7 @@ def test_a_replay_is_held_to_a_direct_call(name, off, deterministic, computed, m
 
     def launch(stream):
         assert len(made) == 2, "a call fills the pool, another is captured"
-        for n, x, new in zip(suite.NAMES, made[-1], results(), strict=True):
+        for n, x, new in zip(NAMES, made[-1], results(), strict=True):
             if off != "stale":
                 x[...] = new
             if n == name:

@@ -2,6 +2,8 @@
 
 import csv
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import cpu_vs_torch
@@ -12,6 +14,8 @@ from cpu.cases import DTYPES, SECTIONS, Case, cases, make_inputs, square
 from cpu.libraries import LIBRARIES, bind_ours, verify
 from cpu.measure import measure_all
 from cpu.results import LEFT_OUT, Row, Writer, exponent, growth, read
+
+from cupy_flash._src.cli.bench import options
 
 ROOT = Path(__file__).parents[1]
 MACHINE = machine.Machine(
@@ -60,7 +64,7 @@ def test_every_case_comes_once_and_by_section(quick):
     found = list(cases(SECTIONS, DTYPES, (2048, 1024), (1024,), (64, 128), quick))
     assert len(set(found)) == len(found)
     assert list(dict.fromkeys(case.section for case in found)) == [
-        "speed", "small", "decode", "window", "memory", "compile",
+        "speed", "small", "decode", "window", "bias", "memory", "compile",
     ]  # fmt: skip
     speed = [case for case in found if case.section == "speed"]
     assert len(speed) == (2 + 1 + 1) * 2 * 2 * 2
@@ -81,11 +85,24 @@ def test_work_is_counted():
     assert Case("speed", "fwd+bwd", "float32", 8, 8, 128, 128, 64, True).flops == 3.5 * case.flops / 2
 
 
+def test_rows_share_the_bias_of_pairs_and_each_head_has_one_of_its_own():
+    found = list(cases(["bias"], DTYPES, (), (), (), False))
+    shared, own = ([case for case in found if (case.batch > 1) == many] for many in (True, False))
+    assert {(c.what, c.dtype, c.seqlen_k, c.head_dim) for c in shared} == set(
+        product(("forward", "fwd+bwd"), ("float32", "bfloat16"), (256, 512), (32, 64))
+    )
+    assert {c.heads for c in shared} == {"32x8"} and [(c.heads, c.what) for c in own] == [("256", "forward")]
+    for case in (shared[0], own[0]):
+        x, given = make_inputs(case), options.given(case.bench, np)
+        assert x.q.shape[:2] == (case.batch, case.heads_q) and given["bias"].shape == (1, case.heads_q, 256, 256)
+        assert case.flops == 4 * 256 * 256 * 256 * case.head_dim
+
+
 # Verification.
 
 
 def off(index):
-    """Our results, but the output (index 0) or one gradient (1 to 3) is a quarter too large."""
+    """Our results, but the output (index 0) or one gradient (1 to 4) is a quarter too large."""
 
     def wrong(x):
         return x * x.dtype.type(1.25)
@@ -105,12 +122,14 @@ def off(index):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_a_wrong_result_is_refused(dtype, index):
-    case = square("small", "fwd+bwd" if index else "forward", dtype, 96, 32, causal=True)
+    case = square("small", "fwd+bwd" if index else "forward", dtype, 96, 32, causal=index < 4)
+    if index == 4:
+        case = replace(case, option="bias", batch=3)
     x = make_inputs(case)
     verify(case, x, {"ours": bind_ours(case, x)})
-    with pytest.raises(ArithmeticError, match=f"torch is wrong: {('out', 'dq', 'dk', 'dv')[index]} is off"):
+    with pytest.raises(ArithmeticError, match=f"torch is wrong: {('out', 'dq', 'dk', 'dv', 'dbias')[index]} is off"):
         verify(case, x, {"ours": bind_ours(case, x), "torch": off(index)(case, x)})
 
 
@@ -208,12 +227,12 @@ def test_older_files_without_the_load_are_read(tmp_path):
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     for row in rows:
-        del row["load"]
+        del row["load"], row["batch"]
     with file.open("w", newline="") as lines:
         older = csv.DictWriter(lines, rows[0])
         older.writeheader()
         older.writerows(rows)
-    assert {row.load for row in read(file)[1]} == {None}
+    assert {(row.load, row.case.batch) for row in read(file)[1]} == {(None, 1)}
     for kept in (ROOT / "benchmarks" / "results").glob("cpu_vs_torch*.csv"):
         assert any(row.speedup for row in read(kept)[1])
 
@@ -247,8 +266,8 @@ def test_a_plot_needs_speed():
 
 
 def test_options():
-    options = cpu_vs_torch.parse(["--quick", "--seconds", "2"])
-    assert options.seconds == 2 and options.seqlens == cpu_vs_torch.QUICK["seqlens"]
+    parsed = cpu_vs_torch.parse(["--quick", "--seconds", "2"])
+    assert parsed.seconds == 2 and parsed.seqlens == cpu_vs_torch.QUICK["seqlens"]
     assert max(cpu_vs_torch.parse([]).seqlens) == 16384
     with pytest.raises(SystemExit):
         cpu_vs_torch.parse(["--from", "a.csv", "--output", "b.csv"])

@@ -63,8 +63,23 @@ def test_tools_that_are_missing_are_no_failure(tmp_path):
     done, steps = run(tmp_path, tmp_path / "out", interpreter='#!/usr/bin/env bash\necho "asked: $*"\n')
     if any(steps[name][0] == "ok" for name in ("memcheck", "ncu")):
         pytest.skip("this machine has CUDA's tools")
-    assert {steps[name][0] for name in ("memcheck", "racecheck", "synccheck", "ncu")} == {"not installed"}
+    tools = [f"{tool}{of}" for tool in ("memcheck", "racecheck", "synccheck") for of in ("", "-learned")]
+    assert {steps[name][0] for name in (*tools, "ncu")} == {"not installed"}
     assert done.returncode == 0
+
+
+def test_tools_watch_the_gradients_of_options_too(tmp_path, monkeypatch):
+    says_what_it_is_asked = '#!/usr/bin/env bash\necho "asked: $*"\n'
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(says_what_it_is_asked)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    _, steps = run(tmp_path, tmp_path / "out", interpreter=says_what_it_is_asked)
+    for name in ("memcheck", "racecheck", "synccheck"):
+        plain, learned = ((tmp_path / "out" / f"{name}{of}.log").read_text() for of in ("", "-learned"))
+        assert steps[name][0] == steps[f"{name}-learned"][0] == "ok"
+        assert f"--tool {name} " in plain and f"--tool {name} " in learned
+        assert "--bias --sinks --wrt q k v bias sinks" in learned and "--bias" not in plain
 
 
 def test_the_whole_has_an_end(tmp_path):

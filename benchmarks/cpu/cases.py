@@ -14,13 +14,14 @@ from cupy_flash._src.backends import native
 from cupy_flash._src.cli.bench.cases import Case as BenchCase
 from cupy_flash._src.cli.bench.cases import Inputs
 
-SECTIONS = ("speed", "small", "decode", "window", "memory", "growth", "compile")
+SECTIONS = ("speed", "small", "decode", "window", "bias", "memory", "growth", "compile")
 DTYPES = ("float32", "bfloat16", "float16")
 FORWARD, BOTH = "forward", "fwd+bwd"
 HEADS = 8
 SMALL_SEQLENS, SMALL_DTYPES = (64, 128, 256), ("float32", "bfloat16")
 DECODE_HEADS, DECODE_SEQLEN = ((8, 8), (32, 8), (1, 1)), 4096
 WINDOW, WINDOW_SEQLENS = "window512", (4096, 16384)  # an option of `bench`: 512 keys before, none behind
+BIAS, BIAS_ROWS, BIAS_SEQLENS = "bias", 32, (256, 512)
 MEMORY_SEQLEN, MEMORY_GROWTH_SEQLENS = 16384, (2048, 4096, 8192, 16384)
 
 
@@ -41,19 +42,25 @@ class Case:
     head_dim: int = 0
     causal: bool = False
     option: str = ""
+    batch: int = 1
 
     def __str__(self) -> str:
-        heads = f"{self.heads_q}" if self.heads_q == self.heads_k else f"{self.heads_q}/{self.heads_k}"
         seqlen = f"{self.seqlen_k}" if self.seqlen_q == self.seqlen_k else f"{self.seqlen_q}x{self.seqlen_k}"
         mask = " causal" * self.causal + f" {self.option}" * bool(self.option)
-        return f"{self.dtype} {self.what} S {seqlen} d {self.head_dim} H {heads}{mask}"
+        return f"{self.dtype} {self.what} S {seqlen} d {self.head_dim} H {self.heads}{mask}"
+
+    @property
+    def heads(self) -> str:
+        """Of queries, behind a batch of more than one; and of keys where these are others."""
+        batch = f"{self.batch}x" if self.batch > 1 else ""
+        return f"{batch}{self.heads_q}" + (f"/{self.heads_k}" if self.heads_q != self.heads_k else "")
 
     @property
     def bench(self) -> BenchCase:
         """The case of `bench` that has the same results: of a backward its gradients."""
         sizes = self.heads_q, self.heads_k, self.seqlen_q, self.seqlen_k, self.head_dim
         direction = "forward" if self.what == FORWARD else "backward"
-        return BenchCase(direction, self.dtype, 1, *sizes, self.causal, self.option)
+        return BenchCase(direction, self.dtype, self.batch, *sizes, self.causal, self.option)
 
     @property
     def flops(self) -> int:
@@ -94,6 +101,12 @@ def cases(
     if "window" in sections:
         for s, what in product(WINDOW_SEQLENS[:1] if quick else WINDOW_SEQLENS, (FORWARD, BOTH)):
             yield Case("window", what, dtypes[0], HEADS, HEADS, s, s, 64, True, WINDOW)
+    if "bias" in sections:
+        lengths_of_pairs = BIAS_SEQLENS[:1] if quick else BIAS_SEQLENS
+        for dtype, s, d, what in product(small_dtypes, lengths_of_pairs, (32, 64), (FORWARD, BOTH)):
+            yield Case("bias", what, dtype, HEADS, HEADS, s, s, d, option=BIAS, batch=BIAS_ROWS)
+        heads = HEADS * BIAS_ROWS  # each with a bias of its own
+        yield Case("bias", FORWARD, dtypes[0], heads, heads, BIAS_SEQLENS[0], BIAS_SEQLENS[0], 64, option=BIAS)
     lengths = {MEMORY_SEQLEN} if "memory" in sections else set()
     if "growth" in sections:
         lengths |= set(MEMORY_GROWTH_SEQLENS)
@@ -104,14 +117,17 @@ def cases(
 
 
 def make_inputs(case: Case) -> Inputs:
-    """q, k, v and dout of N(0, 1), shapes (1, H, S, d)."""
-    return _make_inputs(case.dtype, case.heads_q, case.heads_k, case.seqlen_q, case.seqlen_k, case.head_dim)
+    """q, k, v and dout of N(0, 1), shapes (batch, H, S, d)."""
+    heads = (case.batch, case.heads_q), (case.batch, case.heads_k)
+    return _make_inputs(case.dtype, *heads, case.seqlen_q, case.seqlen_k, case.head_dim)
 
 
 @functools.lru_cache(maxsize=1)
-def _make_inputs(dtype: str, heads_q: int, heads_k: int, seqlen_q: int, seqlen_k: int, head_dim: int) -> Inputs:
+def _make_inputs(
+    dtype: str, heads_q: tuple[int, ...], heads_k: tuple[int, ...], seqlen_q: int, seqlen_k: int, head_dim: int
+) -> Inputs:
     rng = np.random.default_rng(0)
-    shape_q, shape_k = (1, heads_q, seqlen_q, head_dim), (1, heads_k, seqlen_k, head_dim)
+    shape_q, shape_k = (*heads_q, seqlen_q, head_dim), (*heads_k, seqlen_k, head_dim)
 
     def normal(shape: tuple[int, ...]) -> np.ndarray:
         return rng.standard_normal(shape, np.float32).astype(problem.DTYPES[dtype], copy=False)

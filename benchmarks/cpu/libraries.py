@@ -18,10 +18,10 @@ from cupy_flash._src.problem import DTYPES
 
 def bind_ours(case: Case, x: Inputs) -> Bound:
     q, k, v, _ = x
-    given = options.given(case.bench, np)
+    given, wrt = options.given(case.bench, np), options.wrt(case.bench)
     return Bound(
         forward=lambda: flash_attention(q, k, v, **given),
-        saved=lambda: flash_attention_vjp(q, k, v, **given)[1],
+        saved=lambda: flash_attention_vjp(q, k, v, **given, wrt=wrt)[1],
         backward=lambda vjp, dout: vjp(dout),
         take=lambda a: a,
         give=lambda a: a,
@@ -41,15 +41,17 @@ def bind_torch(case: Case, x: Inputs) -> Bound:
         return t.detach().view(getattr(torch, bits)).numpy().view(DTYPES[case.dtype])
 
     given: dict[str, Any] = {"is_causal": case.causal}
-    if case.option:
+    learned = options.learned(case.bench, np).values()
+    if case.option and not learned:
         given = {"attn_mask": torch.from_numpy(options.attn_mask(np, case.bench))}
 
-    def attend(q: Any, k: Any, v: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, bias: Any = None) -> Any:
+        mask = given if bias is None else {"attn_mask": bias}
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, enable_gqa=case.heads_q != case.heads_k, **given
+            q, k, v, enable_gqa=case.heads_q != case.heads_k, **mask
         )
 
-    return autograd_bound(attend, x, take, give)
+    return autograd_bound(attend, x, take, give, learned)
 
 
 LIBRARIES: dict[str, Callable[[Case, Inputs], Bound]] = {"ours": bind_ours, "torch": bind_torch}

@@ -63,7 +63,7 @@ _FIGURES = tuple(field.name for field in fields(Row) if field.name != "case")
 _DERIVED = ("unit", "speedup", "best_speedup", "ours_gflops", "torch_gflops")  # written for readers, not read
 _MACHINE = tuple(field.name for field in fields(Machine))
 COLUMNS = (*(field.name for field in fields(Case)), *_FIGURES, *_DERIVED, *_MACHINE)
-_LATER = {"option": "", "load": ""}  # columns that older files lack, some or all
+_LATER = {"option": "", "batch": "1", "load": ""}  # columns that older files lack, some or all
 
 
 class Writer:

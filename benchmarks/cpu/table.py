@@ -15,6 +15,8 @@ TITLES = {
     "decode": "Decoding, one query, many calls in a row. Bar: speedup at least 1",
     "window": "A window of 512 keys before, H = 8, PyTorch's a mask. Bars at S = 16384: speedup at least 4, and ours "
     "at most 4.8 times as long as at 4096",
+    "bias": "A bias of pairs that 32 rows share, with its gradient; PyTorch's a mask. H = 256: a bias for each head of "
+    "each row. Bar: forward + backward, speedup at least 2",
     "memory": "Peak memory beyond inputs and results. Bar: ours at most 150 MB at S = 16384",
     "compile": "Compiling the compiled tier, nothing cached",
 }
@@ -38,15 +40,14 @@ def line(row: Row, machine: Machine) -> str:
     """One row; without figures its status stands after the table's cells."""
     case = row.case
     seqlen = f"{case.seqlen_k}" if case.seqlen_q == case.seqlen_k else f"{case.seqlen_q}x{case.seqlen_k}"
-    heads = f"{case.heads_q}" if case.heads_q == case.heads_k else f"{case.heads_q}/{case.heads_k}"
     if case.section == "compile":
         cells = [case.what, _number(row.ours, ".1f")]
     elif case.section == "memory":
         results = 4 * case.heads_q * case.seqlen_q * case.head_dim * DTYPES[case.dtype].itemsize / 1e6
-        cells = [seqlen, heads, str(case.head_dim), case.dtype, case.what, f"{results:.1f}"]
+        cells = [seqlen, case.heads, str(case.head_dim), case.dtype, case.what, f"{results:.1f}"]
         cells += [_number(row.ours, ".1f"), _number(row.torch, ".1f")]
     else:
-        cells = [seqlen, heads, str(case.head_dim), _mask(case), case.dtype, case.what]
+        cells = [seqlen, case.heads, str(case.head_dim), _mask(case), case.dtype, case.what]
         cells += [_number(row.ours, ".4g"), _number(row.torch, ".4g")]
         cells += [_number(row.speedup, ".2f"), _number(row.best_speedup, ".2f")]
         cells += [_speed(row.gflops(name), machine) for name in ("ours", "torch")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ OPTIONS = (
     ("alibi", True, 4096),
     ("softcap50", True, 4096),
     ("lengths", False, 2048),
+    ("bias", False, 1024),
+    ("sinks", True, 4096),
 )
 QUICK_OPTIONS = ("window1024", "documents2", "lengths")
 REDUCED_HEADS, REDUCED_SEQLEN, REDUCED_DECODE_SEQLEN = 2, 128, 256  # about a second each in the emulator
@@ -65,10 +68,15 @@ class Case:
 
     @property
     def bytes_moved(self) -> int:
-        """What one pass must read and write: inputs and results once, of keys those that exist."""
+        """What one pass must read and write: inputs and results once, of keys those that exist.
+
+        Of options what has a gradient counts.
+        """
         q = self.batch * self.heads_q * self.seqlen_q * self.head_dim
-        kv = options.named(self.option).keys(self) * self.heads_k * self.head_dim
-        tensors = 4 * q + 4 * kv if self.direction == "backward" else 2 * q + 2 * kv
+        option = options.named(self.option)
+        kv = option.keys(self) * self.heads_k * self.head_dim
+        learned = sum(map(prod, option.learned(self).values()))
+        tensors = 4 * q + 4 * kv + 2 * learned if self.direction == "backward" else 2 * q + 2 * kv + learned
         return tensors * DTYPES[self.dtype].itemsize
 
     def reduced(self) -> Case:

@@ -7,9 +7,10 @@ of CuPy's arrays, through DLPack. Those of PyTorch run on CuPy's current stream;
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -25,7 +26,7 @@ FROM_SOURCE = "build it from the folder hopper/ of github.com/Dao-AILab/flash-at
 LEFT_OUT = {
     "FlashInfer": "it serves inference: no gradients, and for the forward the kernels of FlashAttention-2 and -3"
 }
-MASKS = ("", "window", "documents", "alibi", "lengths")  # options that are masks, or numbers added to scores
+MASKS = ("", "window", "documents", "alibi", "lengths", "bias")  # options that are masks, or numbers added to scores
 FAST, COMPILED, SLOW = range(3)  # turns: what compiles for each case waits for the others, what is slow for all
 
 
@@ -40,16 +41,19 @@ class Bound:
     saved : callable
         What a backward needs: the result of a forward that keeps it.
     backward : callable
-        From `saved()` and a gradient of the output, as the library has it, to those of q, k and v.
+        From `saved()` and a gradient of the output, as the library has it, to those of `options.wrt`.
     take, give : callable
         A CuPy array (B, H, S, D) as the library's tensor, and back; views both.
+    give_option : callable, optional
+        The same as `give` of gradients of options, where these lie otherwise.
     """
 
     forward: Callable[[], Any]
     saved: Callable[[], Any]
-    backward: Callable[[Any, Any], tuple[Any, Any, Any]]
+    backward: Callable[[Any, Any], Sequence[Any]]
     take: Callable[[Any], Any]
     give: Callable[[Any], Any]
+    give_option: Callable[[Any], Any] | None = None
 
 
 class Method:
@@ -129,11 +133,11 @@ class Flash(Method):
 
     def bind(self, case: Case, x: Inputs) -> Bound:
         q, k, v, _ = x
-        given = options.given(case, namespace(x)) | {"backend": self.backend}
+        given, wrt = options.given(case, namespace(x)) | {"backend": self.backend}, options.wrt(case)
         return Bound(
             forward=lambda: flash_attention(q, k, v, **given),
             saved=lambda: flash_attention(q, k, v, return_lse=True, **given),
-            backward=lambda saved, dout: flash_attention_backward(dout, q, k, v, *saved, **given),
+            backward=lambda saved, dout: flash_attention_backward(dout, q, k, v, *saved, **given, wrt=wrt),
             take=lambda a: a,
             give=lambda a: a,
         )
@@ -174,12 +178,13 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
 
     q, k, v = grouped(x.q), grouped(x.k), grouped(x.v)
     shown, bias = options.seen(xp, case), options.added(xp, case)
+    sinks = options.learned(case, xp).get("sinks")
     if shown is not None:
         hidden = xp.where(shown, dtype.type(0), dtype.type(-xp.inf))
         hidden = hidden[:, :, None] if hidden.ndim == 4 else hidden
 
-    def probabilities(*, differentiated: bool) -> tuple[Any, Any]:
-        """And, for a backward, the slope of the scores that they are of, where it is not 1."""
+    def probabilities(*, differentiated: bool) -> tuple[Any, Any, Any]:
+        """And, for a backward, the slope of the scores that they are of, where it is not 1, and the sinks' share."""
         s = xp.matmul(q, k.swapaxes(-1, -2))
         s *= dtype.type(scale)
         s = option.score(s)
@@ -188,24 +193,38 @@ def standard(xp: Any, case: Case, x: Inputs) -> Bound:
             s += bias.reshape(*split, *bias.shape[1:])
         if shown is not None:
             s += hidden
-        s -= s.max(-1, keepdims=True)
+        largest = s.max(-1, keepdims=True)
+        if sinks is not None:
+            largest = xp.maximum(largest, sinks.reshape(*split, 1, 1))
+        s -= largest
         xp.exp(s, out=s)
-        s /= s.sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
-        return s, slope
+        total, share = s.sum(-1, keepdims=True, dtype=xp.float32), None
+        if sinks is not None:
+            share = xp.exp(sinks.reshape(*split, 1, 1) - largest)
+            total += share
+            share = share / total
+        s /= total.astype(dtype)
+        return s, slope, share
 
-    def backward(saved: Any, dout: Any) -> tuple[Any, Any, Any]:
-        (p, slope), do = saved, grouped(dout)
+    def backward(saved: Any, dout: Any) -> list[Any]:
+        (p, slope, share), do = saved, grouped(dout)
         dv = xp.matmul(p.swapaxes(-1, -2), do)
         ds = xp.matmul(do, v.swapaxes(-1, -2))
-        ds -= (p * ds).sum(-1, keepdims=True, dtype=xp.float32).astype(dtype)
+        delta = (p * ds).sum(-1, keepdims=True, dtype=xp.float32)
+        ds -= delta.astype(dtype)
         ds *= p
+        learned = []
+        if option.kind == "bias":
+            learned.append(ungrouped(ds).sum(0, keepdims=True, dtype=xp.float32).astype(dtype))
+        if sinks is not None:
+            learned.append(-(share * delta).sum((0, 3, 4)).reshape(-1).astype(dtype))
         if slope is not None:
             ds *= slope
         ds *= dtype.type(scale)
         dk = xp.matmul(ds.swapaxes(-1, -2), q)
         if case.group > 1:
             dk, dv = (g.sum(2, keepdims=True) for g in (dk, dv))
-        return tuple(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv))
+        return [*(ungrouped(g) for g in (xp.matmul(ds, k), dk, dv)), *learned]
 
     return Bound(
         forward=lambda: ungrouped(xp.matmul(probabilities(differentiated=False)[0], v)),
@@ -221,12 +240,13 @@ def autograd_bound(
     x: Inputs,
     take: Callable[[Any], Any],
     give: Callable[[Any], Any],
+    learned: Iterable[Any] = (),
     *,
     retain_graph: bool = False,
 ) -> Bound:
-    """A PyTorch function of q, k, v; its graph serves one backward, or with `retain_graph` many."""
+    """A PyTorch function of q, k, v and what is learned; its graph serves one backward, or with `retain_graph` many."""
     torch = import_module("torch")
-    plain = [take(a) for a in x[:3]]
+    plain = [take(a) for a in (*x[:3], *learned)]
     leaves = [t.detach().requires_grad_() for t in plain]
 
     def forward() -> Any:
@@ -268,10 +288,15 @@ class Torch(Method):
 
             return cupy.from_dlpack(t.detach().view(torch.int16)).view(DTYPES[case.dtype])
 
-        return autograd_bound(self.prepare(case, namespace(x), take), x, take, give, retain_graph=True)
+        xp = namespace(x)
+        learned = options.learned(case, xp).values()
+        return autograd_bound(self.prepare(case, xp, take), x, take, give, learned, retain_graph=True)
 
     def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
-        """The function of tensors q, k, v (B, H, S, D) for one case; `xp` makes arrays that PyTorch can `take`."""
+        """The function for one case, of tensors q, k, v (B, H, S, D) and of `options.learned`.
+
+        `xp` makes arrays that PyTorch can `take`.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -310,15 +335,16 @@ class Sdpa(Torch):
     def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
         attention, functional = import_module("torch.nn.attention"), import_module("torch.nn.functional")
         given: dict[str, Any] = {"enable_gqa": True} if case.group > 1 else {}
-        if case.option:
+        if case.option and not options.named(case.option).learned(case):
             mask = options.attn_mask(xp, case)
             given["attn_mask"] = self.bools(mask) if mask.dtype == bool else take(mask)
         else:
             given["is_causal"] = case.causal
 
-        def attend(q: Any, k: Any, v: Any) -> Any:
+        def attend(q: Any, k: Any, v: Any, bias: Any = None) -> Any:
+            mask = given if bias is None else given | {"attn_mask": bias}
             with attention.sdpa_kernel([getattr(attention.SDPBackend, self.backend)]):
-                return functional.scaled_dot_product_attention(q, k, v, **given)
+                return functional.scaled_dot_product_attention(q, k, v, **mask)
 
         return attend
 
@@ -336,45 +362,58 @@ class Flex(Torch):
     def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
         torch, flex = import_module("torch"), import_module("torch.nn.attention.flex_attention")
         torch._dynamo.reset()  # else it stops compiling after a few shapes
-        compiled = torch.compile(flex.flex_attention, dynamic=False)
         given: dict[str, Any] = {"enable_gqa": True} if case.group > 1 else {}
         option = options.named(case.option)
-        arrays = {name: torch.from_dlpack(x) for name, x in options.arrays_of(case, xp).items() if name != "mask"}
-
-        def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-            bias = option.bias(case, arrays, h, i, j)
-            return option.score(s) if bias is None else s + bias
-
-        scored = option.kind in ("softcap", "alibi")
-        if scored:
-            given["score_mod"] = score
-        if case.causal or (option.kind and not scored):
+        names = tuple(option.learned(case))
+        constant = [name for name in option.takes if name not in ("mask", *names)]
+        arrays = {name: torch.from_dlpack(options.arrays_of(case, xp)[name]) for name in constant}
+        if case.causal or option.kind in ("window", "documents", "lengths"):
             given["block_mask"] = flex.create_block_mask(
                 lambda b, h, i, j: option.shown(case, arrays, b, i, j),
                 case.batch if option.kind == "lengths" else None, None, case.seqlen_q, case.seqlen_k, device="cuda",
             )  # fmt: skip
-        return lambda q, k, v: compiled(q, k, v, **given)
+        if option.kind == "sinks":
+            given["return_aux"] = flex.AuxRequest(lse=True)
+
+        def attend(q: Any, k: Any, v: Any, *learned: Any) -> Any:
+            known = arrays | dict(zip(names, learned, strict=True))
+
+            def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+                bias = option.bias(case, known, h, i, j)
+                return option.score(s) if bias is None else s + bias
+
+            scored = {"score_mod": score} if option.kind in ("softcap", "alibi", "bias") else {}
+            out = flex.flex_attention(q, k, v, **given, **scored)
+            if option.kind == "sinks":
+                out, more = out
+                share = torch.sigmoid(more.lse - known["sinks"][:, None])  # exp(lse) / (exp(lse) + exp(sink))
+                out = out * share[..., None].to(out.dtype)
+            return out
+
+        return torch.compile(attend, dynamic=False)
 
 
 class FlashAttentionFunc(Torch):
     """flash_attn_func of FlashAttention-3 or -4: tensors (B, S, H, D), which is how the memory lies."""
 
-    def __init__(self, name: str, module: str, install: str, turn: int) -> None:
+    def __init__(self, name: str, module: str, install: str, turn: int, *more: str) -> None:
         self.name = self.distribution = name
         self.module, self.install, self.turn = module, install, turn
-        self.kinds = ("", "window", "softcap")
+        self.kinds = ("", "window", "softcap", *more)
 
     def load(self) -> None:
         super().load()
         import_module(self.module)
 
     def prepare(self, case: Case, xp: Any, take: Callable[[Any], Any]) -> Callable[..., Any]:
-        function, names = import_module(self.module).flash_attn_func, {"window": "window_size", "softcap": "softcap"}
+        torch, function = import_module("torch"), import_module(self.module).flash_attn_func
+        names = {"window": "window_size", "softcap": "softcap"}
         given: dict[str, Any] = {names[name]: value for name, value in options.named(case.option).values().items()}
         given |= {"causal": case.causal, "num_splits": 0 if case.direction == "decode" else 1}  # 0: by its own rule
 
-        def attend(q: Any, k: Any, v: Any) -> Any:
-            out = function(*(t.transpose(1, 2) for t in (q, k, v)), **given)
+        def attend(q: Any, k: Any, v: Any, *sinks: Any) -> Any:
+            learned = {"learnable_sink": sinks[0].to(torch.bfloat16)} if sinks else {}  # the only type that it takes
+            out = function(*(t.transpose(1, 2) for t in (q, k, v)), **given, **learned)
             return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
         return attend
@@ -408,23 +447,24 @@ class Jax(Method):
         option = options.named(case.option)
         if option.kind == "window":
             fixed["local_window_size"] = option.values()["window"]
-        arrays = self._arrays(case, namespace(x))
+        arrays, learned = self._arrays(case, namespace(x)), options.learned(case, namespace(x))
 
-        def attend(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
-            return jax.nn.dot_product_attention(q, k, v, **fixed, **arrays)
+        def attend(arrays: dict[str, Any], q: Any, k: Any, v: Any, *more: Any) -> Any:
+            return jax.nn.dot_product_attention(q, k, v, **fixed, **arrays, **dict(zip(learned, more, strict=True)))
 
-        def differentiated(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
-            return jax.vjp(lambda q, k, v: attend(q, k, v, arrays), q, k, v)[1]
+        def differentiated(arrays: dict[str, Any], *inputs: Any) -> Any:
+            return jax.vjp(partial(attend, arrays), *inputs)[1]
 
-        q, k, v = (take(a) for a in x[:3])
+        inputs = [*map(take, x[:3]), *map(import_module("jax.dlpack").from_dlpack, learned.values())]
         forward, saved = jax.jit(attend), jax.jit(differentiated)  # arrays that they just saw would be constants
         backward = jax.jit(lambda vjp, dout: vjp(dout))
         return Bound(
-            forward=lambda: forward(q, k, v, arrays),
-            saved=lambda: saved(q, k, v, arrays),
+            forward=lambda: forward(arrays, *inputs),
+            saved=lambda: saved(arrays, *inputs),
             backward=backward,
             take=take,
             give=give,
+            give_option=lambda a: give(a).swapaxes(1, 2),  # its axes are ours
         )
 
     def _arrays(self, case: Case, xp: Any) -> dict[str, Any]:
@@ -457,7 +497,7 @@ def all_methods(backend: str) -> list[Method]:
         Sdpa("math", "MATH"),
         Jax(),
         FlashAttentionFunc("flash-attn-3", "flash_attn_interface", FROM_SOURCE, FAST),
-        FlashAttentionFunc("flash-attn-4", "flash_attn.cute", "pip install flash-attn-4", COMPILED),
+        FlashAttentionFunc("flash-attn-4", "flash_attn.cute", "pip install flash-attn-4", COMPILED, "sinks"),
         Flex(),
         Standard(),
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from cupy_flash._src.components import INPUTS
 from cupy_flash._src.problem import DTYPES
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Option:
 
     def arrays(self, case: Case) -> dict[str, np.ndarray]:
         """Those of `takes`."""
+        return {}
+
+    def learned(self, case: Case) -> dict[str, tuple[int, ...]]:
+        """Shapes of those that a backward gives gradients of, too, in the type of the inputs."""
         return {}
 
     def sees(self, case: Case, arrays: dict[str, Array], b: Array, i: Array, j: Array) -> Array | None:
@@ -171,8 +176,40 @@ class Lengths(Option):
         return int(self.arrays(case)["k_lengths"].sum())
 
 
+class Bias(Option):
+    """Numbers of N(0, 1) for each head, that all batch elements share, as AlphaFold's rows share those of pairs.
+
+    Not with `causal`: PyTorch has one mask for both, of which it would not be the gradient alone.
+    """
+
+    takes = ("bias",)
+
+    def learned(self, case: Case) -> dict[str, tuple[int, ...]]:
+        return {"bias": (1, case.heads_q, case.seqlen_q, case.seqlen_k)}
+
+    def arrays(self, case: Case) -> dict[str, np.ndarray]:
+        numbers = np.random.default_rng(0).standard_normal(self.learned(case)["bias"], np.float32)
+        return {"bias": numbers.astype(DTYPES[case.dtype])}
+
+    def bias(self, case: Case, arrays: dict[str, Array], h: Array, i: Array, j: Array) -> Array:
+        return arrays["bias"][0, h, i, j]
+
+
+class Sinks(Option):
+    """Logits from 1 to 8, which have a share in rows of some thousand keys, and which all types hold exactly."""
+
+    takes = ("sinks",)
+
+    def learned(self, case: Case) -> dict[str, tuple[int, ...]]:
+        return {"sinks": (case.heads_q,)}
+
+    def arrays(self, case: Case) -> dict[str, np.ndarray]:
+        return {"sinks": (1 + np.arange(case.heads_q) % 8).astype(DTYPES[case.dtype])}
+
+
 KINDS: dict[str, type[Option]] = {
     "": Option, "window": Window, "softcap": Softcap, "alibi": Alibi, "documents": Documents, "lengths": Lengths,
+    "bias": Bias, "sinks": Sinks,
 }  # fmt: skip
 
 
@@ -192,6 +229,16 @@ def arrays_of(case: Case, xp: Any) -> dict[str, Array]:
 def given(case: Case, xp: Any) -> dict[str, Any]:
     """All options of a case, by the keywords of our calls."""
     return {"causal": case.causal, **named(case.option).values(), **arrays_of(case, xp)}
+
+
+def learned(case: Case, xp: Any) -> dict[str, Array]:
+    """Those of these that a backward gives gradients of."""
+    return {name: arrays_of(case, xp)[name] for name in named(case.option).learned(case)}
+
+
+def wrt(case: Case) -> tuple[str, ...]:
+    """What a backward gives gradients of."""
+    return (*INPUTS, *named(case.option).learned(case))
 
 
 def seen(xp: Any, case: Case) -> Array:

@@ -44,7 +44,8 @@ def launches(case: Case, device: Device) -> list[Launch]:
     )
     option = options.named(case.option)
     given = option.values() | arrays_for(option.takes, (1, case.heads_q, 1, 1))
-    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal, **given)
+    given |= {name: np.broadcast_to(zero, shape) for name, shape in option.learned(case).items()}
+    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal, **given, wrt=options.wrt(case))
     if case.direction == "backward":
         return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
     return plan_forward(problem, device).launches

@@ -19,6 +19,7 @@ from cupy_flash._src.components import ARRAYS, COMPONENTS
 from cupy_flash._src.problem import DTYPES
 
 PLACED = [component.keyword for component in COMPONENTS if component.uses_offset]
+WITH_ROWS = ("out", "dq", "dbias")  # the others are sums over all rows
 # Peers round where they like: twice what `check` grants our kernels, and a few roundings of the result.
 NAIVE_ERRORS, ROUNDINGS = 4.0, 4.0
 
@@ -29,21 +30,27 @@ class Expected:
     def __init__(self, case: Case, x: Inputs) -> None:
         self.case, self.blocks, self.backward = case, list(row_blocks(case)), case.direction == "backward"
         self.heads = slice(case.heads_q - case.group, case.heads_q)
+        self.wrt = options.wrt(case)
+        self.names = tuple(f"d{name}" for name in self.wrt) if self.backward else ("out",)
         q, dout = (_host(a[-1, self.heads]) for a in (x.q, x.dout))
         k, v = (_host(a[-1, -1:]) for a in (x.k, x.v))
         self.exact, self.naive = (self._results(dtype, q, k, v, dout) for dtype in (np.float64, None))
 
     def _results(self, dtype: Any, q: Any, k: Any, v: Any, dout: Any) -> tuple[np.ndarray, ...]:
-        """The output's rows, or dq's rows and all of dk and dv."""
+        """The output's rows; or gradients: rows of those that have them, and all of the others."""
         parts: list[tuple[np.ndarray, ...]] = []
         for rows in self.blocks:
             given = self._given(rows) | {"compute_dtype": dtype}
             if self.backward:
+                given["wrt"] = self.wrt
                 parts.append(attention_reference_backward(dout[:, rows], q[:, rows], k, v, **given))
             else:
                 parts.append((attention_reference(q[:, rows], k, v, **given),))
-        first, *sums = ([x.astype(np.float64) for x in part] for part in zip(*parts, strict=True))
-        return np.concatenate(first, axis=-2), *(sum(x, np.zeros(())) for x in sums)
+        found = [[x.astype(np.float64) for x in part] for part in zip(*parts, strict=True)]
+        return tuple(
+            np.concatenate(part, axis=-2) if name in WITH_ROWS else sum(part, np.zeros(()))
+            for name, part in zip(self.names, found, strict=True)
+        )
 
     def _given(self, rows: slice) -> dict[str, Any]:
         """The options, of arrays what belongs to these rows."""
@@ -73,13 +80,13 @@ class Expected:
             dout[...] = 0
             for rows in self.blocks:
                 dout[-1, self.heads, rows] = x.dout[-1, self.heads, rows]
-            dq, dk, dv = (bound.give(g) for g in bound.backward(bound.saved(), bound.take(dout)))
-            results = (self._rows(dq), _host(dk[-1, -1:]), _host(dv[-1, -1:]))
+            dq, dk, dv, *learned = bound.backward(bound.saved(), bound.take(dout))
+            results = tuple(map(bound.give, (dq, dk, dv))) + tuple(map(bound.give_option or bound.give, learned))
         else:
-            results = (self._rows(bound.give(bound.forward())),)
-        names = ("dq", "dk", "dv") if self.backward else ("out",)
+            results = (bound.give(bound.forward()),)
         eps, largest = float(ml_dtypes.finfo(DTYPES[self.case.dtype]).eps), 0.0
-        for name, result, naive, exact in zip(names, results, self.naive, self.exact, strict=True):
+        for name, whole, naive, exact in zip(self.names, results, self.naive, self.exact, strict=True):
+            result = self._rows(whole) if name in WITH_ROWS else self._sum(name, whole)
             error = float(np.abs(result.astype(np.float64) - exact).max())
             allowed = NAIVE_ERRORS * np.abs(naive - exact).max() + ROUNDINGS * eps * np.abs(exact).max()
             if not error <= allowed:
@@ -89,6 +96,9 @@ class Expected:
 
     def _rows(self, x: Any) -> np.ndarray:
         return np.concatenate([_host(x[-1, self.heads, rows]) for rows in self.blocks], axis=-2)
+
+    def _sum(self, name: str, x: Any) -> np.ndarray:
+        return _host(x[self.heads] if name == "dsinks" else x[-1, -1:])
 
 
 def _host(x: Any) -> np.ndarray:

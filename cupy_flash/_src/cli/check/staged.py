@@ -16,7 +16,7 @@ from cupy_flash._src.cli.worker import stage
 from cupy_flash._src.device import Device
 from cupy_flash._src.emulator.module import load
 from cupy_flash._src.launch import Tensors
-from cupy_flash._src.plan import Launch, plan_backward, plan_forward
+from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_seal, plan_spoil_term
 from cupy_flash._src.specialization import Specialization
 
 
@@ -30,12 +30,17 @@ def synchronize(backend: str) -> None:
         runtime_of(backend).namespace.cuda.runtime.deviceSynchronize()
 
 
-def launches_of(device: Device, p: Problem) -> list[Launch]:
-    """Of a forward and a backward."""
+def launches_of(device: Device, p: Problem, *, sealed: bool = False) -> list[Launch]:
+    """Of a forward and a backward; `sealed` ones are those of a vjp, which notices arrays that have changed."""
     problem = p.problem()
     if not (problem.seqlen_q and problem.seqlen_k):
         return []
-    return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
+    found = [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
+    if sealed:
+        entries = ("attention_seal", "attention_find_changed", "attention_spoil")
+        found += [plan_seal(problem.without_terms, entry) for entry in entries]
+        found += [plan_spoil_term(problem, term) for term in problem.terms]
+    return found
 
 
 def ready(backend: str, launches: Iterable[Launch]) -> None:

@@ -22,13 +22,14 @@ from cupy_flash._src.cli.ahead import compile_ahead
 from cupy_flash._src.cli.check.staged import launches_of, one_by_one, ready, runtime_of, synchronize
 from cupy_flash._src.cli.problems import CAUSAL, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, stage
+from cupy_flash._src.components import COMPONENTS
 from cupy_flash._src.device import Device
-from cupy_flash._src.plan import plan_backward, plan_forward, plan_merge
+from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge
 from cupy_flash._src.problem import DTYPES
 from cupy_flash._src.specialization import Specialization
 
-NAMES = ("out", "lse", "dq", "dk", "dv")
 GPU_REPEATS, EMULATED_REPEATS = 100, 3
+LEARNED = {x.keyword: x.examples[0] for x in COMPONENTS if x.learns}
 
 
 class Check(NamedTuple):
@@ -46,6 +47,9 @@ def checks(backend: str) -> dict[str, Check]:
     for dtype in DTYPES:
         p = Problem(dtype, batch=(), heads_k=2, group=4, sq=777, sk=1000, options=CAUSAL, deterministic=True)
         found[f"repeats: {dtype}"] = Check(_repeats, p)
+    for dtype in ("float16", "float32"):
+        p = Problem(dtype, sq=333, sk=500, options=CAUSAL | LEARNED, deterministic=True)
+        found[f"repeats: {dtype}, gradients of options"] = Check(_repeats, p)
     for deterministic in (False, True):
         p = Problem(d=128, sk=1001, deterministic=deterministic)
         found[f"merge: two parts of the keys, deterministic={deterministic}"] = Check(_merge, p)
@@ -55,6 +59,7 @@ def checks(backend: str) -> dict[str, Check]:
     for deterministic in (False, True):
         p = Problem(sq=200, sk=200, options=CAUSAL, deterministic=deterministic)
         found[f"graph: capture, replay, deterministic={deterministic}"] = Check(_graph, p)
+    found["changed: an output between the calls of a vjp"] = Check(_changed, Problem(sq=300, sk=300, options=LEARNED))
     return found
 
 
@@ -69,8 +74,12 @@ def compile_for(backend: str, names: list[str]) -> None:
     """Compile the kernels of many checks on all cores."""
     stage("compile")
     device, found = runtime_of(backend).device, checks(backend)
-    launches = [launch for name in names for launch in launches_of(device, found[name].problem)]
+    launches = [launch for name in names for launch in _launches(device, found[name])]
     compile_ahead({launch.kernel for launch in launches}, device.arch)
+
+
+def _launches(device: Device, check: Check) -> list[Launch]:
+    return launches_of(device, check.problem, sealed=check.run in (_repeats, _changed))
 
 
 def survives(backend: str) -> bool:
@@ -84,7 +93,7 @@ def survives(backend: str) -> bool:
 
 def kernels(device: Device) -> set[Specialization]:
     """What the checks on such a GPU launch."""
-    return {launch.kernel for check in checks("cuda").values() for launch in launches_of(device, check.problem)}
+    return {launch.kernel for check in checks("cuda").values() for launch in _launches(device, check)}
 
 
 def _arrays(backend: str, p: Problem) -> list[Any]:
@@ -99,6 +108,11 @@ def _on_host(x: Any) -> np.ndarray:
     return x if isinstance(x, np.ndarray) else x.get()
 
 
+def _names(p: Problem) -> list[str]:
+    """Of what is compared."""
+    return ["out", "lse", *(f"d{name}" for name in p.wrt)]
+
+
 def _values(backend: str, p: Problem) -> str:
     """Forward and backward within the error budget."""
     q, k, v, dout, dlse = _arrays(backend, p)
@@ -106,25 +120,26 @@ def _values(backend: str, p: Problem) -> str:
     ready(backend, launches_of(runtime_of(backend).device, p))
     with one_by_one(backend):
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
-        grads = flash_attention_backward(dout, q, k, v, out, lse, dlse=dlse, deterministic=p.deterministic, **options)
+        options |= {"dlse": dlse, "deterministic": p.deterministic, "wrt": p.wrt}
+        grads = flash_attention_backward(dout, q, k, v, out, lse, **options)
         results = [_on_host(x) for x in (out, lse, *grads)]
     return _within_budget(backend, p, results)
 
 
 def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
-    """Hold out, lse, dq, dk and dv to the error budget; tells the largest share of it that was used."""
+    """Hold out, lse and gradients to the error budget; tells the largest share of it that was used."""
     stage("values")
     q, k, v, dout, dlse = p.arrays()
     references = [
         (
             *attention_reference(q, k, v, return_lse=True, compute_dtype=dtype, **p.given()),
-            *attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.given()),
+            *attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.given(), wrt=p.wrt),
         )
         for dtype in (None, np.float64)
     ]
-    sizes = magnitudes(q, k, v, dout, dlse, **p.given(), approximate=approximate_on(backend))
+    sizes = magnitudes(q, k, v, dout, dlse, **p.given(), wrt=p.wrt, approximate=approximate_on(backend))
     shares, wrong = {}, []
-    for n, x, naive, exact in zip(NAMES, results, *references, strict=True):
+    for n, x, naive, exact in zip(_names(p), results, *references, strict=True):
         error, budget = spent(x, naive, exact, sizes[n])
         if not error <= budget:
             wrong.append(f"{n}: error {error:.3g}, the budget is {budget:.3g}")
@@ -138,14 +153,15 @@ def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
 def _repeats(backend: str, p: Problem) -> str:
     """The same bits every time."""
     q, k, v, dout, dlse = _arrays(backend, p)
-    options = _options(backend, p) | {"backend": backend, "deterministic": p.deterministic, "return_lse": True}
+    options = _options(backend, p) | {"backend": backend, "return_lse": True}
+    options |= {"deterministic": p.deterministic, "wrt": p.wrt}
     count = GPU_REPEATS if backend == "cuda" else EMULATED_REPEATS
 
     def bits() -> list[Any]:
         (out, lse), vjp = flash_attention_vjp(q, k, v, **options)
         return [x.view(np.uint8) for x in (out, lse, *vjp(dout, dlse))]
 
-    ready(backend, launches_of(runtime_of(backend).device, p))
+    ready(backend, launches_of(runtime_of(backend).device, p, sealed=True))
     with one_by_one(backend):
         first = bits()
     for i in range(1, count):
@@ -153,7 +169,7 @@ def _repeats(backend: str, p: Problem) -> str:
         same = [bool((x == y).all()) for x, y in zip(first, bits(), strict=True)]
         if not all(same):
             stage("values")
-            raise Failed(f"{', '.join(n for n, s in zip(NAMES, same, strict=True) if not s)} differs in repeat {i}")
+            raise Failed(f"{', '.join(n for n, s in zip(_names(p), same, strict=True) if not s)} differs in repeat {i}")
     return f"{count} times the same bits"
 
 
@@ -175,6 +191,22 @@ def _merge(backend: str, p: Problem) -> str:
         out, lse, dq_a, dk_a, dv_a, dq_b, dk_b, dv_b = (_on_host(x) for x in (out, lse, *grads[0], *grads[1]))
     dk, dv = np.concatenate((dk_a, dk_b), axis=-2), np.concatenate((dv_a, dv_b), axis=-2)
     return _within_budget(backend, p, [out.astype(dk.dtype), lse, (dq_a + dq_b).astype(dk.dtype), dk, dv])
+
+
+def _changed(backend: str, p: Problem) -> str:
+    """Where an array is not what the forward made of it every gradient is NaN: nothing is waited for to raise."""
+    q, k, v, dout, dlse = _arrays(backend, p)
+    options = _options(backend, p) | {"backend": backend, "return_lse": True, "wrt": p.wrt}
+    ready(backend, launches_of(runtime_of(backend).device, p, sealed=True))
+    with one_by_one(backend):
+        (out, _), vjp = flash_attention_vjp(q, k, v, **options)
+        out += 1
+        grads = [_on_host(x) for x in vjp(dout, dlse)]
+    stage("values")
+    numbers = [f"d{n}" for n, x in zip(p.wrt, grads, strict=True) if not np.isnan(x.astype(np.float64)).all()]
+    if numbers:
+        raise Failed(f"{', '.join(numbers)} has numbers")
+    return "no gradient has a number"
 
 
 def _stream(backend: str, p: Problem) -> str:
