@@ -270,6 +270,17 @@ def results(on, arrays, wrt=("q", "k", "v"), **options):
     return out, lse, *on(flash_attention_backward, dout, q, k, v, out, lse, **options)
 
 
+# Of results of two attentions that are alike, to the largest number.
+ERROR = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5, "float64": 1e-13}
+
+
+def close(found, expected, error=2e-5):
+    """Each result of an attention with another's, to this part of its largest number."""
+    for x, y in zip(found, expected, strict=True):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        np.testing.assert_allclose(x, y, rtol=0, atol=error * np.abs(y[np.isfinite(y)]).max(initial=1))
+
+
 def same_bits(first, second):
     for x, y in zip(first, second, strict=True):
         assert x.tobytes() == y.tobytes()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cases import Case, check, results, same_bits
+from cases import ERROR, Case, check, close, results, same_bits
 from memory_layouts import any_layout, lay_out
 from oracle import attention, position
 from processes import python
@@ -34,19 +34,11 @@ CALLS = [flash_attention, flash_attention_vjp, attention_reference]
 CASE = Case(batch=(2,), heads_k=1, group=2, sq=70, sk=90, d=16)
 FULL = (2, 2, 70, 90)
 WRT = ("q", "k", "v", "bias")
-ERROR = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5, "float64": 1e-13}
 as_strided = np.lib.stride_tricks.as_strided
 
 
 def numbers(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def close(found, expected, error=2e-5):
-    """Each result of an attention with another's, to this part of its largest number."""
-    for x, y in zip(found, expected, strict=True):
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        np.testing.assert_allclose(x, y, rtol=0, atol=error * np.abs(y[np.isfinite(y)]).max(initial=1))
 
 
 # --- what it takes ---

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import Case, check, results, same_bits
+from cases import ERROR, Case, check, close, results, same_bits
 from oracle import attention
 
 from cupy_flash import (
@@ -23,14 +23,6 @@ CALLS = [flash_attention, flash_attention_vjp, attention_reference]
 CASE = Case(batch=(2,), heads_k=2, group=2, sq=70, sk=90, d=16)
 SINKS = np.float32([0.5, -1.25, 3.0, -np.inf])
 WRT = ("q", "k", "v", "sinks")
-ERROR = {"float16": 4e-3, "bfloat16": 3e-2, "float32": 2e-5, "float64": 1e-13}
-
-
-def close(found, expected, error=2e-5):
-    """Each result of an attention with another's, to this part of its largest number."""
-    for x, y in zip(found, expected, strict=True):
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        np.testing.assert_allclose(x, y, rtol=0, atol=error * np.abs(y[np.isfinite(y)]).max(initial=1))
 
 
 # --- what they take ---

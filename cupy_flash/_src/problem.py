@@ -157,6 +157,11 @@ class AttentionProblem:
         return any(mask.elementwise for mask in self.masks)
 
     @property
+    def wants_inputs(self) -> bool:
+        """Whether the backward computes a gradient of q, k or v, not of options alone."""
+        return not set(INPUTS).isdisjoint(self.wrt)
+
+    @property
     def sinks(self) -> Sink | None:
         """What else is in the sums of rows."""
         return next((component for component in self.components if isinstance(component, Sink)), None)

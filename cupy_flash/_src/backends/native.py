@@ -21,7 +21,7 @@ import numpy as np
 from cupy_flash._src import source, structs
 from cupy_flash._src.backends import threads
 from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks
-from cupy_flash._src.components import ARRAYS, COMPONENTS, INPUTS
+from cupy_flash._src.components import ARRAYS, COMPONENTS
 from cupy_flash._src.components.component import arrays_in, declarations, fill
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem, Term
@@ -165,7 +165,7 @@ def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangen
     given = *operands.kept.values(), *cotangents
     added = _adds_to_bias(problem) if operands.lse.size else None
     # Without queries too: the gradients are then 0.
-    if problem.seqlen_k and not set(INPUTS).isdisjoint(problem.wrt) and math.prod(problem.batch):
+    if problem.seqlen_k and problem.wants_inputs and math.prod(problem.batch):
         with_bias = replace(problem, terms=() if added is None else (added,))
         arrays = *given, dq, dk, dv, None if added is None else parts[added]
         _run("backward", with_bias, arrays, operands.arrays)
@@ -298,7 +298,7 @@ def _adds_to_bias(problem: AttentionProblem) -> Term | None:
     Its sums are those of a pass of its own, bit for bit.
     """
     for term in problem.terms:
-        if term.keyword == "bias" and _has_blocks(term) and not set(INPUTS).isdisjoint(problem.wrt):
+        if term.keyword == "bias" and _has_blocks(term) and problem.wants_inputs:
             items = len(_order(problem, term.shape[:-2])) * -(-problem.seqlen_k // KEY_BLOCK)
             return term if items >= 2 * threads.num_threads() else None
     return None

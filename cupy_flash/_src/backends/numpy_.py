@@ -32,7 +32,6 @@ import numpy as np
 
 from cupy_flash._src.backends import threads
 from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks, heads_of, sinks_of
-from cupy_flash._src.components import INPUTS
 from cupy_flash._src.components.component import Interval, Place, Region
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem, Term
@@ -158,7 +157,7 @@ def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangen
     threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
     # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
     # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
-    if not set(INPUTS).isdisjoint(problem.wrt):
+    if problem.wants_inputs:
         items = [(head, j0, j1) for j0, j1 in grads.key_blocks for head in key_heads]
         threads.run(grads.turns.guard(grads.key_block), items)
     dq = grads.dq
