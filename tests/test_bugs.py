@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import seeded_bugs
+import test_kernels
+import test_mma
 from bugs import UNSEEDED, Bug, all_bugs
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,13 @@ def test_a_bug_can_be_planted_and_its_tests_exist(bug):
             assert re.match(r"[\w.]+", function)[0].rpartition(".")[2] in functions(file), test
         else:
             assert (ROOT / file).is_file(), test
+
+
+@pytest.mark.parametrize("mutants", [test_kernels.MUTANTS, test_mma.MUTANTS], ids=["simt", "mma"])
+def test_what_slow_tests_mutate_stands_once(mutants):
+    for name, (file, old, new, _) in mutants.items():
+        text = (ROOT / "cuda_src" / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1 and old != new, name
 
 
 def test_no_bug_is_listed_twice():

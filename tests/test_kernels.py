@@ -297,8 +297,8 @@ MUTANTS = {
         "p[i][j];\n  }\n  __syncthreads();", "    for (int j = 0; j < kCols; ++j) *shared.p.at(row_of<kRows>(i), "
         "col_of(j)) = p[i][j];\n  }", {"shared_race", "uninitialised"}),
     "backward: dQ added without atomics": (
-        "simt/backward_dkdv.cu", "atomicAdd(head.dq_acc.at(row, col), acc_dq[i][j]);",
-        "*head.dq_acc.at(row, col) += acc_dq[i][j];", {"global_race"}),
+        "simt/backward_dkdv.cu", "atomicAdd(gDq.at(row, col), acc_dq[i][j]);",
+        "*gDq.at(row, col) += acc_dq[i][j];", {"global_race"}),
 }  # fmt: skip
 
 
