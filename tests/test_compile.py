@@ -75,14 +75,16 @@ def test_kernels_compile_without_spills(arch, dtype):
         check_machine_code(kernel, arch)
 
 
-# On tensor cores bfloat16 differs from float16 by the names of instructions and, in the forward, its headroom; sm_87
-# and sm_89 from sm_86 by names only, as neighbours do on CUDA cores: one or two architectures stand for them.
+# On tensor cores bfloat16 differs from float16 by the names of instructions and, in the forward, its headroom; sm_86
+# to sm_89 from sm_80 and sm_120 by names only, as neighbours do on CUDA cores: some architectures stand for them.
 ALL = [
-    *((arch, "Float16") for arch in ("sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "sm_120")),
+    *((arch, "Float16") for arch in ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120")),
     *((arch, "BFloat16") for arch in ("sm_75", "sm_90a")),
-    *((arch, "float") for arch in ("sm_75", "sm_80", "sm_90a", "sm_100", "sm_120")),
-    *((arch, "double") for arch in ("sm_75", "sm_90a", "sm_100", "sm_120")),
+    *((arch, "float") for arch in ("sm_75", "sm_90a", "sm_120")),
+    *((arch, "double") for arch in ("sm_75", "sm_90a")),
 ]
+# Of kernels whose text is that of older GPUs, in other tiles at most, those of the commonest head dimensions.
+COMMON = {"sm_100": (64, 128), "sm_120": (64, 128, 256)}
 
 
 @pytest.mark.slow
@@ -90,8 +92,10 @@ ALL = [
 def test_all_kernels_compile_without_spills(arch, dtype):
     failures = []
     for kernel in all_specializations(named(arch)):
+        head_dim = dict(kernel.constants).get("kHeadDim")
         as_float16 = dtype == "BFloat16" and kernel.family == "mma" and kernel.entry != "attention_forward"
-        if ("Element", dtype) in kernel.types and not as_float16:
+        rare = head_dim is not None and arch in COMMON and head_dim not in COMMON[arch]
+        if ("Element", dtype) in kernel.types and not as_float16 and not rare:
             try:
                 check_machine_code(kernel, arch)
             except AssertionError as error:
@@ -100,8 +104,7 @@ def test_all_kernels_compile_without_spills(arch, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sides", [(3, 2), (5, None)])
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(("arch", "sides"), [("sm_80", (5, None)), ("sm_90a", (3, 2))])
 def test_kernels_of_windows_compile_without_spills(arch, sides):
     """On tensor cores; a window that is open on the left cuts as causal masks do."""
     for kernel in all_specializations(named(arch), [{"window": sides}]):

@@ -52,7 +52,7 @@ def test_options_that_are_arrays_within_error_budget_thoroughly(case):
 
 
 @pytest.mark.slow
-@settings(shared_backend, max_examples=120)
+@settings(shared_backend, max_examples=80)
 @given(case=cases(max_seqlen=400), deterministic=st.booleans(), dlse=st.booleans())
 @example(case=Case(dtype="float64", heads_k=2, sq=1, sk=219, d=65, seed=1), deterministic=False, dlse=False)
 def test_within_error_budget_thoroughly(on, case, deterministic, dlse):

@@ -42,7 +42,7 @@ def test_checked_mode_finds_nothing(dtype, d, dv, deterministic, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-@settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=cases(max_seqlen=130, head_dims=st.sampled_from([8, 33, 64, 100, 256, 512])),
     deterministic=st.booleans(),

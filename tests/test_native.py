@@ -646,7 +646,7 @@ import sys
 from cases import Case, check
 from cupy_flash._src.backends import native
 from memory_layouts import LAYOUTS
-native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")  # -O2: 8 times as long
 
 def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
@@ -675,7 +675,7 @@ OVERRUN = """
 import os
 os.environ["CUPY_FLASH_NUM_THREADS"] = "1"  # of several one may find nothing left to do in the memory that is short
 from cupy_flash._src.backends import native
-native._FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")  # -O2: 8 times as long
 borrow = native._borrow
 native._borrow = lambda size: borrow(size - 256)
 from cases import Case, check
@@ -700,15 +700,15 @@ def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
 
 cases = [
-    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=33, causal=True),
-    Case(dtype="bfloat16", heads_k=2, group=2, sq=900, sk=1300, d=33, window=(300, 20)),
+    Case(dtype="bfloat16", heads_k=1, group=2, sq=600, sk=1000, d=33, causal=True),
+    Case(dtype="bfloat16", heads_k=1, group=2, sq=600, sk=1000, d=33, window=(300, 20)),
     Case(heads_k=1, group=2, sq=3, sk=5300, d=64),
     Case(heads_k=1, sq=500, sk=1000, d=32),
 ]
 for case in cases:
     check(case, on)
 with ThreadPoolExecutor(3) as pool:
-    list(pool.map(lambda case: check(case, on), cases * 2))
+    list(pool.map(lambda case: check(case, on), cases))
 print("clean")
 """
 TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != part) sched_yield();"
