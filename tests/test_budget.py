@@ -139,10 +139,11 @@ def by_loops(q, k, v, dout, dlse, *, scale, softcap=None, alibi_slopes=None, app
             off_dv[key][keys] += np.outer((ex2 + lse_off + in_queries) * p, np.abs(dout[row]))
     score = 1 + (1 + cut * d) * largest_score + alike_d * largest_product + steps * largest_step
     lse = score + largest_lse
+    again = lse + steps * largest_step  # the score that the gradients make may err to the other side
     return {
         "out": (score * out + off_out + alike).max(), "lse": lse + largest_off,
-        "dq": (lse * dq + dq_delta + off_dq).max(),
-        "dk": (lse * dk + np.sqrt(dk_delta) + off_dk).max(), "dv": (lse * dv_terms + off_dv).max(),
+        "dq": (again * dq + dq_delta + off_dq).max(),
+        "dk": (again * dk + np.sqrt(dk_delta) + off_dk).max(), "dv": (again * dv_terms + off_dv).max(),
     }  # fmt: skip
 
 

@@ -242,6 +242,11 @@ def test_no_term_of_the_budget_is_too_much(name, monkeypatch):
             check(WORST[name], Hardware(*pair))
 
 
+@pytest.mark.parametrize("pair", DIRECTIONS)
+def test_scores_that_are_made_twice_may_err_to_both_sides(pair):
+    check(Case(dtype="float16", heads_k=2, sq=1, sk=1, d=7, softcap=20.0, seed=26814), Hardware(*pair))
+
+
 def spent_by(q, k, v, arithmetic):
     """Of the error budget, the shares that out and lse take; the scale is 1."""
     options = {"causal": False, "q_offset": None, "scale": 1.0}

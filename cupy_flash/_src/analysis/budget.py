@@ -89,7 +89,8 @@ def magnitudes(
     One rounding of one term moves a result by up to eps times this, however much the terms cancel. A score's own
     rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. A step after
     the scale rounds once more, and so does its derivative. The terms of lse are the largest score and the logarithm of
-    a sum, both rounded; the gradients make p = exp(s - lse). They also take sum(dout * out) from an out that was
+    a sum, both rounded; the gradients make p = exp(s - lse), of scores that such a step makes again, perhaps too large
+    where it was too small before. They also take sum(dout * out) from an out that was
     rounded in the type of the inputs. Its elements' roundings are independent of each other, so that their errors add
     up as the root of the sum of squares.
 
@@ -159,7 +160,7 @@ def magnitudes(
     largest_lse = _largest(np.abs(highest) + np.log(total))
     joined = 0.0 if problem.sinks is None else largest_lse + 2 * off.ex2 + off.lg2
     rounded_lse = rounded_scores + largest_lse + joined
-    in_p = rounded_lse + off.ex2 + off_lse
+    in_p = rounded_lse + steps * largest_score + off.ex2 + off_lse
     in_dq, in_dk = by_keys + in_order_keys, by_queries + in_order_queries
     in_ds = in_p + by_dv + in_order_dv + in_dq
     terms = {}
