@@ -45,7 +45,7 @@ def test_every_shape_within_the_error_budget(arch, data, deterministic, group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
 @settings(max_examples=9, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(),
