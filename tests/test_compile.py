@@ -62,7 +62,7 @@ def check_main_loop(kernel: Specialization, code: sass.Code, local: bool = False
     [("sm_75", "float"), *(pytest.param(x, "Float16", marks=pytest.mark.slow) for x in ("sm_87", "sm_89", "sm_90a"))],
 )
 def test_kernels_compile_without_spills(arch, dtype):
-    """One head dimension of a few; `test_all_kernels_compile_without_spills` has them all."""
+    """One head dimension of a few; `test_all_kernels_compile_without_spills` has the others."""
     sample = [
         kernel
         for kernel in all_specializations(named(arch))

@@ -641,12 +641,17 @@ def test_no_query_head_leaves_gradients_of_zero():
 
 # --- memory ---
 
-SANITIZED = """
+# g++ 12 compiles a library so in 15 s, with -O2 in 111.
+ADDRESS_SANITIZER = """
+from cupy_flash._src.backends import native
+native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+"""
+
+SANITIZED = f"""
 import sys
 from cases import Case, check
-from cupy_flash._src.backends import native
 from memory_layouts import LAYOUTS
-native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")  # -O2: 8 times as long
+{ADDRESS_SANITIZER}
 
 def on(function, *arrays, **options):
     return function(*arrays, backend="cpu", **options)
@@ -671,11 +676,10 @@ for isa in dict.fromkeys((native.isa("float32"), "portable")):
 print("clean")
 """
 
-OVERRUN = """
+OVERRUN = f"""
 import os
 os.environ["CUPY_FLASH_NUM_THREADS"] = "1"  # of several one may find nothing left to do in the memory that is short
-from cupy_flash._src.backends import native
-native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")  # -O2: 8 times as long
+{ADDRESS_SANITIZER}
 borrow = native._borrow
 native._borrow = lambda size: borrow(size - 256)
 from cases import Case, check

@@ -131,15 +131,15 @@ BUGS = [
     Bug(
         BUDGET,
         "the scores of the gradients err as those of the forward do",
-        "in_p = rounded_lse + steps * largest_score + off.ex2 + off_lse",
-        "in_p = rounded_lse + off.ex2 + off_lse",
+        "in_p = in_share + steps * largest_score",
+        "in_p = in_share",
         (f"{BY_GPU}::test_scores_that_are_made_twice_may_err_to_both_sides", BY_LOOPS),
     ),
     Bug(
         BUDGET,
         "the gradients' lse is exact",
-        "in_p = rounded_lse + steps * largest_score + off.ex2 + off_lse",
-        "in_p = rounded_lse + steps * largest_score + off.ex2",
+        "in_share = rounded_lse + off.ex2 + off_lse",
+        "in_share = rounded_lse + off.ex2",
         (f"{BY_GPU}::test_the_worst_is_within_the_budget", BY_LOOPS),
     ),
     Bug(

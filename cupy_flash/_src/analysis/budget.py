@@ -90,9 +90,9 @@ def magnitudes(
     rounding moves p, and with it every term, by eps times the size of the score's terms: hence the factor. A step after
     the scale rounds once more, and so does its derivative. The terms of lse are the largest score and the logarithm of
     a sum, both rounded; the gradients make p = exp(s - lse), of scores that such a step makes again, perhaps too large
-    where it was too small before. They also take sum(dout * out) from an out that was
-    rounded in the type of the inputs. Its elements' roundings are independent of each other, so that their errors add
-    up as the root of the sum of squares.
+    where it was too small before; a sink's share, exp(sink - lse), has none. They also take sum(dout * out) from an out
+    that was rounded in the type of the inputs. Its elements' roundings are independent of each other, so that their
+    errors add up as the root of the sum of squares.
 
     Values that are alike are added to running sums that grow to the whole. Each is rounded by up to half an eps of it,
     on average of half the whole, and often to the same side: half of what that makes, an eighth of an eps a term,
@@ -160,7 +160,8 @@ def magnitudes(
     largest_lse = _largest(np.abs(highest) + np.log(total))
     joined = 0.0 if problem.sinks is None else largest_lse + 2 * off.ex2 + off.lg2
     rounded_lse = rounded_scores + largest_lse + joined
-    in_p = rounded_lse + steps * largest_score + off.ex2 + off_lse
+    in_share = rounded_lse + off.ex2 + off_lse
+    in_p = in_share + steps * largest_score
     in_dq, in_dk = by_keys + in_order_keys, by_queries + in_order_queries
     in_ds = in_p + by_dv + in_order_dv + in_dq
     terms = {}
@@ -168,12 +169,14 @@ def magnitudes(
         if term.keyword == "sinks":
             share = of_sinks / total
             part, off_part, by_delta = share * of_row, share * (weights * dp).sum(-1, keepdims=True), share * delta
+            in_part = in_share
         else:
             step = next(step for step in problem.scores if step.keyword == term.keyword)
             factor = np.abs(step.term(np, np.ones_like(dscore), region))
             part, off_part, by_delta = factor * dscore, factor * off_dscore, factor * p * delta
+            in_part = in_p
         added = off.in_order * min(part.size // max(1, math.prod(term.shape)), IN_ORDER)
-        errors = sum_to_shape((in_p + by_dv + in_order_dv + added) * part + off_part, term.shape)
+        errors = sum_to_shape((in_part + by_dv + in_order_dv + added) * part + off_part, term.shape)
         terms[f"d{term.keyword}"] = _largest(errors + np.sqrt(sum_to_shape(by_delta**2, term.shape)))
     return {
         "out": _largest((rounded_scores + joined + by_keys) * p @ v + weights @ v + in_order_keys * np.abs(out)),
