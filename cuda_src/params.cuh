@@ -42,6 +42,7 @@ struct Shape {
   int head_dim;
   int head_dim_v;
   int q_offset;  // query i stands at key i + q_offset
+  int first_batch;  // of the whole batch, where it comes in parts
 };
 
 // How the plan lays work out over blocks: attention/schedule.cuh.
@@ -146,4 +147,17 @@ struct SealParams {
   Tensor dq;             // [batch..., Hq, Sq, D]
   Tensor dk;             // [batch..., Hk, Sk, D]
   Tensor dv;             // [batch..., Hk, Sk, Dv]
+};
+
+constexpr int kSummaryAxes = 5;
+
+// An array of ints and the least and the largest of neighbours along one of its axes (attention/block_lists.cu).
+struct SummaryParams {
+  void* data;
+  void* summary;  // [sizes..., chunks], Range
+  int sizes[kSummaryAxes];
+  int64_t strides[kSummaryAxes];  // of the other axes, filled up with 1 and 0 in front
+  int64_t stride;
+  int64_t rows;  // elements of the other axes
+  int length, chunks;
 };

@@ -5,6 +5,8 @@ flash_attention_vjp         the same, and a function that gives its gradients
 flash_attention_backward    the gradients alone
 merge_attention             attention over two sets of keys from the attention over each
 attention_reference         the standard attention, with the whole score matrix, and attention_reference_backward
+block_mask                  the blocks that a mask's function shows, found once for many calls
+mods                        the module of ready functions for score_mod and mask_mod
 emulator                    the module that runs the CUDA kernels on a CPU, checks them and counts what they do
 tuning                      the module that sets the kernels' tiles by hand
 
@@ -14,8 +16,10 @@ CUPY_FLASH_CPU_TIER (native or numpy), CUPY_FLASH_NUM_THREADS (of the CPU backen
 """
 
 from cupy_flash import emulator as emulator
+from cupy_flash import mods as mods
 from cupy_flash import tuning as tuning
 from cupy_flash._src.api import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
+from cupy_flash._src.block_mask import block_mask
 from cupy_flash._src.reference import attention_reference, attention_reference_backward
 from cupy_flash._src.startup import compile_core_kernels
 
@@ -23,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "attention_reference",
     "attention_reference_backward",
+    "block_mask",
     "flash_attention",
     "flash_attention_backward",
     "flash_attention_vjp",

@@ -9,7 +9,7 @@ from oracle import attention
 
 from cupy_flash import attention_reference, attention_reference_backward, flash_attention, flash_attention_backward
 from cupy_flash._src.analysis.budget import magnitudes, spent
-from cupy_flash._src.components import COMPONENTS, LEARNING
+from cupy_flash._src.components import COMPONENTS, LEARNING, Options, arrays_among
 from cupy_flash._src.components.component import Sizes
 from cupy_flash._src.components.component import filled as filled_in
 from cupy_flash._src.problem import DTYPES
@@ -236,10 +236,8 @@ def in_effect(component, value):
 
 def made(component, value, sizes=SIZES):
     """A component as this value of its keyword puts it into effect."""
-    checks = {x.keyword: x.check for x in COMPONENTS}
     given = filled(in_effect(component, value), (3, 2, sizes.seqlen_q, sizes.seqlen_k))
-    options = {x.keyword: x.default for x in COMPONENTS} | {name: checks[name](x) for name, x in given.items()}
-    return component.of(options, sizes)
+    return component.of(Options.of(arrays_among(given), **given).by_keyword, sizes)
 
 
 def every_component(example=0):

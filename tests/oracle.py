@@ -107,13 +107,21 @@ def attention(
     return found
 
 
-def seen_in(index, full, *, mask=None, k_lengths=None, q_lengths=None, k_starts=None, q_offset=None, **rules):
+def seen_in(
+    index, full, *, mask=None, mask_mod=None, mask_args=(), k_lengths=None, q_lengths=None, k_starts=None,
+    q_offset=None, **rules,
+):  # fmt: skip
     """`visible` of the head `index` of scores of shape `full`, (*batch, Hq, Sq, Sk), and its `position`."""
     own = {"k_length": k_lengths, "q_length": q_lengths, "k_start": k_starts, "q_offset": q_offset}
     own = {name: None if x is None else int(np.broadcast_to(x, full[:-3])[index[:-1]]) for name, x in own.items()}
     own["q_offset"] = position(*full[-2:], own["q_offset"], own["k_length"], own["q_length"])
     mask = None if mask is None else np.broadcast_to(mask, full)[index]
-    return visible(*full[-2:], mask=mask, **own, **rules), own["q_offset"]
+    seen = visible(*full[-2:], mask=mask, **own, **rules)
+    if mask_mod is not None and seen.size:
+        queries, keys = np.indices(seen.shape, sparse=True)
+        batch = np.ravel_multi_index(index[:-1], full[:-3]) if full[:-3] else 0
+        seen = seen & mask_mod(batch, index[-1], queries, keys, *mask_args)
+    return seen, own["q_offset"]
 
 
 def position(sq, sk, q_offset=None, k_length=None, q_length=None):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import sass
 
+from cupy_flash import mods
 from cupy_flash._src import compile, device, kernels, source, startup
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import all_specializations, core_specializations
@@ -120,6 +121,20 @@ def test_kernels_of_a_bias_and_sinks_compile_without_spills():
         tensor_cores = kernel.family == "mma" and ("Element", "Float16") in kernel.types
         if tensor_cores and (head_dim := kernel.constant("kHeadDim")) in (64, 128):
             assert compile.to_cubin(kernel, "sm_90a").spill_bytes <= (64 if head_dim == 128 else 0), kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["forward", "packed", "dkdv", "dq"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_a_masks_function_costs_little_more_than_the_mask_that_is_built_in(name, head_dim):
+    """Instructions of a warp for a block that is seen whole, and no spills: what it costs to walk over a list."""
+    found = []
+    for options in ({"causal": True}, {"mask_mod": mods.causal}):
+        kernel = machine_code.KERNELS[name](Variant.of("float16", head_dim, **options), named("sm_90a"))
+        compiled = compile.to_cubin(kernel, "sm_90a")
+        assert compiled.spill_bytes == 0
+        found.append(len(machine_code.executed(kernel, sass.disassemble(compiled.path, kernel.entry))))
+    assert found[1] <= 1.06 * found[0]
 
 
 @pytest.mark.slow

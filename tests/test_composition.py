@@ -10,6 +10,7 @@ from emulator.both_paths import pointers, run_path
 from cupy_flash._src import launch, packing, source
 from cupy_flash._src.components import ARRAYS, COMPONENTS, LEARNING, arrays_among
 from cupy_flash._src.components.component import Region, arrays_in, fill
+from cupy_flash._src.components.mods import is_captured
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization, parts_of
 from cupy_flash._src.structs import structs_of
@@ -160,11 +161,13 @@ def test_a_component_does_on_a_gpu_what_its_python_says(options, path):
     def tell(params, memory):
         params["shape"] = packing.shape(problem)
         fill(params["components"], problem.components)
-        for struct, name in arrays_in(params["components"].dtype, problem.components):
-            if name in arrays:
+        for (struct, field, *_), name in arrays_in(params["components"].dtype, problem.components):
+            if is_captured(name) and name in arrays:
+                params["components"][struct][field]["data"] = memory[name].ctypes.data
+            elif name in arrays:
                 x = memory[name]
                 layout = launch.Layout(name, x.shape, x.strides, x.itemsize, x.ctypes.data % 16)
-                params["components"][struct][name] = (x.ctypes.data, *launch._pack(layout, 0)[1:])
+                params["components"][struct][field] = (x.ctypes.data, *launch._pack(layout, 0)[1:])
 
     kernel = Specialization("", "", (("Element", "double"),), (), parts_of(problem.components))
     learning = [n for n, step in enumerate(problem.scores) if step.keyword in LEARNING] or [-1]
@@ -276,7 +279,7 @@ struct Holes {  // (query + key + 100 * batch + head) % every != 0
     int every, apart, numbers[2];
 
     template <class Columns, class RowOf>
-    __device__ Shown(const Holes& holes, const Columns& columns, const RowOf& row)
+    __device__ Shown(const Holes& holes, const Columns& columns, const RowOf& row, bool is_whole)
         : every(holes.every), apart(columns(1) - columns(0)) {
       for (int i = 0; i < 2; ++i) numbers[i] = holes.place + row(i).head + row(i).query + columns(0);
     }

@@ -14,7 +14,7 @@ from cases import filled, in_effect
 
 import cupy_flash
 from cupy_flash._src.api import Vjp
-from cupy_flash._src.components import COMPONENTS, INPUTS, KEYWORDS
+from cupy_flash._src.components import CAPTURED, COMPONENTS, INPUTS, KEYWORDS
 from cupy_flash._src.specialization import CONCEPTS, Variant
 
 ROOT = Path(__file__).parents[1]
@@ -22,15 +22,21 @@ PUBLIC = ROOT / "cupy_flash"
 PACKAGE = PUBLIC / "_src"
 CUDA = ROOT / "cuda_src"
 
-SHARED = {f"components.{x}" for x in ("component", "floats", "lengths", "positions")}  # by several components
+# By several components; and what a call's functions have in common.
+SHARED = {f"components.{x}" for x in ("component", "floats", "lengths", "positions", "mods", "block_mask")}
 COMPONENT_MODULES = {x.__module__.removeprefix("cupy_flash._src.") for x in COMPONENTS}
 # What the modules on the way from the call to the kernel may import from the package.
 MAY_IMPORT = {
     "options": set(),
     "names": set(),
     "arrays": set(),
-    "components": {"components", "components.component", "components.positions", "options"} | COMPONENT_MODULES,
-    "problem": {"arrays", "components", "components.component"},
+    "components": {"components", "options"}
+    | {f"components.{x}" for x in ("component", "positions", "mods")}
+    | COMPONENT_MODULES,
+    "expressions": set(),
+    "problem": {"arrays", "components", "components.component", "components.mods"},
+    "guards": {"problem", "expressions.blocks", "expressions.graph"}
+    | {f"components.{x}" for x in ("block_mask", "component", "mods")},
     "operands": set(),
     "device": set(),
     "structs": set(),
@@ -46,15 +52,19 @@ MAY_IMPORT = {
     "tiles": {"device", "problem"},
     "specialization": {"components", "components.component"},
     "tuning": {"cache", "notice", "tiles"},
-    "kernels": {"device", "problem", "specialization", "tiles", "tuning"},
-    "plan": {"components", "device", "kernels", "problem", "specialization", "tiles"},
+    "kernels": {"device", "expressions.cxx", "problem", "specialization", "tiles", "tuning"},
+    "plan": {"components", "device", "kernels", "params", "problem", "specialization", "tiles"}
+    | {f"components.{x}" for x in ("block_mask", "component", "mods")},
     "compile": {"cache", "device", "forks", "notice", "source", "specialization", "workers"},
     "packing": {"params", "plan", "problem"},
-    "launch": {"components.component", "device", "operands", "packing", "params", "plan", "problem", "tiles", "tuning"},
+    "launch": {"device", "guards", "operands", "packing", "params", "plan", "problem", "tiles", "tuning"}
+    | {f"components.{x}" for x in ("block_mask", "component", "mods")},
     "broadcast": set(),
     "reference": {"arrays", "broadcast", "components", "components.component", "names", "options", "problem"},
     "backends": {"arrays", "forks", "operands", "problem"}
     | {f"backends.{x}" for x in ("cpu", "cupy_", "dlpack", "emulator")},
+    "block_mask": {"backends", "components", "names"}
+    | {f"components.{x}" for x in ("block_mask", "component", "mods")},
     "api": {"arrays", "backends", "broadcast", "components", "names", "operands", "options", "problem"},
     "startup": {"backends.cpu", "backends.cupy_", "backends.emulator", "notice"},
 }
@@ -204,11 +214,19 @@ def test_every_module_has_its_place():
 def test_a_component_knows_options_and_no_other():
     assert {name for name in MODULES if name.startswith("components.")} == COMPONENT_MODULES | SHARED
     assert not imported_modules(MODULES["components.component"])
+    of_mods = {name for name in imported_modules(MODULES["components.mods"]) if "expressions" not in name}
+    assert of_mods == {"arrays", "components.component"}
     assert imported_modules(MODULES["components.positions"]) == {"components.component"}
     assert imported_modules(MODULES["components.lengths"]) == {"arrays", "components.component", "options"}
     assert imported_modules(MODULES["components.floats"]) == {"arrays", "components.component"}
     for name in COMPONENT_MODULES:
-        assert imported_modules(MODULES[name]) <= SHARED | {"arrays", "options"}, name
+        others = {x for x in imported_modules(MODULES[name]) if not x.startswith("expressions.")}
+        assert others <= SHARED | {"arrays", "options"}, name
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("expressions.")])
+def test_expressions_know_nothing_of_attention(name):
+    assert all(x.startswith("expressions.") for x in imported_modules(MODULES[name]))
 
 
 def test_components_are_known_by_the_registry_alone():
@@ -228,10 +246,12 @@ def test_inner_modules_know_nothing_of_the_public_ones():
 
 def test_the_public_modules_are_few_and_told():
     listed = {module.name for module in pkgutil.iter_modules(cupy_flash.__path__)}
-    assert listed == {"__main__", "_src", "emulator", "tuning"}
-    processes.python("import cupy_flash; cupy_flash.emulator.settings, cupy_flash.tuning.tiles")
+    assert listed == {"__main__", "_src", "emulator", "mods", "tuning"}
+    processes.python("import cupy_flash; cupy_flash.emulator.settings, cupy_flash.tuning.tiles, cupy_flash.mods.causal")
     told = cupy_flash.__doc__
-    assert set(cupy_flash.__all__) | {"emulator", "tuning"} <= set(re.findall(r"\w+", told)) & set(dir(cupy_flash))
+    assert set(cupy_flash.__all__) | {"emulator", "mods", "tuning"} <= set(re.findall(r"\w+", told)) & set(
+        dir(cupy_flash)
+    )
     variables = {x for path in PACKAGE.rglob("*.py") for x in re.findall(r"CUPY_FLASH_\w+", path.read_text("utf-8"))}
     assert variables == set(re.findall(r"CUPY_FLASH_\w+", told))
     with pytest.raises(AttributeError, match="no attribute 'flash_atention'"):
@@ -308,7 +328,7 @@ def parts_with(component, value):
 def test_a_component_has_headers_with_its_type_and_its_struct(component):
     for value in component.examples:
         (part,) = (x for x in parts_with(component, value) if x.component is component)
-        code = code_of((CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8"))
+        code = code_of(part.text or (CUDA / "attention" / f"{component.header}.cuh").read_text(encoding="utf-8"))
         for name in (part.type, component.struct):
             assert re.search(rf"^(struct|using) {name}\b", code, flags=re.MULTILINE)
     assert component.struct == f"{component.__name__}Params"
@@ -322,19 +342,20 @@ def options_of(function):
 
 def test_every_public_call_has_every_option_with_the_same_default():
     """What concerns gradients where there is a backward; none where an option means nothing."""
-    options = {component.keyword: component.default for component in COMPONENTS}
+    options = {component.keyword: component.default for component in COMPONENTS} | dict.fromkeys(CAPTURED, ())
     learned = options | {"wrt": INPUTS}
     backward = learned | {"deterministic": False}
     assert {name: options_of(getattr(cupy_flash, name)) for name in cupy_flash.__all__} == {
         "attention_reference": options,
         "attention_reference_backward": learned,
+        "block_mask": {"mask_mod": inspect.Parameter.empty, "mask_args": ()},
         "flash_attention": options,
         "flash_attention_backward": backward,
         "flash_attention_vjp": backward,
         "merge_attention": {},
     }
     assert options_of(Vjp.__call__) == {}
-    for name in cupy_flash.__all__:
+    for name in set(cupy_flash.__all__) - {"block_mask"}:
         function = getattr(cupy_flash, name)
         for option in options_of(function):
             assert inspect.signature(function).parameters[option].kind == inspect.Parameter.KEYWORD_ONLY

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import attention
 
-from cupy_flash import emulator, flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
+from cupy_flash import emulator, flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention, mods
 from cupy_flash._src import emulator as inner
 from cupy_flash._src import launch
 from cupy_flash._src.backends.device_seal import DeviceSeal
@@ -81,6 +81,12 @@ def test_kernels_write_exactly_what_they_may(poisoned, launches, replan):
     seal = DeviceSeal(EmulatorBackend(), vjp._problem, Operands(q, k, v, out, lse))
     out += 1
     seal.spoil(seal.check(), Gradients(*(np.zeros_like(x) for x in (q, k, v)), {"bias": np.zeros_like(bias)}))
+    numbers, table = np.sort(np.arange(180).reshape(2, 90) % 5), np.zeros((q.shape[-3], 33), np.float32)
+    options = {"mask_mod": mods.documents, "mask_args": (numbers[:, :70], numbers), "score_mod": mods.relative}
+    options |= {"score_args": (table,), "wrt": ("q", "k", "v", "score_args"), "backend": "emulator"}
+    for deterministic in (False, True):
+        _, vjp = flash_attention_vjp(q, k, v, deterministic=deterministic, **options)
+        vjp(out)
     assert {entry for entry, *_ in launches} == set(_WRITES)
     may, written = defaultdict(set), defaultdict(set)
     for entry, buffers, changed in launches:

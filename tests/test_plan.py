@@ -12,6 +12,8 @@ from cases import Case, cases
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cupy_flash import flash_attention, flash_attention_backward
+from cupy_flash._src.backends.emulator import EmulatorBackend
 from cupy_flash._src.device import NAMED, Device, from_attributes, named
 from cupy_flash._src.plan import (
     COMMON,
@@ -192,6 +194,55 @@ def test_core_kernels_are_what_a_default_call_needs():
                     problem = large(dtype, d=d, causal=causal)
                     launches = *plan_forward(problem, device).launches, *plan_backward(problem, device).launches
                     assert {launch.kernel for launch in launches} <= core
+
+
+def relative(s, b, h, i, j, table):
+    return s + table[h, np.clip(i - j + 8, 0, 15)]
+
+
+def documents(b, h, i, j, of_queries, of_keys, weights):
+    return (of_queries[b, i] == of_keys[b, j]) & (weights[j] > 0)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("arch", "dtype", "group", "sq", "sk"), [
+    ("sm_80", "float16", 1, 100, 100), ("sm_90a", "bfloat16", 4, 1, 300), ("sm_75", "float64", 2, 30, 50),
+    ("sm_90a", "float16", 1, 300, 20),
+])  # fmt: skip
+def test_all_that_calls_with_functions_launch_is_planned(monkeypatch, arch, dtype, group, sq, sk, deterministic):
+    """In this order but for lists and summaries, which come when they are needed."""
+    ran, device = [], named(arch)
+    monkeypatch.setattr(EmulatorBackend, "run", lambda self, step, params, tensors: ran.append(step))
+    q, k = np.zeros((2, 2 * group, sq, 64), dtype), np.zeros((2, 2, sk, 64), dtype)
+    options = {
+        "score_mod": relative, "score_args": (np.zeros((2 * group, 16), np.float32),),
+        "alibi_slopes": np.ones(2 * group, np.float32),
+        "mask_mod": documents,
+        "mask_args": (np.zeros((2, sq), np.int16), np.zeros((2, sk), np.int64), np.ones(sk, np.float32)),
+    }  # fmt: skip
+    backward = {"wrt": ("q", "k", "v", "alibi_slopes", "score_args"), "deterministic": deterministic}
+    problem = AttentionProblem.from_arrays(q, k, k, **options, **backward)
+    plans = plan_forward(problem, device), plan_backward(problem, device)
+    summaries = [(made.name, made.axis, made.rows, made.chunks) for made in plans[0].summaries]
+    assert summaries == [
+        ("mask_args[0]", 1, (2,), math.ceil(sq / 32)),
+        ("mask_args[1]", 1, (2,), math.ceil(sk / 32)),
+    ]
+    assert ran == []
+    out, lse = flash_attention(q, k, k, return_lse=True, **options, backend=f"emulator:{arch}")
+    forward = len(ran)
+    flash_attention_backward(q, q, k, k, out, lse, **options, **backward, backend=f"emulator:{arch}")
+    prepares = {"attention_summaries", "attention_block_lists"}
+    for plan, steps in zip(plans, (ran[:forward], ran[forward:]), strict=True):
+        found, wanted = (
+            [[step for step in some if (step.kernel.entry in prepares) == first] for first in (True, False)]
+            for some in (steps, plan.all_launches)
+        )
+        assert found[1] == wanted[1] and sorted(map(str, found[0])) == sorted(map(str, wanted[0]))
+    entries = [step.kernel.entry for step in ran]
+    assert entries.count("attention_summaries") == 4 and entries.count("attention_dterm") == 2 + deterministic
+    assert {step.kernel for step in ran} <= set(all_specializations(device, [options]))
+    assert not plan_backward(dataclasses.replace(problem, wrt=("q",), terms=()), device).gathers
 
 
 def large(dtype, *, batch=4, heads_q=16, heads_k=16, sq=4096, sk=4096, d=64, **options):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cupy_flash._src import source
 from cupy_flash._src.components import ARRAYS, COMPONENTS
+from cupy_flash._src.components.block_mask import LISTS
 from cupy_flash._src.params import BATCH_DIMS, layout
 from cupy_flash._src.structs import structs_of
 
@@ -98,15 +99,19 @@ def test_what_has_members_of_other_kinds_is_left_out(member):
 def test_the_kernels_structs_are_found():
     assert layout("Shape")["batch"].shape == (BATCH_DIMS,) and layout("Tensor")["data"].kind == "u"
     found = {name for name in structs_of(source.flatten("params.cuh")) if name.endswith("Params")}
-    assert found == {"ForwardParams", "BackwardParams", "TermParams", "MergeParams", "SealParams"}
+    assert found == {
+        *("ForwardParams", "BackwardParams", "TermParams", "MergeParams", "SealParams", "SummaryParams"),
+    }
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda x: x.keyword)
 def test_a_component_fills_in_the_struct_of_its_header(component):
     """The numbers by their names; a tensor has that of an option which is an array."""
     for value in component.examples:
-        struct = structs_of(source.flatten(f"attention/{component.header}.cuh"))[component.struct]
+        found = made(component, value)
+        header = found.text or f'#include "attention/{component.header}.cuh"\n'
+        struct = structs_of(source.flatten("header.cuh", virtual={"header.cuh": header}))[component.struct]
         tensors = {name for name in struct.names if struct[name] == layout("Tensor")}
-        assert set(struct.names) - tensors <= set(made(component, value).params())
+        assert set(struct.names) - tensors - set(LISTS) <= set(found.params())
         assert tensors <= set(ARRAYS)
         assert component.keyword in tensors or component.lacks is None

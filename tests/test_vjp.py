@@ -217,6 +217,23 @@ def test_on_a_gpu_gradients_of_options_become_nan_too(wrt, dtype):
             np.testing.assert_array_equal(x.astype(float), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_on_a_gpu_gradients_of_captured_arrays_become_nan_too(dtype):
+    q, k, v, dout, _ = dataclasses.replace(CASE, dtype=dtype).arrays()
+    captured = np.ones((q.shape[-3], 9), np.float32), np.arange(3), np.ones(1)
+    options = {"score_mod": lambda s, b, h, i, j, x, n, y: s * x[h, n[j % 3]] + y[0], "score_args": captured}
+    options |= {"backend": "emulator:sm_90a", "wrt": ("score_args",)}
+    _, vjp = flash_attention_vjp(q, k, v, **options)
+    seal = DeviceSeal(EmulatorBackend("sm_90a"), vjp._problem, vjp._operands)
+    ((dx, _, dy),) = vjp(dout)
+    for changed in (False, True):
+        k[-1, -1, -1] += 7 * changed
+        spoilt = dx.copy(), None, dy.astype(np.float32)
+        seal.spoil(seal.check(), Gradients(None, None, None, {}, {"score_args": spoilt}))
+        for x, whole in ((spoilt[0], dx), (spoilt[2], dy)):
+            np.testing.assert_array_equal(x, np.full(x.shape, np.nan) if changed else whole.astype(np.float32))
+
+
 def test_the_device_waits_for_nothing(monkeypatch):
     """check and spoil only launch; changed is what reads."""
     q, k, v, *_ = CASE.arrays()

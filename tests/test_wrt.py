@@ -27,6 +27,8 @@ CASE = Case(
     bias=(True, False, True), sinks=(True,), alibi_slopes=(False,),
 )  # fmt: skip
 
+NAMES = "q, k, v, alibi_slopes, bias, sinks, score_args"
+
 # --- what it takes ---
 
 
@@ -41,14 +43,15 @@ def reference_backward(q, k, v, **options):
 
 @pytest.mark.parametrize("call", [backward, flash_attention_vjp, reference_backward])
 @pytest.mark.parametrize(("wrt", "message"), [
-    ("q", "TypeError: wrt is 'q': expected a tuple or list of names, of q, k, v, alibi_slopes, bias, sinks"),
-    (None, "TypeError: wrt is None: expected a tuple or list of names, of q, k, v, alibi_slopes, bias, sinks"),
-    ({"q"}, "TypeError: wrt is {'q'}: expected a tuple or list of names, of q, k, v, alibi_slopes, bias, sinks"),
-    ((1,), "TypeError: wrt has 1: expected names, of q, k, v, alibi_slopes, bias, sinks"),
-    (("q", "dk"), "ValueError: wrt has 'dk': expected q, k, v, alibi_slopes, bias, sinks"),
-    (["mask"], "ValueError: wrt has 'mask': expected q, k, v, alibi_slopes, bias, sinks"),
+    ("q", f"TypeError: wrt is 'q': expected a tuple or list of names, of {NAMES}"),
+    (None, f"TypeError: wrt is None: expected a tuple or list of names, of {NAMES}"),
+    ({"q"}, f"TypeError: wrt is {{'q'}}: expected a tuple or list of names, of {NAMES}"),
+    ((1,), f"TypeError: wrt has 1: expected names, of {NAMES}"),
+    (("q", "dk"), f"ValueError: wrt has 'dk': expected {NAMES}"),
+    (["mask"], f"ValueError: wrt has 'mask': expected {NAMES}"),
     (("bias", "q"), "ValueError: wrt has 'bias', which was not passed: expected q, k, v"),
     (["sinks"], "ValueError: wrt has 'sinks', which was not passed: expected q, k, v"),
+    (["score_args"], "ValueError: wrt has 'score_args', which was not passed: expected q, k, v"),
     (("k", "alibi_slopes"), "ValueError: wrt has 'alibi_slopes', which was not passed: expected q, k, v"),
     (("q", "k", "q"), "ValueError: wrt is ('q', 'k', 'q'): expected at least one name, and each once"),
     ((), "ValueError: wrt is (): expected at least one name, and each once"),

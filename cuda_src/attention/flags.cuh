@@ -57,9 +57,12 @@ __device__ __forceinline__ void read_flags(uint32_t (&bits)[kRows], RowOf&& row,
 }
 
 // Those of a lane's columns, each read when it is asked for.
-template <class Columns, int kRows>
+template <class Columns_, int kRows_>
 class FlagsOf {
  public:
+  using Columns = Columns_;
+  static constexpr int kRows = kRows_;
+
   template <class RowOf>
   __device__ FlagsOf(const Columns& columns, const RowOf& row) : columns_(columns) {
 #pragma unroll

@@ -10,11 +10,13 @@
 // No result falls as its argument rises. A part that hides keys inside the intervals too says what it shows:
 //
 //   static constexpr bool kElementwise
-//   Shown<Flags>(part, columns, row)   of kElementwise: at(i, j) of the query row(i), a QueryRow, and the key
-//                                      columns(j) of a lane; Flags(columns, flags) reads it of rows flags(i), FlagRows
+//   Shown<Flags>(part, columns, row, is_whole)   of kElementwise: at(i, j) of the query row(i), a QueryRow, and the key
+//                                      columns(j) of a lane; Flags(columns, flags) reads it of rows flags(i), FlagRows;
+//                                      is_whole: of a part that is listed, which shows the whole block
 //
 // The file that includes this has included the parts, and `Components`, what they are told.
 #pragma once
+#include "attention/block_lists.cuh"
 #include "attention/flags.cuh"
 #include "attention/place.cuh"
 #include "ptx/opaque.cuh"
@@ -27,16 +29,11 @@ struct Interval {
   __device__ void lower_end(int position) { end = max(begin, min(position, end)); }
 };
 
-// A query in the head that is so many after place.head.
-struct QueryRow {
-  int query, head;
-};
-
 // What a part shows inside the intervals: all, unless it is elementwise.
 template <class Part, class Flags, bool kElementwise = Part::kElementwise>
 struct ShownOf {
   template <class Columns, class RowOf>
-  __device__ ShownOf(const Part& part, const Columns& columns, const RowOf& row) {}
+  __device__ ShownOf(const Part& part, const Columns& columns, const RowOf& row, bool is_whole) {}
 
   __device__ bool at(int i, int j) const { return true; }
   __device__ bool any() const { return true; }
@@ -51,6 +48,7 @@ template <class... Parts>
 struct MaskOf : Parts... {
   static constexpr bool kCutsBelow = (false || ... || Parts::kCutsBelow);
   static constexpr bool kElementwise = (false || ... || Parts::kElementwise);
+  static constexpr bool kListed = (false || ... || kIsListed<Parts>);
   int seqlen_q, seqlen_k;
 
   __device__ MaskOf(const Components& params, const Place& place)
@@ -77,8 +75,8 @@ struct MaskOf : Parts... {
   template <class Flags>
   struct Shown : ShownOf<Parts, Flags>... {
     template <class Columns, class RowOf>
-    __device__ Shown(const MaskOf& mask, const Columns& columns, const RowOf& row)
-        : ShownOf<Parts, Flags>(mask, columns, row)... {}
+    __device__ Shown(const MaskOf& mask, const Columns& columns, const RowOf& row, bool is_whole)
+        : ShownOf<Parts, Flags>(mask, columns, row, is_whole)... {}
 
     __device__ bool at(int i, int j) const { return (true && ... && ShownOf<Parts, Flags>::at(i, j)); }
 
@@ -88,9 +86,14 @@ struct MaskOf : Parts... {
   };
 
   template <int kRows, class Columns, class RowOf>
-  __device__ Shown<typename Columns::template Flags<kRows>> shown(const Columns& columns, const RowOf& row) const {
-    return {*this, columns, row};
+  __device__ Shown<typename Columns::template Flags<kRows>> shown(const Columns& columns, const RowOf& row,
+                                                                  bool is_whole = false) const {
+    return {*this, columns, row, is_whole};
   }
+
+  // The blocks of keys of a row of query blocks, and the other way round; without lists all, numbered by themselves.
+  __device__ auto key_blocks(int head, int row) const { return blocks_of(*this, false, head, row); }
+  __device__ auto query_blocks(int head, int row) const { return blocks_of(*this, true, head, row); }
 
   // Where the keys lie that queries from `first` to `last` see.
   __device__ Interval keys(int first, int last) const {
@@ -112,6 +115,15 @@ struct MaskOf : Parts... {
   }
 
  private:
+  template <class Self>
+  __device__ static auto blocks_of(const Self& self, bool by_keys, int head, int row) {
+    if constexpr (Self::kListed) {
+      return self.block_list(by_keys, head, row);
+    } else {
+      return EveryBlock();
+    }
+  }
+
   template <class Part>
   __device__ bool ends_after(int query, int key) const {
     if constexpr (Part::kCutsAbove) return key < Part::key_end(query);

@@ -20,6 +20,11 @@ struct Place {
         q_offset(shape.q_offset) {}
 };
 
+// A query in the head that is so many after place.head.
+struct QueryRow {
+  int query, head;
+};
+
 // The same as its parts have changed it, a compile-time list of types: Part::move(place, params), one after another.
 template <class... Parts>
 struct PlaceOf : Place {

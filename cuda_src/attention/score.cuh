@@ -30,6 +30,23 @@ struct ScoreOf<Accumulator, First, Rest...> {
 
   __device__ Accumulator unit() const { return rest.unit(); }
 
+  // Of the last step: in how many places arrays enter the score, and what ends their gradients (attention/gather.cuh).
+  __device__ static constexpr int sites() {
+    if constexpr (sizeof...(Rest) == 0) {
+      return First<Accumulator>::kSites;
+    } else {
+      return ScoreOf<Accumulator, Rest...>::sites();
+    }
+  }
+  template <class Sites>
+  __device__ static void finish(Sites& sites, const Components& params) {
+    if constexpr (sizeof...(Rest) == 0) {
+      First<Accumulator>::finish(sites, params);
+    } else {
+      ScoreOf<Accumulator, Rest...>::finish(sites, params);
+    }
+  }
+
   template <class Columns>
   struct Row {
     typename First<Accumulator>::template Row<Columns> first;
@@ -44,7 +61,23 @@ struct ScoreOf<Accumulator, First, Rest...> {
       return first.backward(rest.backward(dscore, first.forward(s, j), j), s, j);
     }
 
-    // That of s, or of the parameter of the step with this number.
+    // What the last step takes, and that step's row.
+    __device__ Accumulator last_input(Accumulator s, int j) const {
+      if constexpr (sizeof...(Rest) == 0) {
+        return s;
+      } else {
+        return rest.last_input(first.forward(s, j), j);
+      }
+    }
+    __device__ const auto& last() const {
+      if constexpr (sizeof...(Rest) == 0) {
+        return first;
+      } else {
+        return rest.last();
+      }
+    }
+
+    // That of s, of the parameter of the step with this number, or, of as many as there are, of the score.
     template <int kTerm>
     __device__ Accumulator gradient(Accumulator dscore, Accumulator s, int j) const {
       if constexpr (kTerm < 0) {
@@ -76,5 +109,9 @@ struct ScoreOf<Accumulator> {
     __device__ Row(const ScoreOf& score, int query, int head, const Columns& columns) {}
     __device__ Accumulator forward(Accumulator score, int j) const { return score; }
     __device__ Accumulator backward(Accumulator dscore, Accumulator score, int j) const { return dscore; }
+    template <int kTerm>
+    __device__ Accumulator gradient(Accumulator dscore, Accumulator score, int j) const {
+      return dscore;
+    }
   };
 };

@@ -55,22 +55,37 @@ class BackwardJob {
       const int64_t first = mask.query_begin(j0) - shape_.first_query;
       const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
       const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
-      if (block_begin < block_end && !loaded) keys.load_keys(head), loaded = true;
       // The last first: of a window, the next block of keys has in common with this one what it comes to in the end.
       for (int64_t n = block_end - 1; n >= block_begin; --n) {
         const int64_t i = n * plan_.queries, i0 = shape_.first_query + i, rows = clamp(total - i, 0, plan_.queries);
+        if (!is_seen(mask, block, i0, rows)) continue;
+        if (!loaded) keys.load_keys(head), loaded = true;
         keys.attend(h, i0, rows, dbias);
         if (!call_.dq) continue;
-        // These queries see keys of an unbroken row of blocks, of which the earlier ones add their parts before this
-        // one. They have begun, as items are taken in order: so the wait ends, and soon.
-        const int64_t part = block - mask.key_begin(i0) / plan_.keys;
-        int32_t* turn = turns_ + h * plan_.query_blocks + n;
-        while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != part) sched_yield();
-        add_dq(keys, h, i0, rows, part == 0, j0 + plan_.keys >= mask.key_end(i0 + rows - 1));
-        __atomic_store_n(turn, int32_t(part + 1), __ATOMIC_RELEASE);
+        // Of the blocks of keys that these queries see the earlier ones add their parts before this one. They have
+        // begun, as items are taken in order: so the wait ends, and soon.
+        const int64_t before = next_seen(mask, block, -1, i0, rows), after = next_seen(mask, block, 1, i0, rows);
+        int32_t* turn = turns_ + h * plan_.query_blocks + n;  // the last block that has added its part, and 1
+        while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != before + 1) sched_yield();
+        add_dq(keys, h, i0, rows, before < 0, after < 0);
+        __atomic_store_n(turn, int32_t(block + 1), __ATOMIC_RELEASE);
       }
     }
     keys.store_keys(head);
+  }
+
+  // Whether queries see some of a block of keys, as far as it is known.
+  bool is_seen(const KeyMask& mask, int64_t block, int64_t i0, int64_t rows) const {
+    const int64_t j0 = block * plan_.keys;
+    return mask.keys(i0, i0 + rows - 1, {j0, clamp(j0 + plan_.keys, 0, shape_.seqlen_k)}).size() > 0;
+  }
+
+  // The nearest of which they do, before (step -1) or after (1) a block; -1: there is none.
+  int64_t next_seen(const KeyMask& mask, int64_t block, int64_t step, int64_t i0, int64_t rows) const {
+    const int64_t first = mask.key_begin(i0) / plan_.keys, end = ceil_div(mask.key_end(i0 + rows - 1), plan_.keys);
+    do block += step;
+    while (first <= block && block < end && !is_seen(mask, block, i0, rows));
+    return first <= block && block < end ? block : -1;
   }
 
   // The columns of dq lie side by side.

@@ -102,10 +102,6 @@ class BackwardBlock {
   const T* dq(int64_t i) const { return q_ + i * pitch_; }
 
  private:
-  struct Span {
-    int64_t begin, end;
-  };
-
   // Q and dO as rows and as panels, lse in log2 units, delta.
   void load_queries(int64_t head, int64_t i0, int64_t queries) {
     i0_ = i0, queries_ = queries;
@@ -154,28 +150,42 @@ class BackwardBlock {
   // use(u, keys) for tiles of keys of the block that the queries see some of.
   template <class Use>
   void each_tile(Use use) {
-    const int64_t begin = clamp(mask_.key_begin(i0_) - j0_, 0, keys_) / kRowUnit * kRowUnit;
-    const int64_t end = clamp(mask_.key_end(i0_ + queries_ - 1) - j0_, 0, keys_);
-    const int64_t size = even_part(end - begin, kBackwardTile, kTileRows<kBackwardVectors>);
-    for (int64_t u = begin; u < end; u += size) use(u, clamp(end - u, 0, size));
+    Span left = seen_keys(i0_, i0_ + queries_ - 1, {0, keys_});
+    const int64_t size = even_part(left.size(), kBackwardTile, kTileRows<kBackwardVectors>);
+    for (; left.size() > 0; left = seen_keys(i0_, i0_ + queries_ - 1, {left.begin + size, left.end})) {
+      use(left.begin, clamp(left.size(), 0, size));
+    }
+  }
+
+  // What queries from `low` to `high` see of keys of the block lies among these; from a whole unit of rows on.
+  Span seen_keys(int64_t low, int64_t high, Span among) const {
+    const Span seen = mask_.keys(low, high, {j0_ + among.begin, j0_ + among.end});
+    if (seen.size() <= 0) return {among.begin, among.begin};
+    return {(seen.begin - j0_) / kRowUnit * kRowUnit, seen.end - j0_};
   }
 
   // use(part, k, v) for each panel of queries that see some of the tile's keys; k and v begin with the part's first.
   // Returns the panels' columns.
   template <class Use>
   Span each_part(int64_t u, int64_t keys, Use use) {
-    const int64_t j0 = j0_ + u;
     const Span seeing = panels(u, keys);
     PanelMask<T, kBackwardVectors> panel;
     for (int64_t i = seeing.begin; i < seeing.end; i += kPanel) {
       const int64_t low = i0_ + i, high = i0_ + clamp(i + kPanel, 0, queries_) - 1;
-      const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit;
-      const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
-      const Share share = mask_.template shown<T>(rows_ + i, kPanel, j0 + begin, seen, shown_);
-      const bool cut = share == kSome || !mask_.covers(low, high, j0 + begin, round_up(seen, kRowUnit));
-      if (cut && share != kNone) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, j0 + begin);
-      const Part part{share, cut ? &panel : nullptr, i, j0 + begin, seen, begin * columns_ + i};
-      use(part, k_ + (u + begin) * pitch_, v_ + (u + begin) * pitch_v_);
+      const Span among = seen_keys(low, high, {u, u + keys});
+      const int64_t looked = j0_ + among.begin;
+      Share share = mask_.template shown<T>(rows_ + i, kPanel, looked, among.size(), shown_);
+      Span seen = among;
+      if (share == kSome) {
+        const Span shown = shown_keys<T>(shown_, kPanel, among.size());
+        seen = {among.begin + shown.begin, among.begin + shown.end};
+      }
+      if (seen.size() <= 0) share = kNone;
+      const int64_t j0 = j0_ + seen.begin;
+      const bool cut = share == kSome || !mask_.covers(low, high, j0, round_up(seen.size(), kRowUnit));
+      if (cut && share != kNone) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, looked);
+      const Part part{share, cut ? &panel : nullptr, i, j0, seen.size(), (seen.begin - u) * columns_ + i};
+      use(part, k_ + seen.begin * pitch_, v_ + seen.begin * pitch_v_);
     }
     return seeing;
   }
@@ -198,7 +208,7 @@ class BackwardBlock {
 
     each_part(u, keys, [&](const Part& part, const T* k, const T* v) {
       const int64_t i = part.i, begin = part.j0 - j0;
-      cut = cut || part.share != kAll;
+      cut = cut || part.share != kAll || part.keys < keys;
       if (part.share == kNone) return clear(i, 0, whole);
       shown_begin = clamp(i, 0, shown_begin), shown_end = clamp(i + kPanel, 0, end);
       if (score_.has_steps() || part.share == kSome) {

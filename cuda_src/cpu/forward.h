@@ -29,7 +29,7 @@ class ForwardJob {
     const auto [unit, i] = plan_.work(number);
     Scratch scratch(workers_ + worker * worker_bytes_);
     Block queries(call_, plan_, scratch);
-    const auto keys = queries.begin(unit, i);
+    const Span keys = queries.begin(unit, i);
     const int64_t j0 = keys.begin + chunk * plan_.chunk, j1 = clamp(j0 + plan_.chunk, 0, keys.end);
     queries.attend(unit, i, j0, j1, state(queries, shares() ? item : worker));
     if (__atomic_add_fetch(ended_ + number, 1, __ATOMIC_ACQ_REL) < plan_.chunks) return;

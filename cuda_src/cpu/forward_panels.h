@@ -39,7 +39,7 @@ class PanelBlock {
   ForwardState<T> state(Scratch& scratch) const { return {scratch, columns_, pitch_v_}; }
 
   // What a block of queries sees.
-  ForwardPlan::Keys begin(int64_t unit, int64_t block) {
+  Span begin(int64_t unit, int64_t block) {
     const Place place = place_of(call_, plan_.head(unit, 0));
     mask_ = KeyMask(place), score_ = Score<T>(place), sink_ = Sink(place);
     used_ = round_up(plan_.columns(block), kPanel);
@@ -53,8 +53,9 @@ class PanelBlock {
     for (int64_t i = 0; i < used_; ++i) x.m[i] = -kInfinity<T>;
     if (j_begin < j_end) load_queries(unit, block);
     const int64_t size = even_part(j_end - j_begin, kKeyTile, kTileRows<N>);
-    for (int64_t j0 = j_begin; j0 < j_end; j0 += size) {
-      tile(plan_.key_head(unit), j0, clamp(j_end - j0, 0, size), clamp(j_end - j0 - size, 0, size), x);
+    for (Span left{j_begin, j_end}; (left = plan_.keys(mask_, block, left)).size() > 0;) {
+      const int64_t j0 = left.begin, j1 = left.begin = clamp(j0 + size, 0, left.end);
+      tile(plan_.key_head(unit), j0, j1 - j0, clamp(left.size(), 0, size), x);
     }
   }
 
@@ -151,18 +152,22 @@ class PanelBlock {
         low = rows_[i + n] < low ? rows_[i + n] : low;
         high = rows_[i + n] > high ? rows_[i + n] : high;
       }
+      const Span among = mask_.keys(low, high, {j0, j0 + keys});
+      if (among.size() <= 0) continue;
       // Whole units before what the panel sees are left out: units of rows, which are whole pairs too.
-      const int64_t begin = clamp(mask_.key_begin(low) - j0, 0, keys) / kRowUnit * kRowUnit, first = j0 + begin;
-      const int64_t seen = clamp(mask_.key_end(high) - j0, begin, keys) - begin;
-      if (seen == 0) continue;
-      const Share share = mask_.template shown<T>(rows_ + i, kPanel, first, seen, shown_);
+      const int64_t looked = j0 + (among.begin - j0) / kRowUnit * kRowUnit;
+      const Share share = mask_.template shown<T>(rows_ + i, kPanel, looked, among.end - looked, shown_);
       if (share == kNone) continue;
+      Span part{0, among.end - looked};
+      if (share == kSome) part = shown_keys<T>(shown_, kPanel, part.end);
+      const int64_t first = looked + part.begin, begin = first - j0, seen = part.size();
+      if (seen == 0) continue;
       if (!k_) load_keys(head, j0, keys);
       const bool within = mask_.covers(low, high, first, round_up(seen, kRowUnit)), cut = !within || share == kSome;
       const E* k = k_ + begin * pitch_;
       Vector<T> largest[N];
       T* o = x.o + i * pitch_v_;
-      if (cut) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, first);
+      if (cut) panel.look(mask_, rows_ + i, share == kSome ? shown_ : nullptr, looked);
       if (cut && finite < 0) finite = values_finite(head, j0, keys);
       if (score_.has_steps() || share == kSome) stepped_scores(cut, panel, i, first, seen, k, largest);
       else scores(cut, panel, i, first, seen, k, largest);

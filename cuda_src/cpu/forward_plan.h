@@ -16,11 +16,12 @@ struct ForwardPlan {
   int64_t rows;           // queries of a head in a block
   int64_t units, blocks;  // of packed heads, and of a head's queries
   int64_t chunk, chunks;  // keys of an item, and items that share a block
-  int64_t first_query, queries;
+  int64_t first_query, queries, seqlen_k;
   const Order& order;
   int64_t headroom = 0;   // p is 2^(s - m - headroom)
 
-  ForwardPlan(const Shape& s, int64_t panel) : first_query(s.first_query), queries(s.queries), order(s.order) {
+  ForwardPlan(const Shape& s, int64_t panel)
+      : first_query(s.first_query), queries(s.queries), seqlen_k(s.seqlen_k), order(s.order) {
     group = s.group();
     packed = s.heads_alike && group * queries <= kQueryBlock ? group : 1;
     rows = packed > 1 ? queries : even_part(queries, kQueryBlock, panel);
@@ -29,8 +30,8 @@ struct ForwardPlan {
     int64_t most = 0;  // keys of a block, as far as they are known to be fewer in every head
     const KeyMask mask(anywhere(s));
     for (int64_t block = 0; block < blocks; ++block) {
-      const Keys seen = keys(mask, block);
-      most = seen.end - seen.begin > most ? seen.end - seen.begin : most;
+      const int64_t seen = keys(mask, block).size();
+      most = seen > most ? seen : most;
     }
     // An item loads and merges its queries once more: it wants many times as many keys.
     const int64_t few = ceil_div(32, units * blocks), wanted = 4 * columns() > 240 ? 4 * columns() : 240;
@@ -63,13 +64,11 @@ struct ForwardPlan {
   int64_t row(int64_t block, int64_t column) const { return first_query + (blocks - 1 - block) * rows + column % rows; }
   int64_t last_row(int64_t block) const { return clamp(row(block, rows - 1), 0, first_query + queries - 1); }
 
-  // What queries of a block see of a head with that mask lies from the one key on before the other.
-  struct Keys {
-    int64_t begin, end;
-  };
-  Keys keys(const KeyMask& mask, int64_t block) const {
-    return {mask.key_begin(row(block, 0)), mask.key_end(last_row(block))};
+  // What queries of a block see of keys of a head with that mask lies among these.
+  Span keys(const KeyMask& mask, int64_t block, Span among) const {
+    return mask.keys(row(block, 0), last_row(block), among);
   }
+  Span keys(const KeyMask& mask, int64_t block) const { return keys(mask, block, {0, seqlen_k}); }
 };
 
 // What the keys seen so far leave of a block of queries, in panels.

@@ -25,26 +25,26 @@ class RowBlock {
 
   ForwardState<T> state(Scratch& scratch) const { return {scratch, plan_.columns(), pitch_v_}; }
 
-  ForwardPlan::Keys begin(int64_t unit, int64_t block) {
+  Span begin(int64_t unit, int64_t block) {
     const Place place = place_of(call_, plan_.head(unit, 0));
     mask_ = KeyMask(place), score_ = Score<T>(place), sink_ = Sink(place);
     return plan_.keys(mask_, block);
   }
 
-  void attend(int64_t unit, int64_t, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
+  void attend(int64_t unit, int64_t block, int64_t j_begin, int64_t j_end, const ForwardState<T>& x) {
     __builtin_memset(x.o, 0, plan_.columns() * pitch_v_ * sizeof(T));
     for (int64_t i = 0; i < plan_.columns(); ++i) x.m[i] = -kInfinity<T>, x.l[i] = 0;
     const int64_t key_head = plan_.key_head(unit);
     const int64_t size = even_part(j_end - j_begin, kKeyTile, kAccumulators);
-    for (int64_t j0 = j_begin; j0 < j_end; j0 += size) {
-      const int64_t keys = clamp(j_end - j0, 0, size);
+    for (Span left{j_begin, j_end}; (left = plan_.keys(mask_, block, left)).size() > 0; left.begin += size) {
+      const int64_t j0 = left.begin, keys = clamp(left.size(), 0, size);
       const T* k = load_factor(shape_.dtype, k_tile_, pitch_, at(call_.k, shape_.k, key_head, j0), shape_.k, keys,
                                shape_.head_dim);
       const T* v = load_factor(shape_.dtype, v_tile_, pitch_v_, at(call_.v, shape_.v, key_head, j0), shape_.v, keys,
                                shape_.head_dim_v);
       for (int64_t i = 0; i < plan_.columns(); ++i) {
-        const int64_t begin = clamp(mask_.key_begin(row(i)) - j0, 0, keys);
-        const int64_t seen = clamp(mask_.key_end(row(i)) - j0, begin, keys) - begin;
+        const Span among = mask_.keys(row(i), row(i), {j0, j0 + keys});
+        const int64_t begin = among.begin - j0, seen = among.size();
         if (seen == 0) continue;
         const Integer<T> query = Integer<T>(row(i));
         const Share share = mask_.template shown<T>(&query, 1, j0 + begin, seen, shown_);

@@ -14,7 +14,7 @@ constexpr double kLn2 = 0.69314718055994530942;
 //   Step(const StepParams&, const Place&, double unit);   unit * x is in log2 units the score that comes in; unit > 0
 //   bool used() const;                          not with parameters that are all 0
 //   double unit() const;                        the same for what goes out, where the step is in effect
-//   Vector<T> forward(Vector<T> x, Rows, Columns, Vector<T>& kept) const;   of kPasses: forward(tile, x)
+//   Vector<T> forward(Vector<T> x, Rows, Columns, Vector<T>& kept) const;   of kPasses: forward(tile, x, kept)
 //   Vector<T> backward(Vector<T> g, Rows, Columns, Vector<T> kept) const;   d loss / d score, of natural units
 //   Vector<T> term(Vector<T> g, Rows, Columns) const;   of kMultiplies
 // where of rows and columns, numbers of queries and keys, either are those of the lanes.
@@ -57,7 +57,7 @@ class StepsOf<T, First, Rest...> {
   template <class Tile>
   void forward(const Tile& tile, T* x, T* kept, int64_t size) const {
     if constexpr (First<T>::kPasses) {
-      if (first_.used()) first_.forward(tile, x);
+      if (first_.used()) first_.forward(tile, x, kept);
     } else if (first_.used()) {
       tile.each([&](int64_t at, auto rows, auto columns) ALWAYS_INLINE {
         Vector<T> factor;

@@ -114,6 +114,9 @@ __forceinline__ int atomicAdd(int* p, int value, EMULATOR_SITE) {
 __forceinline__ unsigned atomicAdd(unsigned* p, unsigned value, EMULATOR_SITE) {
   return emulator_atomic_u32(kAtomicAdd, p, value, 0, file, line);
 }
+__forceinline__ unsigned long long atomicAdd(unsigned long long* p, unsigned long long value, EMULATOR_SITE) {
+  return emulator_atomic_u64(kAtomicAdd, reinterpret_cast<uint64_t*>(p), value, 0, file, line);
+}
 __forceinline__ int atomicMax(int* p, int value, EMULATOR_SITE) {
   return emulator_atomic_s32(kAtomicMax, p, value, 0, file, line);
 }
@@ -128,11 +131,24 @@ float log2f(float) noexcept;
 float expf(float) noexcept;
 float logf(float) noexcept;
 float tanhf(float) noexcept;
+float log1pf(float) noexcept;
+float sinf(float) noexcept;
+float cosf(float) noexcept;
+float powf(float, float) noexcept;
+float fmodf(float, float) noexcept;
+int ilogbf(float) noexcept;
 double exp2(double) noexcept;
 double log2(double) noexcept;
 double exp(double) noexcept;
 double log(double) noexcept;
 double tanh(double) noexcept;
+double log1p(double) noexcept;
+double sin(double) noexcept;
+double cos(double) noexcept;
+double pow(double, double) noexcept;
+double fmod(double, double) noexcept;
+double ldexp(double, int) noexcept;
+int ilogb(double) noexcept;
 }
 #define EMULATOR_MATH(name) \
   __forceinline__ float name(float x) { return name##f(x); }
@@ -160,6 +176,10 @@ __forceinline__ double fmax(double a, double b) { return a > b || b != b ? a : b
 __forceinline__ double fmin(double a, double b) { return a < b || b != b ? a : b; }
 __forceinline__ float floorf(float x) { return __builtin_floorf(x); }
 __forceinline__ double floor(double x) { return __builtin_floor(x); }
+__forceinline__ int ilogb(float x) { return ilogbf(x); }
+__forceinline__ float rintf(float x) { return __builtin_rintf(x); }
+__forceinline__ double trunc(double x) { return __builtin_trunc(x); }
+__forceinline__ double rint(double x) { return __builtin_rint(x); }
 __forceinline__ float ceilf(float x) { return __builtin_ceilf(x); }
 __forceinline__ double ceil(double x) { return __builtin_ceil(x); }
 __forceinline__ bool isinf(float x) { return __builtin_isinf(x); }

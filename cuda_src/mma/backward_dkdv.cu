@@ -57,16 +57,19 @@ struct SharedStorage {
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
 // The query blocks that see the block's keys, in one head after another. Queries outside [begin, end) see none of them.
+template <class KeyMask, bool kListed = KeyMask::kListed>
 struct QueryWalk {
   int query_begin, query_end;
   int m0;
   int member = 0;  // how many heads after the first it is
 
-  __device__ __forceinline__ explicit QueryWalk(Interval queries)
+  __device__ __forceinline__ QueryWalk(const KeyMask& mask, Interval queries, int heads, int head_begin, int n0)
       : query_begin(queries.begin), query_end(queries.end), m0(begin()) {}
 
   __device__ int begin() const { return query_begin / kBlockM * kBlockM; }
   __device__ int blocks() const { return query_begin < query_end ? ceil_div(query_end - begin(), kBlockM) : 0; }
+  __device__ int steps(int heads) const { return blocks() * heads; }
+  __device__ bool is_whole() const { return false; }
 
   __device__ bool ends_head() const { return m0 + kBlockM >= query_end; }
   __device__ void next() {
@@ -74,14 +77,93 @@ struct QueryWalk {
     m0 = ends_head() ? begin() : m0 + kBlockM;
   }
 
-  // How many elements further the next block of a tensor is. To the next head this is found when it comes: found
-  // before the loop, those of all tensors would hold registers through it.
+  // The same, and how many elements further that is in a tensor.
+  __device__ __forceinline__ int64_t advance(const Tensor& tensor) {
+    const int64_t further = distance(tensor);
+    next();
+    return further;
+  }
+
+  // How many elements further the next block of a tensor is: next_block().distance(tensor). To the next head this is
+  // found when it comes: found before the loop, those of all tensors would hold registers through it.
+  __device__ __forceinline__ const QueryWalk& next_block() const { return *this; }
   __device__ __forceinline__ int64_t distance(const Tensor& tensor) const {
     if (!ends_head()) return kBlockM * tensor.row_stride;
     const int rows_back = static_cast<int>(ptx::opaque(blocks() - 1)) * kBlockM;
     return tensor.head_stride - rows_back * tensor.row_stride;
   }
 };
+
+// The same over lists of blocks, one for each head; some may be empty.
+template <class KeyMask>
+struct QueryWalk<KeyMask, true> {
+  const KeyMask& mask;
+  int query_begin, query_end;
+  int heads, head_begin, key_block;
+  int member = 0;
+  ListedStep<kBlockM> step;
+  int m0;
+
+  __device__ __forceinline__ QueryWalk(const KeyMask& mask, Interval queries, int heads, int head_begin, int n0)
+      : mask(mask),
+        query_begin(queries.begin),
+        query_end(queries.end),
+        heads(heads),
+        head_begin(head_begin),
+        key_block(n0 / kBlockN),
+        step(of_head(0)) {
+    settle();
+  }
+
+  __device__ ListedStep<kBlockM> of_head(int number) const {
+    return ::steps<kBlockM>(mask.query_blocks(head_begin + number, key_block), query_begin, query_end);
+  }
+  __device__ int steps(int heads) const {
+    int count = 0;
+    for (int number = 0; number < heads; ++number) count += of_head(number).left();
+    return count;
+  }
+  __device__ bool is_whole() const { return step.is_whole(); }
+
+  __device__ void next() {
+    step.next();
+    settle();
+  }
+  __device__ void settle() {
+    while (!step.exists() && member + 1 < heads) step = of_head(++member);
+    m0 = step.at;
+  }
+
+  // Within a head it is downwards: a product without signs takes half of the instructions. To another head it is
+  // seldom: the compiler would find all that always, were it no loop.
+  struct Jump {
+    int heads, rows;
+
+    __device__ __forceinline__ int64_t distance(const Tensor& tensor) const {
+      int64_t further = static_cast<uint32_t>(rows) * static_cast<uint64_t>(tensor.row_stride);
+#pragma unroll 1
+      for (int left = heads; left > 0; --left) {
+        further += tensor.head_stride;
+        if (left == 1 && rows < 0) further -= static_cast<int64_t>(static_cast<uint64_t>(tensor.row_stride) << 32);
+      }
+      return further;
+    }
+  };
+  __device__ __forceinline__ Jump next_block() const {
+    QueryWalk later = *this;
+    return later.jump();
+  }
+  __device__ __forceinline__ int64_t advance(const Tensor& tensor) { return jump().distance(tensor); }
+
+ private:
+  __device__ __forceinline__ Jump jump() {
+    const int last_member = member, last_m0 = m0;
+    next();
+    return {member - last_member, m0 - last_m0};
+  }
+};
+
+using Walk = QueryWalk<Mask>;
 
 // Q, dO and the statistics of their rows on this walk; what queries hold that see none of the keys must not spread.
 struct QueryStream {
@@ -90,18 +172,19 @@ struct QueryStream {
   TileStream<DoutTile> dout;
   ColumnStream<kBlockM> statistics;
 
-  __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const QueryWalk& walk)
+  __device__ __forceinline__ QueryStream(const BackwardParams& params, const QueryHead& head, const Walk& walk)
       : params(params),
         q(params.q, head.q, walk.m0),
         dout(params.dout, head.dout, walk.m0),
         statistics(head.lse, head.delta, walk.m0) {}
 
   // Start copying the block where `walk` is, the next one.
-  __device__ __forceinline__ void start(QueryStage& stage, const QueryWalk& walk) {
+  __device__ __forceinline__ void start(QueryStage& stage, const Walk& walk) {
     const int begin = walk.query_begin - walk.m0, end = walk.query_end - walk.m0;
-    q.start(stage.query, begin, end, walk.distance(params.q));
-    dout.start(stage.dout, begin, end, walk.distance(params.dout));
-    statistics.start(stage.statistics, begin, end, walk.distance(params.lse), walk.distance(params.delta));
+    const auto& next = walk.next_block();
+    q.start(stage.query, begin, end, next.distance(params.q));
+    dout.start(stage.dout, begin, end, next.distance(params.dout));
+    statistics.start(stage.statistics, begin, end, next.distance(params.lse), next.distance(params.delta));
   }
 
   __device__ __forceinline__ void finish(QueryStage& stage) const {
@@ -238,20 +321,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   load_tile(shared.value, gV, n0);
 
   // The query blocks of each head that see its keys.
-  QueryWalk walk(queries);
-  QueryStream stream(params, query_head(params, batch, head_begin), walk);
+  Walk walk(mask, queries, heads, head_begin, n0);
+  QueryStream stream(params, query_head(params, batch, head_begin + walk.member), walk);
   // Start copying the block that is so many after the one of `walk`.
   const auto start = [&](int slot, int ahead) {
-    QueryWalk later = walk;
+    Walk later = walk;
 #pragma unroll
     for (int i = 0; i < ahead; ++i) later.next();
     stream.start(shared.ring[slot], later);
   };
   const auto finish = [&](int slot) { stream.finish(shared.ring[slot]); };
   Ring ring;
-  ring.fill(walk.blocks() * heads, [&](int step) { start(step, step); }, finish);
+  ring.fill(walk.steps(heads), [&](int step) { start(step, step); }, finish);
 
-  const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin, shape.seqlen_q, shape.head_dim);
+  const auto gDq = head_matrix<float>(params.dq_acc, shape, batch, head_begin + walk.member,
+                                      shape.seqlen_q, shape.head_dim);
   Sum dq = Sum::at<kAcross>(gDq, walk.m0 + score_row0(), score_across());
   const Score<float> score(params.components, place);
   const int warp = threadIdx.x / 32, key_row0 = warp % kWarpsN * (kBlockN / kWarpsN), key_across = warp / kWarpsN;
@@ -259,14 +343,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_dk);
   set_zero(acc_dv);
 
-  for (int left = ptx::opaque(walk.blocks() * heads); left > 0; --left) {
+  for (int left = ptx::opaque(walk.steps(heads)); left > 0; --left) {
     ring.arrive(left, [&](int slot) { start(slot, kAhead); }, finish);
     QueryStage& stage = shared.ring[ring.slot];
     const int m0 = walk.m0;
     {
       float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
       const StreamedStatistics rows{stage};
-      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, walk.member, m0, n0);
+      recompute(p, ds, stage.query, stage.dout, shared.key, shared.value, rows, mask, score, walk.member, m0, n0,
+                walk.is_whole());
       store_fragment<kAcross>(shared.p, score_row0(), score_across(), p);
       store_fragment<kAcross>(shared.ds, score_row0(), score_across(), ds);
     }
@@ -275,9 +360,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     if (kAtomicDq) {
       dq.row = m0 + score_row0() + row_of(0);
       add_to_dq(shared, dq, m0 + kBlockM <= shape.seqlen_q && shape.head_dim == kHeadDim);
-      dq.dst += walk.distance(params.dq_acc);
+      dq.dst += walk.advance(params.dq_acc);
+    } else {
+      walk.next();
     }
-    walk.next();
     // dV += P^T dO  [kBlockN, kHeadDimV],  dK += dS^T Q  [kBlockN, kHeadDim]
     const Pieces<ScoreTile, kColsFirst> sP(shared.p, 0, key_row0);
     const Pieces<DoutTile, kRowsFirst> sDout(stage.dout, 0, key_across * kPiece);

@@ -67,32 +67,36 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   load_tile(shared.query, gHead.q, m0);  // in the group of the first keys
   load_tile(shared.dout, gHead.dout, m0);
 
-  TileStream<KeyTile> key(params.k, gK, first);
-  TileStream<ValueTile> value(params.v, gV, first);
-  int next = first;  // key to copy
+  const auto blocks = mask.key_blocks(head, m0 / kBlockM);
+  auto step = steps<kBlockN>(blocks, first, key_end), copied = step;
+  TileStream<KeyTile> key(params.k, gK, step.at);
+  TileStream<ValueTile> value(params.v, gV, step.at);
   const auto start = [&](int slot) {
-    const int begin = Mask::kCutsBelow ? keys.begin - next : 0;
-    key.start(shared.ring[slot].key, begin, key_end - next, kBlockN * params.k.row_stride);
-    value.start(shared.ring[slot].value, begin, key_end - next, kBlockN * params.v.row_stride);
-    next += kBlockN;
+    const int n0 = copied.at, begin = Mask::kCutsBelow ? keys.begin - n0 : 0;
+    copied.next();
+    const int rows_on = Mask::kListed ? copied.at - n0 : kBlockN;
+    key.start(shared.ring[slot].key, begin, key_end - n0, rows_on * params.k.row_stride);
+    value.start(shared.ring[slot].value, begin, key_end - n0, rows_on * params.v.row_stride);
   };
   const auto finish = [&](int slot) {
     key.finish(shared.ring[slot].key);
     value.finish(shared.ring[slot].value);
   };
   Ring ring;
-  ring.fill(ceil_div(key_end - first, kBlockN), start, finish);
+  ring.fill(step.left(), start, finish);
 
   const Score<float> score(params.components, place);
   const ResidentStatistics rows(gHead.lse, gHead.delta, m0 + score_row0());
   float acc_dq[kScoreRows][kQueryCols];
   set_zero(acc_dq);
 
-  for (int n0 = first; n0 < key_end; n0 += kBlockN) {
-    ring.arrive(ceil_div(key_end - n0, kBlockN), start, finish);
+  for (; step.exists(); step.next()) {
+    const int n0 = step.at;
+    ring.arrive(step.left(), start, finish);
     auto& stage = shared.ring[ring.slot];
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, 0, m0, n0);
+    recompute(p, ds, shared.query, shared.dout, stage.key, stage.value, rows, mask, score, 0, m0, n0,
+              step.is_whole());
 
     // dQ += dS K  [kBlockM, kHeadDim]
     matmul(acc_dq, PackedOperand<kScoreRows, kScoreCols>(ds), Pieces<KeyTile, kRowsFirst>(stage.key));

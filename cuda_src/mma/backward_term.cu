@@ -5,6 +5,7 @@
 // Two of the backward's five products once more, in a kernel of its own: in that of dK and dV, whose blocks meet an
 // element of a shared bias at different times, the sums would need atomics, and its registers are taken.
 #include "attention/schedule.cuh"
+#include "attention/gather.cuh"
 #include "attention/term_sums.cuh"
 #include "mma/scores.cuh"
 #include "mma/tile.cuh"
@@ -43,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   TermWalk walk(shape, params.schedule, blockIdx.x);
   float sums[kScoreRows][kScoreCols];
   set_zero(sums);
+  GatheredOf<float, kGather> gathered;
 
   while (walk.has_next()) {
     const auto [query_block, key_block, head, batch] = walk.next();
@@ -52,6 +54,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const Mask mask(params.components, place);
     const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
     if (max(n0, keys.begin) >= min(n0 + kBlockN, keys.end)) continue;
+    const auto blocks = mask.key_blocks(head, query_block);
+    const int position = blocks.position<kBlockN>(n0);
+    if (position < 0) continue;
 
     // Of rows that do not see the tile nothing is read: what they hold must not spread.
     const Interval queries = mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1);
@@ -71,13 +76,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     __syncthreads();
 
     float p[kScoreRows][kScoreCols], ds[kScoreRows][kScoreCols];
-    recompute<kTerm>(p, ds, tiles.query, tiles.dout, tiles.key, tiles.value, rows, mask, score, 0, m0, n0);
+    recompute<kTerm, kGather != 0>(p, ds, tiles.query, tiles.dout, tiles.key, tiles.value, rows, mask, score, 0, m0,
+                                   n0, blocks.is_whole(position));
 #pragma unroll
     for (int i = 0; i < kScoreRows; ++i) {
+      if constexpr (kGather != 0) {
+        const auto scored = score.row(m0 + score_row0() + row_of(i), 0, KeyColumns<kAcross>{n0, score_across()});
 #pragma unroll
-      for (int j = 0; j < kScoreCols; ++j) sums[i][j] += ds[i][j];
+        for (int j = 0; j < kScoreCols; ++j) gathered.add(scored.last(), ds[i][j], p[i][j], j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kScoreCols; ++j) sums[i][j] += ds[i][j];
+      }
     }
   }
+  if constexpr (kGather != 0) return gathered.finish(params.components);
 
   __syncthreads();  // the sums lie where the tiles are
 #pragma unroll

@@ -22,9 +22,12 @@ struct KeyColumns {
 // Flags of a lane's columns: of each 16-column piece two, and two more 8 columns further on. The lanes of a quad read
 // four pieces, or what there is, side by side and hand the bits on to one another: a warp reads the bytes of its rows
 // once, up to 16 a lane, where a lane's own columns would take a load for every two.
-template <int kAcross, int kRows>
+template <int kAcross, int kRows_>
 class PieceFlags {
  public:
+  using Columns = KeyColumns<kAcross>;
+  static constexpr int kRows = kRows_;
+
   template <class RowOf>
   __device__ __forceinline__ PieceFlags(const KeyColumns<kAcross>& columns, const RowOf& row) {
     const int t = threadIdx.x % kQuad;

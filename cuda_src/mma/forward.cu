@@ -50,42 +50,54 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage) == kSharedBytes, "tiles.py and the kernel disagree on shared memory");
 
-// K and V of key blocks from the last to the first, `begin`, in turn through the ring.
+// K and V of key blocks from the last to the first, at position `begin`, in turn through the ring.
+template <class Blocks>
 struct Stream {
   SharedStorage& shared;
   const ForwardParams& params;
+  const Blocks& blocks;
   Ring ring;
   TileStream<KeyTile> key;
   TileStream<ValueTile> value;
   int begin, key_begin, key_end;
+  int next_key, next_value;  // of listed blocks the first row that is copied next
 
-  __device__ __forceinline__ Stream(SharedStorage& shared, const ForwardParams& params, const Matrix<Element>& gK,
-                                    const Matrix<Element>& gV, int begin, int end)
+  __device__ __forceinline__ Stream(SharedStorage& shared, const ForwardParams& params, const Blocks& blocks,
+                                    const Matrix<Element>& gK, const Matrix<Element>& gV, int begin, int end)
       : shared(shared),
         params(params),
-        key(params.k, gK, (end - 1) * kBlockN),
-        value(params.v, gV, (end - 1) * kBlockN),
+        blocks(blocks),
+        key(params.k, gK, blocks.template row<kBlockN>(end - 1)),
+        value(params.v, gV, blocks.template row<kBlockN>(end - 1)),
         begin(begin),
         key_begin(gK.row_begin),
-        key_end(gK.rows) {
+        key_end(gK.rows),
+        next_key(blocks.template row<kBlockN>(end - 1)),
+        next_value(next_key) {
     ring.fill(
         2 * (end - begin),
         [&](int step) {
-          const int block = end - 1 - step / 2;
-          const int n0 = block * kBlockN, rows = key_end - n0;
-          step % 2 == 0 ? start<true>(step, n0, rows) : start<false>(step, n0, rows);
+          const int position = end - 1 - step / 2;
+          step % 2 == 0 ? start<true>(step, position, true) : start<false>(step, position, true);
         },
         [&](int step) { step % 2 == 0 ? finish<true>(step) : finish<false>(step); });
   }
 
-  // Start copying K or V of the next block, from key n0 on, of which so many rows exist.
+  // Start copying K or V of the next block, at a position, of whose rows some may not exist.
   template <bool kIsKey>
-  __device__ __forceinline__ void start(int slot, int n0, int rows) {
-    const int first = Mask::kCutsBelow ? key_begin - n0 : 0;
+  __device__ __forceinline__ void start(int slot, int position, bool may_be_cut) {
+    int n0 = position * kBlockN, rows_on = -kBlockN;
+    if constexpr (Mask::kListed) {
+      int& next = kIsKey ? next_key : next_value;
+      n0 = next;
+      next = blocks.template row<kBlockN>(position - 1);
+      rows_on = next - n0;
+    }
+    const int first = Mask::kCutsBelow ? key_begin - n0 : 0, rows = may_be_cut ? key_end - n0 : kBlockN;
     if constexpr (kIsKey) {
-      key.start(shared.ring[slot].key, first, rows, -kBlockN * params.k.row_stride);
+      key.start(shared.ring[slot].key, first, rows, rows_on * params.k.row_stride);
     } else {
-      value.start(shared.ring[slot].value, first, rows, -kBlockN * params.v.row_stride);
+      value.start(shared.ring[slot].value, first, rows, rows_on * params.v.row_stride);
     }
   }
 
@@ -98,16 +110,15 @@ struct Stream {
     }
   }
 
-  // Wait for the tile of K or V of a block.
+  // Wait for the tile of K or V of the block at a position.
   template <bool kIsKey>
-  __device__ __forceinline__ RingTile& arrive(int block) {
+  __device__ __forceinline__ RingTile& arrive(int position) {
     // The next tile to copy is kStages - 1 further on: of a block before this one, K or V as that is even or odd.
     constexpr int kStep = (kIsKey ? 0 : 1) + kStages - 1;
     // Only the last block may be cut; with three stages its tiles are on their way before the first arrives.
-    const int n0 = (block - kStep / 2) * kBlockN, rows = kStages > 2 ? kBlockN : key_end - n0;
     ring.arrive(
-        2 * (block - begin) + (kIsKey ? 2 : 1),
-        [&](int slot) { start<kStep % 2 == 0>(slot, n0, rows); },
+        2 * (position - begin) + (kIsKey ? 2 : 1),
+        [&](int slot) { start<kStep % 2 == 0>(slot, position - kStep / 2, kStages <= 2); },
         [&](int slot) { finish<kStep % 2 == 1>(slot); });
     return shared.ring[ring.slot];
   }
@@ -218,16 +229,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const BlockPlace place(params.components, shape, work.batch, work.head);
   const Mask mask(params.components, place);
   const Interval keys = mask.keys(packing.query(m0), packing.query(min(m0 + kBlockM, total_rows) - 1));
-  const int key_end = ptx::opaque(keys.end), first_block = keys.begin / kBlockN;
+  const int key_end = ptx::opaque(keys.end);
+  const auto blocks = mask.key_blocks(work.head / schedule.packed_heads, work.m_block);
   const auto gQ = packed_matrix<Element>(params.q, shape, work, packing, shape.head_dim);
   const auto gK = head_matrix<Element>(params.k, shape, work.batch, work.head_k, key_end, shape.head_dim, keys.begin);
   const auto gV = head_matrix<Element>(params.v, shape, work.batch, work.head_k, key_end, shape.head_dim_v, keys.begin);
 
   // This split's share of the key blocks.
-  const int last_block = ceil_div(key_end, kBlockN);
-  const int per_split = ceil_div(last_block - first_block, schedule.num_splits);
-  const int n_begin = ptx::opaque(min(first_block + work.split * per_split, last_block));
-  const int n_end = min(n_begin + per_split, last_block);
+  const auto [first, last] = blocks.template positions<kBlockN>(keys.begin, key_end);
+  const int per_split = ceil_div(last - first, schedule.num_splits);
+  const int n_begin = ptx::opaque(min(first + work.split * per_split, last));
+  const int n_end = min(n_begin + per_split, last);
 
   // What this warp's rows see of them. A warp beyond the last row, or past its keys, only helps to copy.
   const int warp_row = threadIdx.x / 32 * kWarpRows, first_row = ptx::opaque(m0 + warp_row);
@@ -240,34 +252,35 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   set_zero(acc_o);
 
   load_tile(shared.query, gQ, m0);  // in the group of the first K tile
-  Stream stream(shared, params, gK, gV, n_begin, n_end);
+  Stream<decltype(blocks)> stream(shared, params, blocks, gK, gV, n_begin, n_end);
   const Pieces<QueryTile, kRowsFirst> sQ(shared.query, warp_row);
 
   // Blocks that the mask hides from all of the warp's rows come first.
-  int block = n_end - 1;
-  for (; block >= n_begin && ptx::any(block * kBlockN >= warp_key_end); --block) {
-    stream.arrive<true>(block);
-    stream.arrive<false>(block);
+  int at = n_end - 1;  // a position
+  for (; at >= n_begin && ptx::any(blocks.template row<kBlockN>(at) >= warp_key_end); --at) {
+    stream.template arrive<true>(at);
+    stream.template arrive<false>(at);
   }
 
-  for (; block >= n_begin; --block) {
-    const auto shown = mask.shown<kRows>(KeyColumns<1>{block * kBlockN}, [&](int i) {
+  for (; at >= n_begin; --at) {
+    const int n0 = blocks.template row<kBlockN>(at);
+    const auto shown = mask.shown<kRows>(KeyColumns<1>{n0}, [&](int i) {
       const int row = first_row + row_of(i);
       return QueryRow{packing.query(row), packing.head(row)};
-    });
+    }, blocks.is_whole(at));
     if (Mask::kElementwise && !ptx::any(shown.any())) {
-      stream.arrive<true>(block);
-      stream.arrive<false>(block);
+      stream.template arrive<true>(at);
+      stream.template arrive<false>(at);
       continue;
     }
 
     // S = Q K^T  [kWarpRows, kBlockN]
     float acc_s[kRows][kCols];
     set_zero(acc_s);
-    matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(stream.arrive<true>(block).key));
+    matmul<kHeadDim>(acc_s, sQ, Pieces<KeyTile, kColsFirst>(stream.template arrive<true>(at).key));
 
     // P = exp(S - m); O is owed the same change of reference.
-    score_tile(acc_s, score, mask, shown, packing, first_row, block * kBlockN);
+    score_tile(acc_s, score, mask, shown, packing, first_row, n0);
     softmax.update(acc_s, score.unit(), [&](int i, float factor) {
 #pragma unroll
       for (int j = 0; j < kOutCols; ++j) acc_o[i][j] *= factor;
@@ -275,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
     // O += P V  [kWarpRows, kHeadDimV]; P is packed before copies want registers.
     const PackedOperand<kRows, kCols> p(acc_s);
-    matmul(acc_o, p, Pieces<ValueTile, kRowsFirst>(stream.arrive<false>(block).value));
+    matmul(acc_o, p, Pieces<ValueTile, kRowsFirst>(stream.template arrive<false>(at).value));
   }
   if (kAsyncCopy) ptx::cp_async_wait_all();
   meet();  // O's tile lies where Q is, or, if there was no block, is still arriving

@@ -39,14 +39,15 @@ struct ResidentStatistics {
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of this warp's part of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
 // `member`: how many heads after place.head it is. With kTerm dS is that of a parameter: of the score's step of this
-// number.
-template <int kTerm = -1, class Query, class Dout, class Key, class Value, class Statistics>
+// number. With kKeepsInput p is what the last step takes.
+template <int kTerm = -1, bool kKeepsInput = false, class Query, class Dout, class Key, class Value, class Statistics>
 __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], float (&ds)[kScoreRows][kScoreCols],
                                           Query& query, Dout& dout, Key& key, Value& value, const Statistics& rows,
-                                          const Mask& mask, const Score<float>& score, int member, int m0, int n0) {
+                                          const Mask& mask, const Score<float>& score, int member, int m0, int n0,
+                                          bool is_whole) {
   const int row0 = score_row0(), across = score_across();
   const auto shown = mask.shown<kScoreRows>(KeyColumns<kAcross>{n0, across},
-                                            [&](int i) { return QueryRow{m0 + row0 + row_of(i), member}; });
+                                            [&](int i) { return QueryRow{m0 + row0 + row_of(i), member}; }, is_whole);
   const Pieces<Query, kRowsFirst> sQ(query, row0);
   const Pieces<Key, kColsFirst> sK(key, across * kPiece);
   set_zero(p);
@@ -64,6 +65,7 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
       const float s = p[i][j];
       p[i][j] = probability(fma(scored.forward(s, j), score.unit(), -lse));
       ds[i][j] = scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j);
+      if constexpr (kKeepsInput) p[i][j] = scored.last_input(s, j);
     }
   }
   if (Mask::kElementwise && !ptx::all(shown.all())) {

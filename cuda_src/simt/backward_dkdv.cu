@@ -60,9 +60,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const int head_q = place.head + member;
     const Head head = query_head(params, batch, head_q, queries, seen);
     const auto gDq = head_matrix<Accumulator>(params.dq_acc, shape, batch, head_q, shape.seqlen_q, shape.head_dim);
-    for (int m0 = queries.begin / kBlockM * kBlockM; m0 < queries.end; m0 += kBlockM) {
+    auto step = steps<kBlockM>(mask.query_blocks(head_q, n0 / kBlockN), queries.begin / kBlockM * kBlockM, queries.end);
+    for (; step.exists(); step.next()) {
+      const int m0 = step.at;
       Accumulator p[kRows][kCols], ds[kRows][kCols];
-      recompute(p, ds, shared, head, mask, score, member, m0, false, n0, key_held);
+      recompute(p, ds, shared, head, mask, score, member, m0, false, n0, key_held, step.is_whole());
       key_held = kResident;
 
       if (kWantsDv) publish(shared, p);  // dV += P^T dO  [kBlockN, head_dim_v]

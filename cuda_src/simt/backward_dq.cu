@@ -32,10 +32,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     set_zero(total_dq[slice]);
   }
 
-  for (int n0 = first; n0 < keys.end; n0 += kBlockN) {
-    if (kFewDigits && n0 % (kStretch * kBlockN) == 0 && n0 > first) end_stretch(total_dq, acc_dq);
+  auto step = steps<kBlockN>(mask.key_blocks(head_q, m0 / kBlockM), first, keys.end);
+  for (const int first_met = step.at; step.exists(); step.next()) {
+    const int n0 = step.at;
+    if (kFewDigits && step.is_multiple(kStretch) && n0 > first_met) end_stretch(total_dq, acc_dq);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
-    recompute(p, ds, shared, head, mask, score, 0, m0, kResident && n0 > first, n0, false);
+    recompute(p, ds, shared, head, mask, score, 0, m0, kResident && n0 > first_met, n0, false, step.is_whole());
 
     publish(shared, ds);  // dQ += dS K  [kBlockM, head_dim]
 #pragma unroll

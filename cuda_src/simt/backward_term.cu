@@ -6,6 +6,7 @@
 #include "numeric.cuh"
 #include "specialization.cuh"
 #include "attention/schedule.cuh"
+#include "attention/gather.cuh"
 #include "attention/term_sums.cuh"
 #include "simt/backward_tiles.cuh"
 
@@ -18,6 +19,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
   TermWalk walk(shape, params.schedule, blockIdx.x);
   Accumulator sums[kRows][kCols];
   set_zero(sums);
+  GatheredOf<Accumulator, kGather> gathered;
 
   while (walk.has_next()) {
     const auto [query_block, key_block, head_q, batch] = walk.next();
@@ -26,18 +28,29 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const Mask mask(params.components, place);
     const Interval keys = mask.keys(m0, min(m0 + kBlockM, shape.seqlen_q) - 1);
     if (max(n0, keys.begin) >= min(n0 + kBlockN, keys.end)) continue;
+    const auto blocks = mask.key_blocks(head_q, query_block);
+    const int position = blocks.position<kBlockN>(n0);
+    if (position < 0) continue;
 
     const Interval queries = mask.queries(n0, min(n0 + kBlockN, shape.seqlen_k) - 1);
     const Head head = query_head(params, batch, head_q, queries, keys);
     const Score<Accumulator> score(params.components, place);
     Accumulator p[kRows][kCols], ds[kRows][kCols];
-    recompute<kTerm>(p, ds, shared, head, mask, score, 0, m0, false, n0, false);
+    recompute<kTerm, kGather != 0>(p, ds, shared, head, mask, score, 0, m0, false, n0, false,
+                                  blocks.is_whole(position));
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      if constexpr (kGather != 0) {
+        const auto scored = score.row(m0 + row_of<kRows>(i), 0, KeyColumns{n0});
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) sums[i][j] += ds[i][j];
+        for (int j = 0; j < kCols; ++j) gathered.add(scored.last(), ds[i][j], p[i][j], j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kCols; ++j) sums[i][j] += ds[i][j];
+      }
     }
   }
+  if constexpr (kGather != 0) return gathered.finish(params.components);
 
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {

@@ -60,17 +60,19 @@ __device__ __forceinline__ void block_product(Accumulator (&acc)[kRows][kCols], 
 // P = exp(score(S) - lse) and dS = score'(P * (dP - delta)) of the tile at (m0, n0):
 //   S = Q K^T  [kBlockM, kBlockN],  dP = dO V^T  [kBlockM, kBlockN]
 // `member`: how many heads after place.head it is. With kTerm dS is that of a parameter: of the score's step of this
-// number. On return the tiles of q, dout, k and v hold their last slice.
-template <int kTerm = -1>
+// number. With kKeepsInput p is what the last step takes. On return the tiles of q, dout, k and v hold their last
+// slice.
+template <int kTerm = -1, bool kKeepsInput = false>
 __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumulator (&ds)[kRows][kCols],
                                           SharedStorage& shared, const Head& head, const Mask& mask,
                                           const Score<Accumulator>& score, int member, int m0, bool query_held,
-                                          int n0, bool key_held) {
+                                          int n0, bool key_held, bool is_whole) {
   block_product(p, shared.q(), head.q, m0, query_held, shared.k(), head.k, n0, key_held);
   block_product(ds, shared.dout(), head.dout, m0, query_held, shared.v(), head.v, n0, key_held);
   const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
   const auto shown =
-      mask.shown<kRows>(KeyColumns{n0}, [&](int i) { return QueryRow{m0 + row_of<kRows>(i), member}; });
+      mask.shown<kRows>(KeyColumns{n0}, [&](int i) { return QueryRow{m0 + row_of<kRows>(i), member}; },
+                        is_whole);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = m0 + row_of<kRows>(i);
@@ -86,6 +88,7 @@ __device__ __forceinline__ void recompute(Accumulator (&p)[kRows][kCols], Accumu
       const bool seen = shown.at(i, j) && inside && (whole || visible.sees(columns(j)));
       p[i][j] = seen ? probability(fma(scored.forward(s, j), score.unit(), -lse)) : Accumulator(0);
       ds[i][j] = seen ? scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j) : Accumulator(0);
+      if constexpr (kKeepsInput) p[i][j] = scored.last_input(s, j);
     }
   }
 }

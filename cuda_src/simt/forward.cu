@@ -133,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int slice = 0; slice < kQueryTiles; ++slice) load_tile(shared.query[slice], gQ, m0, slice * kSliceD);
   }
 
-  for (int n0 = n_begin; n0 < n_end; n0 += kBlockN) {
+  for (auto step = steps<kBlockN>(mask.key_blocks(head, m0 / kBlockM), n_begin, n_end); step.exists(); step.next()) {
+    const int n0 = step.at;
     // S = Q K^T  [kBlockM, kBlockN]
     Accumulator acc_s[kRows][kCols];
     set_zero(acc_s);
@@ -148,7 +149,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
     const bool whole = mask.covers(m0, m0 + kBlockM - 1, n0, kBlockN);
     const auto shown =
-        mask.shown<kRows>(KeyColumns{n0}, [m0 = m0](int i) { return QueryRow{m0 + row_of<kRows>(i), 0}; });
+        mask.shown<kRows>(KeyColumns{n0}, [m0 = m0](int i) { return QueryRow{m0 + row_of<kRows>(i), 0}; },
+                          step.is_whole());
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = m0 + row_of<kRows>(i);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from cupy_flash._src import backends
 from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import INPUTS, Options, arrays_among
+from cupy_flash._src.components import CAPTURED, INPUTS, Options, arrays_among
 from cupy_flash._src.names import answered
 from cupy_flash._src.operands import Cotangents, Merge, Operands
 from cupy_flash._src.options import boolean
@@ -36,6 +37,10 @@ def flash_attention(
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
     sinks: Array | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    score_args: tuple[Any, ...] | list[Any] = (),
+    mask_mod: Callable[..., Any] | None = None,
+    mask_args: tuple[Any, ...] | list[Any] = (),
     return_lse: bool = False,
     out: Array | None = None,
     backend: str | None = None,
@@ -97,6 +102,22 @@ def flash_attention(
         Attention sinks [3]_, in the dtype of q or float32: one more logit in the softmax of each row of the head, which
         has no value, so that a row's weights add up to less than 1. ``lse`` is ``log(exp(sink) + sum(exp(s)))``. A
         query that sees no key has an output of 0 and the sink as `lse`; one that does not exist, -inf.
+    score_mod : callable, optional
+        A Python function ``score_mod(s, b, h, i, j, *score_args)`` of what takes the place of the score s of query i
+        and key j: the last step, after `scale`, `softcap`, `alibi_slopes` and `bias` and before any key is hidden; -inf
+        hides one as in `bias`. b counts the batch elements through all leading dimensions, h is the query head; i and j
+        count from 0, whatever `q_offset` is. It is called once, with symbols, and becomes a part of the kernels, and so
+        does its derivative; the notes say what it may do. `cupy_flash.mods` has ready ones.
+    score_args : tuple or list, optional
+        What `score_mod` captures: numbers, and arrays of bool, of ints but uint64, or of floats, of any shape, which
+        lie where q does and are read in place. Numbers and what arrays hold may be others at each call, and nothing is
+        compiled for it.
+    mask_mod : callable or BlockMask, optional
+        A Python function ``mask_mod(b, h, i, j, *mask_args)`` that is true where query i sees key j, of the same
+        arguments: one more rule beside the others that hide keys. Blocks that it hides are neither read nor computed,
+        and those that it shows whole are not tested. What `block_mask` returns has found them before.
+    mask_args : tuple or list, optional
+        What `mask_mod` captures, as `score_args`; a `BlockMask` has its own.
     return_lse : bool
         Also return the log-sum-exp of each row's scores, after all options that change them.
     out : array, shape (..., Hq, Sq, Dv), optional
@@ -117,10 +138,15 @@ def flash_attention(
     Raises
     ------
     TypeError
-        If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet.
+        If an argument has the wrong type, an unsupported dtype, or arrays of different dtypes or devices meet; if a
+        function of the caller does what it may not, takes other arguments than it is given, or returns none of what is
+        expected.
     ValueError
         If shapes do not fit, an option is out of range, `q_offset` is given where positions do not matter, or `out`
         overlaps an input.
+    IndexError
+        If a function of the caller looks up what an array does not have. What is wrong with a function names it and the
+        line.
     RuntimeError
         If the backend asked for is not available on this machine; the message says what to install.
 
@@ -132,8 +158,31 @@ def flash_attention(
     Numbers of `k_lengths`, `q_lengths` and `k_starts` lie between 0 and the sequence length: on a CPU others raise, on
     a GPU, which would have to be waited for, they count as the nearest. Positions in an array `q_offset` that are more
     than 2^29 in size count as that. A key that is hidden from a query takes no part in that row, whatever hides it but
-    a `bias` of -inf, which is a weight of 0: blocks of keys that no query of a block sees by `causal`, `window`,
-    lengths or `k_starts` are not even read.
+    a `bias` or a score of -inf, which is a weight of 0: blocks of keys that no query of a block sees by `causal`,
+    `window`, lengths, `k_starts` or `mask_mod` are not even read.
+
+    The functions `score_mod` and `mask_mod` are called with symbols, once for each combination of dtypes and shapes
+    that they capture, and compiled at the first call, in seconds, which later processes find on disk. What they read
+    elsewhere, as closures do, are constants, of which others make another function. They may use Python's operators,
+    ``abs``, loops and other functions, NumPy's ``where``, ``minimum``, ``maximum``, ``clip``, ``abs``, ``sign``,
+    ``floor``, ``exp``, ``exp2``, ``log``, ``log2``, ``log1p``, ``tanh``, ``sqrt``, ``square``, ``power``, ``sin``,
+    ``cos``, ``isfinite`` and ``logical_*``, ``.astype`` to bool, int and float, and index what they capture with ints
+    along all axes. What would ask for a value, ``if``, ``and``, ``or``, ``not``, ``a < b < c`` and ``bool()``, is a
+    TypeError: ``np.where``, ``&``, ``|`` and ``~`` do the same.
+
+    Negative indices count from an array's end. Intervals [4]_ prove that most indices stay inside, at no cost. Where
+    they cannot, as of an index that was looked up itself, each call first looks whether one leaves its array for a
+    query and a key that it sees; this takes time, and on a GPU it waits, so that it cannot be captured into a graph. An
+    index that is made of the score must be clipped.
+
+    Which blocks `mask_mod` hides or shows whole is found at each call, for its arrays may have changed: by intervals of
+    positions and of what arrays of ints hold for them. A block is skipped where these prove that no query sees a key,
+    and looked at key by key where they prove nothing, as of floats that are captured: they count as any.
+
+    Functions compute in float32 (float64 for float64) and in whole numbers of 64 bits. In compiled ones a score that is
+    divided by what all keys of its row have in common is multiplied by the reciprocal, and ``tanh`` in `score_mod` is
+    for half types on a GPU the instruction that `softcap` has. There are at most 2^24 batch elements, 2^16 heads and
+    2^29 queries and keys.
 
     Scores of any size up to 2e38 (1e308 in float64) give what standard attention gives. With so late a division a sum
     of values may overflow though their mean does not: in float32 and float64 on a GPU, ``|v| * Sk`` must stay below the
@@ -142,7 +191,8 @@ def flash_attention(
     Memory on a GPU, beyond the results and for B batch elements: where few queries meet many keys, whose blocks are
     then spread over the device, ``4 * B * Hq * Sq * (Dv + 2)`` bytes for each part of the keys; the same once with more
     than 32768 keys, whose parts follow one another, in kernels on CUDA cores that add up in float32 (float32, half
-    types with D or Dv above 256 or without tensor cores for them). Otherwise none.
+    types with D or Dv above 256 or without tensor cores for them). With `mask_mod` 4 bytes for each block of queries
+    and keys that kernels take together, and of each 32 neighbours in its arrays of ints 16. Otherwise none.
 
     References
     ----------
@@ -152,6 +202,7 @@ def flash_attention(
        Length Extrapolation", 2021, section 3.
     .. [3] OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv:2508.10925, 2025; with a sink of 0 what E. Miller
        proposed in "Attention Is Off By One", 2023.
+    .. [4] R. E. Moore, "Interval Analysis", 1966.
 
     Examples
     --------
@@ -162,6 +213,16 @@ def flash_attention(
     >>> out, lse = flash_attention(q, k, v, causal=True, return_lse=True)
     >>> out.shape, lse.shape
     ((2, 8, 128, 64), (2, 8, 128))
+
+    Documents one after another in a sequence, of which each sees itself:
+
+    >>> def documents(b, h, i, j, ids):
+    ...     return (ids[b, i] == ids[b, j]) & (j <= i)
+    >>> ids = np.repeat([[0, 1], [5, 5]], 64, axis=1)  # two of 64 positions, and one of 128
+    >>> out = flash_attention(q, k, v, mask_mod=documents, mask_args=(ids,))
+    >>> second = flash_attention(q[0, :, 64:], k[0, :, 64:], v[0, :, 64:], causal=True)
+    >>> bool(np.allclose(out[0, :, 64:], second, atol=1e-6))
+    True
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
@@ -192,6 +253,10 @@ def flash_attention_backward(
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
     sinks: Array | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    score_args: tuple[Any, ...] | list[Any] = (),
+    mask_mod: Callable[..., Any] | None = None,
+    mask_args: tuple[Any, ...] | list[Any] = (),
     wrt: tuple[str, ...] | list[str] = INPUTS,
     deterministic: bool = False,
     backend: str | None = None,
@@ -211,12 +276,16 @@ def flash_attention_backward(
         Gradient of the loss with respect to `lse`, in the dtype of `lse`.
     causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks, backend
         As in the forward pass.
+    score_mod, score_args, mask_mod, mask_args
+        As in the forward pass.
     wrt : tuple or list of str
-        What to compute gradients of: "q", "k", "v" and, where they were passed, "bias", "sinks" and "alibi_slopes".
-        What only the others need is not computed, but for one product on a GPU where "v" is alone.
+        What to compute gradients of: "q", "k", "v" and, where they were passed, "bias", "sinks", "alibi_slopes" and
+        "score_args". What only the others need is not computed, but for one product on a GPU where "v" is alone.
     deterministic : bool
         If true, the same inputs give the same bits every time; on a GPU dq is then computed in a pass of its own, in
-        seven matrix products rather than five, instead of by atomic additions. Gradients of options repeat in any case.
+        seven matrix products rather than five, instead of by atomic additions, and the gradients of `score_args`, which
+        atomic additions make too, in whole numbers, whose sum has no order, in two passes. Those of other options
+        repeat in any case.
 
     Returns
     -------
@@ -225,11 +294,12 @@ def flash_attention_backward(
         dimensions. dk and dv are in the dtype of k; dq is in the dtype of `out`, so that the parts of several chunks
         of keys add up in float32. Rows that see no key have gradient 0. With `wrt` the gradients that it names, in its
         order; those of options in their shapes and dtypes, added up in float32 (float64 for float64) over the axes
-        along which they are broadcast.
+        along which they are broadcast. "score_args" is a tuple with a gradient for each array of floats, and None for
+        what else was captured.
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
+    TypeError, ValueError, IndexError, RuntimeError
         As `flash_attention`; also if `dout`, `out`, `lse` or `dlse` do not have the shape or dtype above, or `wrt` has
         a name that is unknown or was not passed.
 
@@ -244,8 +314,13 @@ def flash_attention_backward(
     - `alibi_slopes`, from ``-slope * |p - j|``: ``-|p - j| * dS``, before that factor too.
     - `sinks`: a sink's share ``exp(sink - lse)`` of a row has no value, so that in ``P * (dout @ v.T - delta)`` only
       ``-exp(sink - lse) * delta`` is left of it.
+    - `score_args`: dS times the derivative of what `score_mod` returns with respect to the element that was looked up.
 
-    `softcap`'s factor is the derivative ``1 - tanh(s / softcap) ** 2`` of ``softcap * tanh(s / softcap)``.
+    `softcap`'s factor is the derivative ``1 - tanh(s / softcap) ** 2`` of ``softcap * tanh(s / softcap)``. `score_mod`
+    comes after all but `sinks`, so that for what stands before it dS has its derivative with respect to s as a factor.
+    Both derivatives are made of its expression by the chain rule [2]_. Where a function chooses, as ``where``,
+    ``minimum`` and ``clip`` do, it is that of what was chosen, of equal numbers the first; of ``floor``, ``//``,
+    ``sign`` and comparisons it is 0, and so is that of ``abs`` at 0. What a hidden key looks up has none.
 
     P is as accurate as the difference of a score and `lse`, two rounded numbers: its relative error is about 1e-7 times
     the largest ``|score|`` (2e-16 in float64), 1e-4 at 1000. Beyond 1e6 that is an error of its whole size, which P,
@@ -259,11 +334,14 @@ def flash_attention_backward(
     The gradient of an option takes two more matrix products and no memory but its own size, on a CPU in float32
     (float64 for float64); where few of its elements have all scores, at most 10 MB more, for parts of their sums. On a
     GPU, of more than four batch dimensions that strides do not let be taken together, the outer ones add to it one
-    after the other, in its own dtype.
+    after the other, in its own dtype. Those of `score_args` take two more products too, and as much memory as the
+    arrays in float32 (float64 for float64): on a CPU once more for each thread, on a GPU, where `deterministic`, 16
+    bytes (24) more for each element. `mask_mod` takes what it does in the forward.
 
     References
     ----------
     .. [1] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023.
+    .. [2] A. Griewank and A. Walther, "Evaluating Derivatives", 2nd edition, 2008, section 3.2.
 
     Examples
     --------
@@ -300,6 +378,10 @@ def flash_attention_vjp(
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
     sinks: Array | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    score_args: tuple[Any, ...] | list[Any] = (),
+    mask_mod: Callable[..., Any] | None = None,
+    mask_args: tuple[Any, ...] | list[Any] = (),
     wrt: tuple[str, ...] | list[str] = INPUTS,
     deterministic: bool = False,
     return_lse: bool = False,
@@ -313,6 +395,8 @@ def flash_attention_vjp(
         As in `flash_attention`.
     causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
         As in `flash_attention`, as are `return_lse` and `backend`.
+    score_mod, score_args, mask_mod, mask_args
+        As in `flash_attention`.
     wrt, deterministic
         As in `flash_attention_backward`.
 
@@ -322,11 +406,11 @@ def flash_attention_vjp(
         As `flash_attention` returns.
     vjp : Vjp
         ``vjp(dout, dlse=None) -> (dq, dk, dv)``, or the gradients that `wrt` names, as often as wanted; keeps q, k, v,
-        out and lse, and the options that are arrays, without copies.
+        out and lse, the options that are arrays and what functions capture, without copies.
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
+    TypeError, ValueError, IndexError, RuntimeError
         As `flash_attention` and `flash_attention_backward`.
 
     Notes
@@ -355,6 +439,17 @@ def flash_attention_vjp(
     >>> dsinks, dbias = vjp(2 * out)
     >>> dsinks.shape, dbias.shape
     ((8,), (128, 128))
+
+    A bias for each head and distance, which is learned:
+
+    >>> def relative(s, b, h, i, j, table):
+    ...     return s + table[h, np.clip(i - j + 32, 0, 64)]
+    >>> out, vjp = flash_attention_vjp(
+    ...     x, x, x, score_mod=relative, score_args=(np.zeros((8, 65), np.float32),), wrt=("q", "score_args")
+    ... )
+    >>> dq, (dtable,) = vjp(2 * out)
+    >>> dtable.shape
+    (8, 65)
     """
     return_lse = boolean("return_lse", return_lse)
     module, (q, k, v) = backends.select(backend, q=q, k=k, v=v)
@@ -534,12 +629,14 @@ def _backward(
         gradients = module.backward(problem, operands, cotangents)
         if seal:
             seal.spoil(found, gradients)
-        given = {"q": q, "k": k, "v": v, **arrays}
+        given = {"q": q, "k": k, "v": v, **arrays, **{mod.captured: mod.arguments for mod in problem.mods}}
         return tuple(_reduced(name, gradients.of(name), given[name]) for name in problem.wrt)
 
 
-def _reduced(name: str, gradient: Array, x: Array) -> Array:
-    """A gradient in the shape of the array; of an option's also in its dtype."""
+def _reduced(name: str, gradient: Any, x: Any) -> Any:
+    """A gradient in the shape of the array; of an option's also in its dtype. Of what a function captures each."""
+    if name in CAPTURED:
+        return tuple(None if g is None else g.astype(of.dtype, copy=False) for g, of in zip(gradient, x, strict=True))
     shape = x.shape
     if name not in INPUTS:
         return gradient.reshape(shape).astype(x.dtype, copy=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cupy_flash._src.device import Device
+from cupy_flash._src.expressions.cxx import STORAGE
 from cupy_flash._src.problem import DTYPES
 from cupy_flash._src.specialization import ELEMENT, Part, Specialization, Variant
 from cupy_flash._src.tiles import (
@@ -32,6 +33,13 @@ _SIMT_RULES = {
     "dkdv": (SimtTile.dkdv_fault, SimtTile.backward_shared_bytes),
     "dq": (SimtTile.dq_fault, SimtTile.backward_shared_bytes),
     "term": (SimtTile.term_fault, SimtTile.backward_shared_bytes),
+}
+
+_PARAMS_OF_LISTS = {  # kParams of attention/block_lists.cu
+    "attention_forward": 0,
+    "attention_dkdv": 1,
+    "attention_dq": 1,
+    "attention_dterm": 2,
 }
 
 
@@ -107,18 +115,40 @@ def dq(variant: Variant, device: Device, *, tile: Tile | None = None) -> Special
     return _composed("simt/backward_dq.cu", "attention_dq", variant, constants)
 
 
-def term(variant: Variant, device: Device, step: int, out: str, *, tile: Tile | None = None) -> Specialization:
-    """The kernel of the gradient, of dtype `out`, of what the score's step of this number learns; errors likewise."""
+def term(
+    variant: Variant, device: Device, step: int, out: str, *, gather: int = 0, tile: Tile | None = None
+) -> Specialization:
+    """The kernel of the gradient, of dtype `out`, of what the score's step of this number learns; errors likewise.
+
+    With `gather`, of the score itself, for what its last step captures (attention/gather.cuh).
+    """
+    numbers = ("kTerm", step), ("kGather", gather)
     if _uses_mma_backward(variant, device, tile):
         head_dim, head_dim_v = _mma_head_dims(variant)
         rules = MmaTile.term_fault, MmaTile.term_shared_bytes
         candidates = mma_term_candidates(max(head_dim, head_dim_v))
         chosen, size = _choose(tile, candidates, rules, (head_dim, head_dim_v), device)
         constants = _mma_constants(chosen, size, head_dim, head_dim_v, device)
-        constants = (*constants, ("kWarpsM", chosen.num_warps), ("kTerm", step))
+        constants = (*constants, ("kWarpsM", chosen.num_warps), *numbers)
         return _composed("mma/backward_term.cu", "attention_dterm", variant, constants, out)
-    constants = (*_simt_constants(variant, device, tile, "term"), ("kTerm", step))
+    constants = (*_simt_constants(variant, device, tile, "term"), *numbers)
     return _composed("simt/backward_term.cu", "attention_dterm", variant, constants, out)
+
+
+def block_lists(served: Specialization, *, from_table: bool) -> Specialization:
+    """The kernel that lists the blocks that another has of a traced mask."""
+    blocks = tuple((name, served.constant(name)) for name in ("kBlockM", "kBlockN"))
+    by_keys, params = served.entry == "attention_dkdv", _PARAMS_OF_LISTS[served.entry]
+    numbers = ("kByKeys", int(by_keys)), ("kFromTable", int(from_table)), ("kParams", params)
+    constants = (*blocks, ("kNWarps", 1), *numbers)
+    types = tuple(pair for pair in served.types if pair[0] == "Element")
+    return Specialization("attention/block_lists.cu", "attention_block_lists", types, constants, served.parts)
+
+
+def summaries(dtype: str) -> Specialization:
+    """The kernel that looks through an array of ints of this dtype."""
+    types = (("Element", "float"), ("Out", STORAGE[dtype]))
+    return Specialization("attention/summaries.cu", "attention_summaries", types, (("kNWarps", 1),))
 
 
 def row_wise(

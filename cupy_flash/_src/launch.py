@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -17,11 +17,29 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupy_flash._src import packing
+from cupy_flash._src.components.block_mask import LISTS
 from cupy_flash._src.components.component import arrays_in, fill
+from cupy_flash._src.components.mods import captured_name, is_captured
 from cupy_flash._src.device import Device
+from cupy_flash._src.guards import check_indices
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.params import BATCH_DIMS, layout
-from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge, plan_seal, plan_spoil_term, plan_term
+from cupy_flash._src.plan import (
+    ADD,
+    ADD_WHOLE,
+    SIZES,
+    Launch,
+    ListPlan,
+    SummaryPlan,
+    gathered,
+    plan_backward,
+    plan_forward,
+    plan_merge,
+    plan_seal,
+    plan_spoil_term,
+    plan_summaries,
+    plan_term,
+)
 from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
 from cupy_flash._src.tiles import VECTOR_BYTES, Tiles
 from cupy_flash._src.tuning import tiles_by_hand
@@ -124,6 +142,40 @@ class Part:
             runtime.run(launch, params, tensors)
 
 
+def _prepared(runtime: Runtime, problem: AttentionProblem, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays among the options, in which functions look up what there is, and summaries of them."""
+    if not problem.mods:
+        return arrays
+    check_indices(runtime.namespace, problem, arrays)
+    return {**arrays, **_summaries(runtime, problem, arrays)}
+
+
+def _summaries(runtime: Runtime, problem: AttentionProblem, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Of arrays of ints that a traced mask looks up by positions: minima and maxima of neighbours, by their names."""
+    made: dict[str, Any] = {}
+    for plan in plan_summaries(problem):
+        array, key = arrays[plan.name], f"summary of {plan.name}"
+        made[key] = runtime.namespace.empty((*plan.rows, plan.chunks, 2), np.float64)
+        tensors = {"data": array, "summary": made[key]}
+        part = _summary_part(plan, array.shape, array.strides, array.itemsize)
+        part.run(runtime, tensors, {n: runtime.address(x) for n, x in tensors.items()})
+    return made
+
+
+@functools.lru_cache(maxsize=1024)
+def _summary_part(plan: SummaryPlan, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Part:
+    layout_ = layout("SummaryParams")
+    params = np.zeros((), layout_)
+    missing = layout_["sizes"].shape[0] - len(plan.rows)
+    elements = [stride // itemsize for stride in strides]
+    params["sizes"] = (*[1] * missing, *plan.rows)
+    params["strides"] = (*[0] * missing, *elements[: plan.axis], *elements[plan.axis + 1 :])
+    params["stride"], params["rows"] = elements[plan.axis], prod(plan.rows)
+    params["length"], params["chunks"] = shape[plan.axis], plan.chunks
+    slots = tuple((name, layout_.fields[name][1] // 8, 0) for name in ("data", "summary"))  # type: ignore[index]
+    return Part([plan.launch], params.reshape(1).view(f"V{layout_.itemsize}"), layout_, slots, (), {})
+
+
 def forward(runtime: Runtime, problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`.
 
@@ -131,7 +183,7 @@ def forward(runtime: Runtime, problem: AttentionProblem, operands: Operands) -> 
     split, and one where it takes them in spans.
     """
     if operands.out.size:
-        _run(runtime, problem, _forward_parts, {**operands.kept, **operands.arrays})
+        _run(runtime, problem, _forward_parts, {**operands.kept, **_prepared(runtime, problem, operands.arrays)})
 
 
 def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
@@ -154,23 +206,72 @@ def backward(runtime: Runtime, problem: AttentionProblem, operands: Operands, co
     }
     dq, dk, dv = (new(name, *of) if name[1:] in problem.wrt else None for name, of in wanted.items())
     terms = {term.keyword: new("dterm", term.shape, DTYPES[term.dtype]) for term in problem.terms}
-    gradients = Gradients(dq, dk, dv, terms)
+    mods = [score for score in problem.scores if score.captured in problem.wrt]
+    captured = {mod.captured: mod.new_gradients(xp, accumulator) for mod in mods}
     left = problem
     if operands.k.size == 0:  # of rows without keys sinks are all there is
         of_sinks = tuple(term for term in problem.terms if term.keyword == "sinks")
         left = replace(problem, wrt=("sinks",), terms=of_sinks)
     if not empty or (operands.q.size and left.terms):
         named = zip(BACKWARD, (*operands.kept.values(), *cotangents, dq, dk, dv), strict=True)
-        tensors = {name: x for name, x in named if x is not None and x.size} | dict(operands.arrays)
-        if terms:
+        arrays = _prepared(runtime, problem, operands.arrays)
+        tensors = {**{name: x for name, x in named if x is not None and x.size}, **arrays}
+        if terms or mods:
             tensors["delta"] = xp.empty(problem.lse_shape, accumulator)
         _run(runtime, left.without_terms, _backward_parts, tensors)
         for term in left.terms:
-            given = {name: x for name, x in tensors.items() if name in _TERM_TENSORS or name in operands.arrays}
+            given = {name: x for name, x in tensors.items() if name in _TERM_TENSORS or name in arrays}
             # A view with an element for each query, and for each key where keys have their own.
             given["dterm"] = xp.broadcast_to(terms[term.keyword], (*problem.lse_shape, term.shape[-1]))
             _run(runtime, replace(problem, terms=(term,)), _term_parts, given)
-    return gradients
+        for mod in mods if not empty else ():
+            given = {name: x for name, x in tensors.items() if name in _TERM_TENSORS or name in arrays}
+            captured[mod.captured] = _gathered(runtime, problem, mod.captured, captured[mod.captured], given)
+    return Gradients(dq, dk, dv, terms, captured)
+
+
+_LIMB_BITS, _EXPONENT, _NOT_FINITE = 22, 2000, 5000
+
+
+def _gathered(
+    runtime: Runtime, problem: AttentionProblem, keyword: str, zeros: tuple[Any, ...], tensors: Tensors
+) -> tuple[Any, ...]:
+    """Gradients of what a function captures; `zeros` are arrays of their shapes, None where there is none."""
+    xp, accumulator = runtime.namespace, problem.accumulator
+    terms = {term.gather: term for term in gathered(problem) if term.keyword == keyword}
+
+    def run(gather: int, *arrays: tuple[str, list[Any]]) -> None:
+        named = {
+            f"{what} of {captured_name(keyword, n)}": x
+            for what, of_each in arrays
+            for n, x in enumerate(of_each)
+            if x is not None and x.size
+        }
+        _run(runtime, replace(problem, terms=(terms[gather],)), _gather_parts, {**tensors, **named})
+
+    def each(make: Callable[[Any], Any]) -> list[Any]:
+        return [None if x is None else make(x) for x in zeros]
+
+    if not problem.deterministic:
+        run(ADD, ("gradient", list(zeros)))
+        return zeros
+    limbs = 2 if accumulator.itemsize == 4 else 3
+    exponents = each(lambda x: xp.zeros(1, np.int32))
+    sums = each(lambda x: xp.zeros((limbs, *x.shape), np.int64))
+    run(SIZES, ("gradient", exponents))
+    run(ADD_WHOLE, ("gradient", sums), ("exponent", exponents))
+    return tuple(
+        None if x is None else _from_limbs(xp, x, exponent, accumulator)
+        for x, exponent in zip(sums, exponents, strict=True)
+    )
+
+
+def _from_limbs(xp: Any, sums: Any, exponent: Any, dtype: np.dtype) -> Any:
+    total = xp.zeros(sums.shape[1:], np.float64)
+    for limb in reversed(range(len(sums))):  # the least first
+        unit = exponent[0] - (_EXPONENT + _LIMB_BITS - 1 + limb * _LIMB_BITS)
+        total += xp.ldexp(sums[limb].astype(np.float64), unit)
+    return xp.where(exponent[0] == _NOT_FINITE, np.nan, total).astype(dtype)
 
 
 def merge(runtime: Runtime, problem: AttentionProblem, parts: Merge) -> None:
@@ -200,8 +301,11 @@ def spoil(runtime: Runtime, problem: AttentionProblem, changed: Any, gradients: 
     """Fill the gradients with NaN if anything changed."""
     wanted = {name: x for name, x in zip(("dq", "dk", "dv"), gradients, strict=False) if x is not None}
     _run_seal(runtime, problem.without_terms, "attention_spoil", {"changed": changed} | wanted)
-    for term in problem.terms:
-        flat = gradients.terms[term.keyword].reshape(1, 1, -1)
+    parts = [(term, gradients.terms[term.keyword]) for term in problem.terms]
+    for keyword, found in gradients.captured.items():
+        parts += [(Term(keyword, x.shape, x.dtype.name), x) for x in found if x is not None]
+    for term, x in parts:
+        flat = x.reshape(1, 1, -1)
         if flat.size:
             of_elements = replace(problem, batch=(), terms=(term._replace(shape=flat.shape),))
             _run(runtime, of_elements, _spoil_term_parts, {"changed": changed, "dterm": flat})
@@ -238,7 +342,8 @@ def _forward_parts(
                 Scratch("partial_out", splits + part.out_shape, accumulator, False),
                 Scratch("partial_rows", (*splits, *part.lse_shape, 2), accumulator, False),
             )
-        return _part("ForwardParams", part, packing.forward_schedule(part, plan), plan.launches, parts, scratch, {})
+        schedule = packing.forward_schedule(part, plan)
+        return _part("ForwardParams", part, schedule, plan.launches, parts, scratch, {}, plan.lists)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 
@@ -260,7 +365,7 @@ def _backward_parts(
             shapes = {"dk": part.k_shape, "dv": part.v_shape}
             scratch += [Scratch(f"{x}_acc", shape, accumulator, True) for x, shape in shapes.items() if x in parts]
         schedule = packing.backward_schedule(part, plan)
-        return _part("BackwardParams", part, schedule, plan.launches, parts, tuple(scratch), same)
+        return _part("BackwardParams", part, schedule, plan.launches, parts, tuple(scratch), same, plan.lists)
 
     return tuple(part_of(*x) for x in _parts(problem, layouts))
 
@@ -280,7 +385,21 @@ def _term_parts(
         scratch: tuple[Scratch, ...] = ()
         if plan.num_splits > 1:
             scratch = (Scratch("dterm_parts", (plan.num_splits, *term.shape), problem.accumulator, False),)
-        made.append(_part("TermParams", part, schedule, plan.launches, offsets, scratch, {}))
+        made.append(_part("TermParams", part, schedule, plan.launches, offsets, scratch, {}, plan.lists))
+    return tuple(made)
+
+
+@functools.lru_cache(maxsize=1024)
+def _gather_parts(
+    problem: AttentionProblem, device: Device, layouts: tuple[_Fields, ...], tiles: Tiles
+) -> tuple[Part, ...]:
+    """Of a problem with one term, of what a function captures."""
+    made = []
+    for part, offsets in _parts(problem, layouts):
+        (term,) = part.terms
+        plan = plan_term(part, device, term)
+        schedule = packing.term_schedule(part, plan, is_added=False)
+        made.append(_part("TermParams", part, schedule, plan.launches, offsets, (), {}, plan.lists))
     return tuple(made)
 
 
@@ -321,20 +440,22 @@ _Offsets = dict[str, tuple[Layout, int]]  # a tensor's part of the batch, and wh
 def _parts(problem: AttentionProblem, fields: tuple[_Fields, ...]) -> Iterator[tuple[AttentionProblem, _Offsets]]:
     """Split the batch so that each part has at most BATCH_DIMS dimensions: one part in all but exotic views."""
     batch = problem.batch
-    layouts = tuple(_whole(Layout(*x), batch) for x in fields)
+    captured = {x[0]: (Layout(*x), 0) for x in fields if is_captured(x[0])}
+    layouts = tuple(_whole(Layout(*x), batch) for x in fields if x[0] not in captured)
     groups = _merged_dims(batch, layouts)
     merged = [prod(batch[i] for i in group) for group in groups]
     outer = max(0, len(groups) - BATCH_DIMS)
     terms = tuple(_merged_term(term, groups[outer:]) for term in problem.terms)
-    part = replace(problem, batch=tuple(merged[outer:]), terms=terms)
-    for index in product(*map(range, merged[:outer])):
+    whole = replace(problem, batch=tuple(merged[outer:]), terms=terms)
+    for number, index in enumerate(product(*map(range, merged[:outer]))):
+        part = replace(whole, first_batch=number * prod(whole.batch)) if number else whole
         views = {}
         for x in layouts:
             strides = [x.strides[group[-1]] for group in groups]  # of a merged dimension: its innermost one's
             offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
             shape, kept = (*merged[outer:], *x.shape[-3:]), (*strides[outer:], *x.strides[-3:])
             views[x.name] = x._replace(shape=shape, strides=kept), offset
-        yield part, views
+        yield part, views | captured
 
 
 def _merged_term(term: Term, groups: list[list[int]]) -> Term:
@@ -370,20 +491,28 @@ def _part(
     views: _Offsets,
     scratch: tuple[Scratch, ...],
     same: dict[str, str],
+    lists: tuple[ListPlan, ...] = (),
 ) -> Part:
     """Parameters of one part. `same` names tensors that take another's place."""
+    launches = [*(made.launch for made in lists), *launches]
     # The longest: kernels that are made of fewer parts read what comes before.
     dtype = max((layout(struct, launch.kernel.parts) for launch in launches), key=lambda dtype: dtype.itemsize)
     params = np.zeros((), dtype)
     params["shape"] = packing.shape(problem)
     if "components" in dtype.names:  # type: ignore[operator]
         fill(params["components"], problem.components)
+    for made in lists:
+        sizes = made.batches, made.heads, made.rows, made.columns, made.packed_heads
+        params["components"]["MaskModParams"][made.name] = 0, *sizes
+    of_lists = tuple(_of_lists(made) for made in lists)
     for name, value in schedule.items():
         params["schedule"][name] = value
     slots = []
     sources = {name: (name, *view) for name, view in views.items()}
     sources |= {name: (other, *views[other]) for name, other in same.items()}
     sources |= {s.name: (s.name, _whole(_contiguous(problem, s), problem.batch), 0) for s in scratch}
+    sources |= {s.name: (s.name, _contiguous(problem, s), 0) for s in of_lists}
+    scratch = (*scratch, *of_lists)
     places = _tensors_in(dtype, problem)
     for name, (source, x, offset) in sources.items():
         for path in places.get(name, ()):  # none: of sinks the backward knows by lse
@@ -391,17 +520,23 @@ def _part(
             for step in path:
                 start += record.dtype.fields[step][1]
                 record = record[step]
-            record[()] = _pack(x, offset)
+            if not is_captured(name) and name not in LISTS:  # whose sizes components tell
+                record[()] = _pack(x, offset)
             slots.append((source, start // 8, offset))
     return Part(launches, params.reshape(1).view(f"V{dtype.itemsize}"), dtype, tuple(slots), scratch, same)
+
+
+def _of_lists(plan: ListPlan) -> Scratch:
+    shape = plan.batches, plan.heads, plan.rows, 2 + plan.columns
+    return Scratch(plan.name, shape, np.dtype(np.int32), False)
 
 
 def _tensors_in(dtype: np.dtype, problem: AttentionProblem) -> dict[str, list[tuple[str, ...]]]:
     """Where the parameters have the tensors of each name: those of an option may stand in several components."""
     places: dict[str, list[tuple[str, ...]]] = {name: [(name,)] for name in dtype.names or ()}
     if "components" in places:
-        for struct, name in arrays_in(dtype["components"], problem.components):
-            places.setdefault(name, []).append(("components", struct, name))
+        for path, name in arrays_in(dtype["components"], problem.components):
+            places.setdefault(name, []).append(("components", *path))
     return places
 
 

@@ -25,11 +25,12 @@ OURS = {
     "window_size": "window",
     "local_window_size": "window",
     "return_attn_probs": "return_lse",
+    "return_aux": "return_lse",
     "return_residual": "return_lse",
     "return_softmax_lse": "return_lse",
     "implementation": "backend",
     "attn_mask": "mask",
-    "block_mask": "mask",
+    "block_mask": "mask_mod",
     "attn_bias": "bias",
     "learnable_sink": "sinks",
     "s_aux": "sinks",
@@ -42,10 +43,10 @@ OURS = {
 }
 NEEDLESS = {
     "enable_gqa": "for fewer heads in k and v than in q are grouped-query attention",
+    "kernel_options": "for tiles are chosen by the problem, or set by cupy_flash.tuning",
     "deterministic": "for a forward always is; flash_attention_vjp and flash_attention_backward take it",
 }
 NOT_YET = {
-    "score_mod": "score functions",
     "dropout_p": "dropout",
 }
 

@@ -57,16 +57,21 @@ class Gradients(NamedTuple):
         Of the shapes of q, k and v, broadcast axes not yet summed; dq is of the dtype of `out`.
     terms : mapping
         Of options, by their keywords, in the shapes of `AttentionProblem.terms`; of their dtype or the accumulator's.
+    captured : mapping
+        Of what functions capture, by the keywords of their arguments: for each of these an array of the accumulator's
+        dtype, or None.
     """
 
     dq: Array | None
     dk: Array | None
     dv: Array | None
     terms: Mapping[str, Array] = {}
+    captured: Mapping[str, tuple[Array | None, ...]] = {}
 
-    def of(self, name: str) -> Array:
+    def of(self, name: str) -> Any:
         """What `wrt` calls so."""
-        return self.terms[name] if name in self.terms else getattr(self, f"d{name}")
+        options = {**self.terms, **self.captured}
+        return options[name] if name in options else getattr(self, f"d{name}")
 
 
 class Merge(NamedTuple):

@@ -17,6 +17,7 @@ def shape(problem: AttentionProblem) -> tuple[Any, ...]:
         [divisor(n) for n in batch],
         *map(divisor, (problem.num_heads_q, problem.num_heads_k, problem.group_size)),
         *(problem.seqlen_q, problem.seqlen_k, problem.head_dim, problem.head_dim_v, problem.q_offset),
+        problem.first_batch,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cupy_flash._src import kernels
-from cupy_flash._src.components import FLOATS, INPUTS, LEARNING
+from cupy_flash._src.components import FLOATS, GATHERED, INPUTS, LEARNING, Options
+from cupy_flash._src.components.block_mask import LISTS
+from cupy_flash._src.components.component import Sizes
+from cupy_flash._src.components.mods import SUMMARIZED, Mod, captured_name
 from cupy_flash._src.device import Device
+from cupy_flash._src.params import layout
 from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
 from cupy_flash._src.specialization import Specialization, Variant, parts_of
 from cupy_flash._src.tiles import PLANNED, Tiles
@@ -23,6 +27,7 @@ MAX_SPLITS = 128
 PARTS_BYTES = 10**7  # of a gradient's partial results, at most
 SPAN_KEYS = 2**15
 COMMON: Sequence[Mapping[str, Any]] = ({}, {"causal": True})  # options of calls that kernels are compiled ahead for
+ADD, SIZES, ADD_WHOLE = 1, 2, 3  # kGather of attention/gather.cuh
 _Number = TypeVar("_Number", int, np.ndarray)
 
 
@@ -41,6 +46,45 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class SummaryPlan:
+    """The launch that looks through an array of ints that a mask's function captures (attention/summaries.cu).
+
+    Attributes
+    ----------
+    name : str
+        Of the array.
+    axis : int
+        Along which neighbours have a minimum and a maximum together.
+    rows : tuple of int
+        Sizes of the other axes.
+    chunks : int
+        How many there are of such neighbours.
+    """
+
+    name: str
+    axis: int
+    rows: tuple[int, ...]
+    chunks: int
+    launch: Launch
+
+
+@dataclass(frozen=True)
+class ListPlan:
+    """The launch that lists the blocks that a traced mask shows to another (`BlockLists`, attention/block_lists.cuh).
+
+    `name` is one of `LISTS`. There is a list for each of `rows`, of `columns` blocks at most.
+    """
+
+    name: str
+    batches: int
+    heads: int
+    rows: int
+    columns: int
+    packed_heads: int
+    launch: Launch
+
+
+@dataclass(frozen=True)
 class ForwardPlan:
     """Launches of one forward, in order, and how the first lays its work out (`Schedule` in params.cuh).
 
@@ -54,11 +98,18 @@ class ForwardPlan:
     packed_heads: int = 1
     section_heads: int = 1
     num_spans: int = 1
+    summaries: tuple[SummaryPlan, ...] = ()
+    lists: tuple[ListPlan, ...] = ()
 
     @property
     def launches(self) -> list[Launch]:
         spans = [replace(self.forward, span=span) for span in range(self.num_spans)]
         return spans if self.combine is None else [*spans, self.combine]
+
+    @property
+    def all_launches(self) -> list[Launch]:
+        """These after what a traced mask needs."""
+        return [*(of.launch for of in self.summaries), *(of.launch for of in self.lists), *self.launches]
 
 
 @dataclass(frozen=True)
@@ -72,6 +123,7 @@ class TermPlan:
     kernel: Launch
     sum_splits: Launch | None
     num_splits: int
+    lists: tuple[ListPlan, ...] = ()
 
     @property
     def launches(self) -> list[Launch]:
@@ -84,7 +136,7 @@ class BackwardPlan:
 
     One pass: dkdv adds dQ up by atomics, into dQ itself when there is no `convert_dq`. Two passes: `dq` computes it.
     With `num_splits` above 1 the query heads of a group are shared by as many blocks, which add dK and dV up by
-    atomics. Options have kernels of their own.
+    atomics. Options have kernels of their own, and so has what functions capture: `gathers`.
     """
 
     delta: Launch
@@ -94,6 +146,9 @@ class BackwardPlan:
     convert_dkdv: Launch | None = None
     num_splits: int = 1
     terms: tuple[TermPlan, ...] = ()
+    gathers: tuple[TermPlan, ...] = ()
+    summaries: tuple[SummaryPlan, ...] = ()
+    lists: tuple[ListPlan, ...] = ()
 
     @property
     def atomic_dq(self) -> bool:
@@ -103,6 +158,13 @@ class BackwardPlan:
     def launches(self) -> list[Launch]:
         steps = (self.delta, self.dkdv, self.dq, self.convert_dq, self.convert_dkdv)
         return [step for step in steps if step is not None] + [step for term in self.terms for step in term.launches]
+
+    @property
+    def all_launches(self) -> list[Launch]:
+        """These, and what functions need beside."""
+        lists = [*self.lists, *(of for term in (*self.terms, *self.gathers) for of in term.lists)]
+        before = [*(of.launch for of in self.summaries), *(of.launch for of in lists)]
+        return [*before, *self.launches, *(step for term in self.gathers for step in term.launches)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -153,7 +215,12 @@ def plan_forward(
         blocks = ceil_div(problem.seqlen_q, kernel.constant("kBlockM")) * problem.num_heads_q
         if num_spans is None:
             num_spans = max(1, ceil_div(problem.seqlen_k, SPAN_KEYS)) if problem.accumulator.itemsize == 4 else 1
-        return ForwardPlan(_launch(kernel, blocks * prod(problem.batch)), num_spans=num_spans)
+        return ForwardPlan(
+            _launch(kernel, blocks * prod(problem.batch)),
+            num_spans=num_spans,
+            summaries=plan_summaries(problem),
+            lists=_lists(problem, kernel),
+        )
 
     packed_kernel, packed_heads = kernels.forward(variant, device, packed=True, tile=tiles.forward), 1
     alone, together = (
@@ -176,6 +243,8 @@ def plan_forward(
         packed_heads,
         # Half the cache: queries and outputs pass through it too.
         min(key_heads, max(1, device.l2_bytes // 2 // max(1, key_bytes))),
+        summaries=plan_summaries(problem),
+        lists=_lists(problem, kernel, packed_heads),
     )
 
 
@@ -229,6 +298,9 @@ def plan_backward(problem: AttentionProblem, device: Device, tiles: Tiles = PLAN
         convert_dkdv=convert_dkdv,
         num_splits=splits,
         terms=tuple(plan_term(problem, device, term) for term in problem.terms),
+        gathers=tuple(plan_term(problem, device, term) for term in gathered(problem)),
+        summaries=plan_summaries(problem),
+        lists=tuple(made for step in (dq, dkdv) if step for made in _lists(problem, step.kernel)),
     )
 
 
@@ -245,8 +317,9 @@ def plan_term(problem: AttentionProblem, device: Device, term: Term, num_splits:
         kernel = kernels.row_wise("backward_terms.cu", "attention_dsinks", problem.dtype, out=term.dtype)
         slots = device.num_sms * 16
     else:
-        step = [score.keyword for score in problem.scores].index(term.keyword)
-        kernel = kernels.term(_variant(problem).backward, device, step, term.dtype)
+        steps = [score.keyword for score in problem.scores]
+        step = steps.index(term.keyword) if term.gather == 0 else len(steps)
+        kernel = kernels.term(_variant(problem).backward, device, step, term.dtype, gather=term.gather)
         slots = device.num_sms * kernel.constant("kMinBlocks")
     axes = term_axes(problem, term, kernel)
     blocks, parts = (prod(axis[i] for axis in axes) for i in (0, 1))
@@ -258,9 +331,61 @@ def plan_term(problem: AttentionProblem, device: Device, term: Term, num_splits:
         most = PARTS_BYTES // (max(1, prod(term.shape)) * problem.accumulator.itemsize)
         num_splits = _num_splits(blocks, slots, parts, min(max(1, most), MAX_SPLITS))
     sum_splits = None
-    if num_splits > 1:
+    if num_splits > 1 and term.gather == 0:
         sum_splits = _by_elements("attention_sum_splits", problem, term)
-    return TermPlan(term, _launch(kernel, blocks * num_splits), sum_splits, num_splits)
+    return TermPlan(term, _launch(kernel, blocks * num_splits), sum_splits, num_splits, _lists(problem, kernel))
+
+
+def gathered(problem: AttentionProblem) -> list[Term]:
+    """What of captured arrays' gradients a launch makes, one after another (attention/gather.cuh)."""
+    return [
+        Term(score.captured, (*problem.lse_shape, 1), problem.accumulator.name, gather)
+        for score in problem.scores
+        if score.captured in problem.wrt
+        for gather in _gathers(problem.deterministic)
+    ]
+
+
+def _gathers(deterministic: bool) -> tuple[int, ...]:
+    return (SIZES, ADD_WHOLE) if deterministic else (ADD,)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_summaries(problem: AttentionProblem) -> tuple[SummaryPlan, ...]:
+    """Of arrays of ints that a traced mask looks up by positions."""
+    return _summaries(problem.mask_mod)
+
+
+def _summaries(mod: Mod | None) -> tuple[SummaryPlan, ...]:
+    most, made = layout("SummaryParams")["sizes"].shape[0], []
+    for number, x in mod.arrays if mod and not mod.has_table else ():
+        axis = mod.summary_axis(number)  # type: ignore[union-attr]
+        rows = tuple(n for along, n in enumerate(x.shape) if along != axis)
+        if axis is not None and 0 not in x.shape and len(rows) <= most:
+            chunks = ceil_div(x.shape[axis], SUMMARIZED)
+            launch = _launch(kernels.summaries(x.dtype.name), ceil_div(prod(rows) * chunks, 32))
+            name = captured_name(mod.captured, number)  # type: ignore[union-attr]
+            made.append(SummaryPlan(name, axis, rows, chunks, launch))
+    return tuple(made)
+
+
+def _lists(problem: AttentionProblem, kernel: Specialization, packed_heads: int = 1) -> tuple[ListPlan, ...]:
+    """What makes a kernel's lists of blocks; nothing without a mask that has them."""
+    mod = problem.mask_mod
+    if mod is None or not kernel.parts:
+        return ()
+    known, lister = mod.graph.symbols, kernels.block_lists(kernel, from_table=mod.has_table)
+    by_keys = lister.constant("kByKeys")
+    blocks = (
+        ceil_div(problem.seqlen_q * packed_heads, kernel.constant("kBlockM")),
+        ceil_div(problem.seqlen_k, kernel.constant("kBlockN")),
+    )
+    rows, columns = blocks[::-1] if by_keys else blocks
+    # What other parts of the mask hide may differ from one batch element to the next.
+    batches = prod(problem.batch) if "b" in known or len(problem.masks) > 1 else 1
+    heads = problem.num_heads_q // packed_heads if "h" in known else 1
+    launch = _launch(lister, batches * heads * rows)
+    return (ListPlan(LISTS[by_keys], batches, heads, rows, columns, packed_heads, launch),)
 
 
 def plan_spoil_term(problem: AttentionProblem, term: Term) -> Launch:
@@ -293,7 +418,9 @@ def plan_seal(problem: AttentionProblem, entry: str) -> Launch:
 
 
 def all_specializations(
-    device: Device, options: Sequence[Mapping[str, Any]] = COMMON, wrt: Collection[str] = (*INPUTS, *LEARNING)
+    device: Device,
+    options: Sequence[Mapping[str, Any]] = COMMON,
+    wrt: Collection[str] = (*INPUTS, *LEARNING, *GATHERED),
 ) -> Iterator[Specialization]:
     """Every kernel the planner can choose on `device` if D and Dv round to one size, for calls with these options.
 
@@ -322,20 +449,42 @@ def all_specializations(
         calls = list(_typed(options, dtype))
         if any(family == "mma" for family, _ in sizes):
             yield from dict.fromkeys(kernels.combine(Variant.of(dtype, 1, **call)) for call in calls)
-        for call, (family, head_dim) in product(calls, sizes):
-            variant = Variant.of(dtype, head_dim, **call)
-            yield kernels.forward(variant, device)
-            if family == "mma":
-                yield kernels.forward(variant, device, packed=True)
-            variant = variant.backward
-            if wants_keys:
-                for atomic_dq in (True, False) if wants_dq else (False,):
-                    yield kernels.dkdv(variant, device, atomic_dq=atomic_dq, wants_dk=wants_dk, wants_dv=wants_dv)
-            if wants_dq:
-                yield kernels.dq(variant, device)
-            scores = [part.component for part in variant.parts if part.component.concept == "Score"]
-            learned = [step for step, score in enumerate(scores) if score.keyword in learning]
-            yield from (kernels.term(variant, device, step, out) for step, out in product(learned, outs))
+        for call, size in product(calls, sizes):
+            yield from _with_lists(_composed(device, call, dtype, size, wrt, outs))
+    composed = (part for call in options for part in Options.of(**call).components(Sizes("float32", 1)))
+    masks = (part for part in composed if isinstance(part, Mod) and part.concept == "Mask")
+    yield from (made.launch.kernel for mask in masks for made in _summaries(mask))
+
+
+def _composed(
+    device: Device,
+    call: Mapping[str, Any],
+    dtype: str,
+    size: tuple[str, int],
+    wrt: Collection[str],
+    outs: Iterable[str],
+) -> Iterator[Specialization]:
+    """Those that are made of what the call's options put into effect."""
+    family, head_dim = size
+    wants_dq, wants_dk, wants_dv = (name in wrt for name in INPUTS)
+    wants_keys = wants_dk or wants_dv
+    variant = Variant.of(dtype, head_dim, **call)
+    yield kernels.forward(variant, device)
+    if family == "mma":
+        yield kernels.forward(variant, device, packed=True)
+    variant = variant.backward
+    if wants_keys:
+        for atomic_dq in (True, False) if wants_dq else (False,):
+            yield kernels.dkdv(variant, device, atomic_dq=atomic_dq, wants_dk=wants_dk, wants_dv=wants_dv)
+    if wants_dq:
+        yield kernels.dq(variant, device)
+    scores = [part.component for part in variant.parts if part.component.concept == "Score"]
+    learned = [step for step, score in enumerate(scores) if score.learns and score.keyword in wrt]
+    yield from (kernels.term(variant, device, step, out) for step, out in product(learned, outs))
+    if any(name in wrt and call.get(name) for name in GATHERED):
+        out = "float64" if dtype == "float64" else "float32"
+        for gather in (*_gathers(deterministic=False), *_gathers(deterministic=True)):
+            yield kernels.term(variant, device, len(scores), out, gather=gather)
 
 
 def core_specializations(device: Device, options: Sequence[Mapping[str, Any]] = COMMON) -> Iterator[Specialization]:
@@ -345,8 +494,16 @@ def core_specializations(device: Device, options: Sequence[Mapping[str, Any]] = 
         yield kernels.row_wise("backward_rows.cu", "attention_convert_dq", dtype)
         for call, head_dim in product(_typed(options, dtype), (64, 128)):
             variant = Variant.of(dtype, head_dim, **call)
-            yield kernels.forward(variant, device)
-            yield kernels.dkdv(variant.backward, device, atomic_dq=True)
+            made = kernels.forward(variant, device), kernels.dkdv(variant.backward, device, atomic_dq=True)
+            yield from _with_lists(made)
+
+
+def _with_lists(made: Iterable[Specialization]) -> Iterator[Specialization]:
+    """Kernels, and those that list the blocks of a traced mask for them."""
+    for kernel in made:
+        yield kernel
+        if any(issubclass(part.component, Mod) and part.component.concept == "Mask" for part in kernel.parts):
+            yield kernels.block_lists(kernel, from_table=False)
 
 
 def _typed(options: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[Mapping[str, Any]]:

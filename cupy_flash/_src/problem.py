@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from cupy_flash._src.components.component import (
     Sink,
     Sizes,
 )
+from cupy_flash._src.components.mods import Mod
 
 # Results that `merge_attention` takes together: of one type, or of a half type and of merged ones before.
 _MERGED_WITH: dict[str, tuple[np.dtype, ...]] = {
@@ -47,11 +49,15 @@ class Term(NamedTuple):
         Of the array, as (*batch, Hq, Sq, Sk) with 1 along each axis that it is constant on.
     dtype : str
         Of the array.
+    gather : int
+        Of what a function captures, how its gradient is made (attention/gather.cuh): the shape is then that of what a
+        block has of the scores.
     """
 
     keyword: str
     shape: tuple[int, ...]
     dtype: str
+    gather: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class AttentionProblem:
         What the backward computes gradients of.
     terms : tuple of Term
         Those of them that are options, the sinks last.
+    first_batch : int
+        Number of the first batch element, where the problem is a part of another.
     """
 
     dtype: str
@@ -99,6 +107,7 @@ class AttentionProblem:
     wide_out: bool = False
     wrt: tuple[str, ...] = INPUTS
     terms: tuple[Term, ...] = ()
+    first_batch: int = 0
 
     @classmethod
     def of(cls, q: Any, k: Any, v: Any, options: Options) -> AttentionProblem:
@@ -117,7 +126,7 @@ class AttentionProblem:
     @classmethod
     def from_arrays(cls, q: Any, k: Any, v: Any, **options: Any) -> AttentionProblem:
         """The same, the options by their keywords."""
-        return cls.of(q, k, v, Options.of(**options | arrays_among(options)))
+        return cls.of(q, k, v, Options.of(arrays_among(options), **options))
 
     @classmethod
     def of_outputs(cls, out_a: Any, out_b: Any) -> AttentionProblem:
@@ -151,6 +160,16 @@ class AttentionProblem:
         """What hides keys."""
         return tuple(component for component in self.components if isinstance(component, Mask))
 
+    @functools.cached_property
+    def mods(self) -> tuple[Mod, ...]:
+        """The functions of the caller."""
+        return tuple(component for component in self.components if isinstance(component, Mod))
+
+    @property
+    def mask_mod(self) -> Mod | None:
+        """The one that hides keys."""
+        return next((mod for mod in self.mods if mod.concept == "Mask"), None)
+
     @property
     def elementwise(self) -> bool:
         """Whether a mask hides keys inside the intervals of all."""
@@ -166,6 +185,10 @@ class AttentionProblem:
         """What else is in the sums of rows."""
         return next((component for component in self.components if isinstance(component, Sink)), None)
 
+    def captured(self, keyword: str) -> tuple[Any, ...]:
+        """What the function captures whose arguments have this keyword: numbers, and descriptions of arrays."""
+        return next((mod.arguments for mod in self.mods if mod.captured == keyword), ())
+
     @functools.cached_property
     def uses_offset(self) -> bool:
         """Whether positions of queries among the keys matter."""
@@ -180,19 +203,31 @@ class AttentionProblem:
         """Raise a ValueError for what arrays among the options must not hold, as far as they lie on the CPU."""
         sizes = Sizes(self.dtype, self.head_dim, self.seqlen_q, self.seqlen_k)
         for name, x in arrays.items():
-            if isinstance(x, np.ndarray):
+            if isinstance(x, np.ndarray) and name in ARRAYS:
                 ARRAYS[name].check_values(x, sizes)
 
     def expanded(self, xp: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Views of the arrays among the options, as (*batch, Hq, Sq, Sk), or with 1 for what these lack at the end."""
+        """Views of the arrays among the options, as (*batch, Hq, Sq, Sk), or with 1 for what these lack at the end.
+
+        Those that functions capture are as they are.
+        """
         full = (*self.batch, self.num_heads_q, self.seqlen_q, self.seqlen_k)
         views = {}
         for name, x in arrays.items():
+            if name not in ARRAYS:  # which a function captures
+                views[name] = x
+                continue
             lacks = ARRAYS[name].lacks or 0
             shape = (*full[: len(full) - min(lacks, 2)], *[1] * min(lacks, 2))
             index = ..., *[None] * lacks
             views[name] = xp.broadcast_to(xp.asarray(x)[index], shape)
         return views
+
+    @functools.cached_property
+    def _numbers(self) -> tuple[Rows, Rows]:
+        """Of batch elements, (*batch, 1, 1, 1), and of query heads, (Hq, 1, 1)."""
+        batches = np.arange(prod(self.batch)).reshape(self.batch)
+        return batches[..., None, None, None], np.arange(self.num_heads_q)[:, None, None]
 
     def place(self, arrays: Mapping[str, Array] | None = None, head: tuple[int, ...] | None = None) -> Place:
         """Where scores belong: of `expanded` arrays, or without them as far as it is known before the call.
@@ -200,9 +235,11 @@ class AttentionProblem:
         With `head`, (*batch, head), of that head alone.
         """
         arrays = arrays or {}
+        batch, number = self._numbers
         if head is not None:
-            arrays = {name: x[head] if ARRAYS[name].lacks == 0 else x[head][0, 0] for name, x in arrays.items()}
-        place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, arrays)
+            batch, number = batch[head[:-1]].item(), head[-1]
+            arrays = {name: _of_head(name, x, head) for name, x in arrays.items()}
+        place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, arrays, batch, number)
         for component in self.components:
             place = component.moved(place)
         return place
@@ -236,7 +273,8 @@ class AttentionProblem:
         seen = (begin <= keys) & (keys < end)
         for mask in self.masks:
             if mask.elementwise:
-                seen = seen & mask.shows(region)
+                mask.check_indices(xp, seen, region)
+                seen = seen & mask.shows(xp, region)
         return seen
 
     @functools.cached_property
@@ -305,6 +343,12 @@ class AttentionProblem:
         return (*self.batch, self.num_heads_q, self.seqlen_q)
 
 
+def _of_head(name: str, x: Array, head: tuple[int, ...]) -> Array:
+    """What an option's array, as `AttentionProblem.expanded` has it, holds for one head."""
+    lacks = ARRAYS[name].lacks if name in ARRAYS else None
+    return x if lacks is None else x[head] if lacks == 0 else x[head][0, 0]
+
+
 def _common(intervals: Iterable[tuple[Rows | None, Rows | None]], zero: Rows, size: int) -> Interval:
     """What these have in common with ``[0, size)``; begin and end of nothing are equal."""
     begin, end = zero, zero + size
@@ -342,7 +386,7 @@ def _problem(q: Fields, k: Fields, v: Fields, options: Options) -> AttentionProb
         raise ValueError(
             f"leading dimensions of q {batch_q}, k {batch_k} and v {batch_v} do not broadcast together"
         ) from None
-    sizes, given = Sizes(dtype, d, sq, sk), options.by_keyword
+    sizes, given = Sizes(dtype, d, sq, sk, prod(batch), hq), options.by_keyword
     for name, component in ARRAYS.items():
         if isinstance(given[name], Described):
             _check_extent(name, given[name].shape, (*batch, hq, sq, sk), component.lacks or 0)

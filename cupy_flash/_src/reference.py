@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cupy_flash._src.arrays import check_like, check_plain
 from cupy_flash._src.broadcast import sum_to_shape
-from cupy_flash._src.components import INPUTS, Options, arrays_among
+from cupy_flash._src.components import ARRAYS, CAPTURED, INPUTS, Options, arrays_among
 from cupy_flash._src.components.component import Region
 from cupy_flash._src.names import answered
 from cupy_flash._src.options import boolean
@@ -36,6 +37,10 @@ def attention_reference(
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
     sinks: Array | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    score_args: tuple[Any, ...] | list[Any] = (),
+    mask_mod: Callable[..., Any] | None = None,
+    mask_args: tuple[Any, ...] | list[Any] = (),
     return_lse: bool = False,
     compute_dtype: Any = None,
 ) -> Any:
@@ -52,6 +57,9 @@ def attention_reference(
     causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
         As in `flash_attention`, as is `return_lse`. Here a hidden key takes part with weight 0, so that an inf or NaN
         in its value spreads, in padding too.
+    score_mod, score_args, mask_mod, mask_args
+        As in `flash_attention`; here functions are computed of whole arrays, by NumPy or CuPy. Of a `BlockMask` only
+        the function counts.
     compute_dtype : dtype, optional
         None computes as a naive framework does: every intermediate is rounded to the dtype of q (products and
         sums of float16 and bfloat16 run in float32 before they are rounded). ``numpy.float64`` makes the
@@ -70,6 +78,8 @@ def attention_reference(
         If an argument has the wrong type, dtypes differ, or `compute_dtype` is not float32 or float64.
     ValueError
         If shapes do not fit together or an option is out of range.
+    IndexError
+        As `flash_attention`.
 
     References
     ----------
@@ -119,6 +129,10 @@ def attention_reference_backward(
     k_starts: Array | int | None = None,
     q_offset: Array | int | None = None,
     sinks: Array | None = None,
+    score_mod: Callable[..., Any] | None = None,
+    score_args: tuple[Any, ...] | list[Any] = (),
+    mask_mod: Callable[..., Any] | None = None,
+    mask_args: tuple[Any, ...] | list[Any] = (),
     wrt: tuple[str, ...] | list[str] = INPUTS,
     compute_dtype: Any = None,
 ) -> tuple[Array, ...]:
@@ -134,6 +148,8 @@ def attention_reference_backward(
         Gradient of the loss with respect to the log-sum-exp, in any supported dtype.
     causal, window, scale, softcap, alibi_slopes, bias, mask, k_lengths, q_lengths, k_starts, q_offset, sinks
         As in `attention_reference`, as is `compute_dtype`.
+    score_mod, score_args, mask_mod, mask_args
+        As in `attention_reference`.
     wrt : tuple or list of str
         As in `flash_attention_backward`.
 
@@ -141,11 +157,11 @@ def attention_reference_backward(
     -------
     dq, dk, dv : array
         Or the gradients that `wrt` names, in its order: in the shapes of the arrays, and in their dtype or in
-        `compute_dtype` where given.
+        `compute_dtype` where given; "score_args" as in `flash_attention_backward`.
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, IndexError
         As `attention_reference`; also if `dout` or `dlse` does not have a shape or dtype as above.
 
     References
@@ -191,6 +207,9 @@ def attention_reference_backward(
         for step, s in zip(problem.scores[::-1], inputs[::-1], strict=True):
             if step.learns:
                 grads[step.keyword] = step.term(xp, ds, region)
+            if step.captured in problem.wrt:
+                grads[step.captured] = step.new_gradients(xp, s.dtype)
+                step.gather(xp, ds, s, region, grads[step.captured])
             ds = math.round(step.backward(xp, ds, s, region))
         grads |= {
             "q": math.matmul(ds, kg),
@@ -200,12 +219,17 @@ def attention_reference_backward(
         shapes = {"q": qg.shape, "k": kg.shape, "v": vg.shape}
         shapes |= {term.keyword: _by_group(problem, term.shape) for term in problem.terms}
         given = {"q": q, "k": k, "v": v, **arrays}
-        return tuple(
-            sum_to_shape(grads[name], shapes[name])
-            .reshape(given[name].shape)
-            .astype(math.out_dtype if compute_dtype is not None else given[name].dtype)
-            for name in problem.wrt
-        )
+
+        def finished(name: str) -> Any:
+            if name in CAPTURED:
+                return tuple(
+                    None if x is None else x.astype(math.out_dtype if compute_dtype is not None else of.dtype)
+                    for x, of in zip(grads[name], problem.captured(name), strict=True)
+                )
+            x = sum_to_shape(grads[name], shapes[name]).reshape(given[name].shape)
+            return x.astype(math.out_dtype if compute_dtype is not None else given[name].dtype)
+
+        return tuple(map(finished, problem.wrt))
 
 
 class _Arithmetic:
@@ -263,8 +287,12 @@ def _by_key_head(math: _Arithmetic, problem: AttentionProblem, q: Array, k: Arra
 def _region(xp: Any, problem: AttentionProblem, arrays: dict[str, Array]) -> Region:
     """All scores, as (..., Hk, group, Sq, Sk)."""
     problem.check_values(arrays)
-    views = {name: x.reshape(_by_group(problem, x.shape)) for name, x in problem.expanded(xp, arrays).items()}
-    return Region(problem.place(views), slice(0, problem.seqlen_q), slice(0, problem.seqlen_k))
+    views = problem.expanded(xp, arrays)
+    views |= {name: views[name].reshape(_by_group(problem, views[name].shape)) for name in ARRAYS if name in views}
+    place = problem.place(views)
+    batch, head = place.batch[..., None], place.head.reshape(problem.num_heads_k, problem.group_size, 1, 1)
+    place = place._replace(batch=xp.asarray(batch), head=xp.asarray(head))
+    return Region(place, slice(0, problem.seqlen_q), slice(0, problem.seqlen_k))
 
 
 def _by_group(problem: AttentionProblem, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -285,12 +313,14 @@ def _forward(
     """Probabilities, log-sum-exp with a last axis of 1, and output; into `inputs` what each step of the scores took."""
     xp = math.xp
     s = math.matmul(q, _transpose(k))
+    seen = problem.seen(xp, region) if problem.masks else True
     for step in problem.scores:
+        step.check_indices(xp, seen, region)
         if inputs is not None:
             inputs.append(s)
         s = math.round(step.forward(xp, s, region))
     if problem.masks:
-        s = xp.where(problem.seen(xp, region), s, -xp.inf)
+        s = xp.where(seen, s, -xp.inf)
     m = s.max(axis=-1, keepdims=True) if problem.seqlen_k else xp.full((*s.shape[:-1], 1), -xp.inf, s.dtype)
     sinks = None
     if problem.sinks is not None:

@@ -15,19 +15,23 @@ CONCEPTS = ("Place", "Score", "Sink", "Mask")  # that components belong to
 
 
 class Part(NamedTuple):
-    """A component as far as the text of a kernel goes; `type` is the name of its CUDA type."""
+    """A component as far as the text of a kernel goes.
+
+    `type` is the name of its CUDA type, and `text` what stands in place of its header.
+    """
 
     component: type[Component]
     type: str
+    text: str = ""
 
 
 def parts_of(components: Iterable[Component]) -> tuple[Part, ...]:
-    return tuple(Part(x.__class__, x.type) for x in components)
+    return tuple(Part(x.__class__, x.type, x.text) for x in components)
 
 
 def composition(parts: tuple[Part, ...]) -> str:
     """What a kernel of these parts includes for them, and the struct `Components` of all that they are told."""
-    return declarations([part.component for part in parts], "attention", "cuh") if parts else ""
+    return declarations([x.component for x in parts], [x.text for x in parts], "attention", "cuh") if parts else ""
 
 
 @dataclass(frozen=True)

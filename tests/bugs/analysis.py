@@ -40,8 +40,8 @@ BUGS = [
     Bug(
         BUDGET,
         "hidden keys count",
-        "np.where(problem.seen(np, region), s, -np.inf)",
-        "np.where(True, s, -np.inf)",
+        "s = np.where(seen, s, -np.inf)",
+        "s = np.where(True, s, -np.inf)",
         (BY_LOOPS,),
     ),
     Bug(
@@ -131,8 +131,8 @@ BUGS = [
     Bug(
         BUDGET,
         "the scores of the gradients err as those of the forward do",
-        "in_p = in_share + steps * largest_score",
-        "in_p = in_share",
+        "    again = steps * largest_score\n",
+        "    again = 0.0\n",
         (f"{BY_GPU}::test_scores_that_are_made_twice_may_err_to_both_sides", BY_LOOPS),
     ),
     Bug(
@@ -281,29 +281,29 @@ BUGS = [
     Bug(
         TRAFFIC,
         "atomic additions begin at the first query that sees a key",
-        "Interval(begin // block_m * block_m,",
-        "Interval(begin,",
+        "        begin = begin // block * block\n",
+        "",
         (WALK,),
     ),
     Bug(
         TRAFFIC,
         "atomic additions end with the last query that sees a key",
-        "np.minimum(-(-end // block_m) * block_m, sq)",
+        "np.minimum(-(-end // block) * block, size)",
         "end",
         (WALK,),
     ),
     Bug(
         TRAFFIC,
         "keys that nobody sees have a tile of queries too",
-        "(x[seeing.begin < seeing.end] for x in seeing)",
-        "seeing",
+        "np.where(begin < end, np.minimum(-(-end // block) * block, size), 0)",
+        "np.minimum(-(-end // block) * block, size)",
         (WALK,),
     ),
     Bug(
         TRAFFIC,
         "keys before all windows are read",
-        "seen = _size(problem.keys(0, sq - 1))",
-        "seen = int(problem.keys(0, sq - 1).end)",
+        "seen = _size(problem.keys(0, problem.seqlen_q - 1))",
+        "seen = int(problem.keys(0, problem.seqlen_q - 1).end)",
         (WALK,),
     ),
 ]

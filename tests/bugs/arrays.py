@@ -193,8 +193,8 @@ BUGS = [
     Bug(
         PROBLEM,
         "every batch element has the first one's lengths",
-        "else x[head][0, 0] for",
-        "else x[(0,) * len(head)][0, 0] for",
+        "else x[head][0, 0]",
+        "else x[(0,) * len(head)][0, 0]",
         (INTERVALS,),
     ),
     Bug(

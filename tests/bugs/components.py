@@ -21,8 +21,8 @@ BUGS = [
     Bug(
         f"{_COMPONENTS}/__init__.py",
         "masks stand before scores",
-        "    Boolean,\n)",
-        "    Boolean,\n    Scale,\n)",
+        "    MaskMod,\n)",
+        "    MaskMod,\n    Scale,\n)",
         (f"{_HOUSE}::test_components_stand_in_the_registry_as_they_apply",),
     ),
     Bug(

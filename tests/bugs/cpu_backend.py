@@ -179,8 +179,8 @@ BUGS = [
     Bug(
         f"{BACKENDS}/cpu.py",
         "a library that the system does not load ends the call",
-        "except (ToolchainError, OSError) as error:",
-        "except ToolchainError as error:",
+        "except (ToolchainError, OSError) as error:\n        failure,",
+        "except ToolchainError as error:\n        failure,",
         (f"{NATIVE}::test_a_library_that_cannot_be_loaded_is_warned_of_once",),
     ),
     Bug(

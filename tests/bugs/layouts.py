@@ -75,8 +75,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "lse lies as delta does",
-        "walk.distance(params.lse)",
-        "walk.distance(params.delta)",
+        "next.distance(params.lse)",
+        "next.distance(params.delta)",
         (*any_of("emulator"),),
     ),
     Bug(

@@ -281,8 +281,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "a tile that begins where the warp's keys end is multiplied",
-        "block * kBlockN >= warp_key_end",
-        "block * kBlockN > warp_key_end",
+        "row<kBlockN>(at) >= warp_key_end",
+        "row<kBlockN>(at) > warp_key_end",
         COUNTS,
     ),
     Bug(
@@ -302,8 +302,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/forward.cu",
         "with two stages the next tile has as many rows as this one",
-        "const int n0 = (block - kStep / 2) * kBlockN",
-        "const int n0 = block * kBlockN",
+        "position - kStep / 2, kStages <= 2",
+        "position - kStep / 2, false",
         TWO_STAGES,
     ),
     Bug(
@@ -337,8 +337,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "heads of dout are as far apart as those of q",
-        "walk.distance(params.dout)",
-        "walk.distance(params.q)",
+        "next.distance(params.dout)",
+        "next.distance(params.q)",
         SHARES,
     ),
     Bug(
@@ -386,8 +386,8 @@ BUGS = [
     Bug(
         "cuda_src/mma/backward_dkdv.cu",
         "dQ of a further head is added to the first",
-        "dq.dst += walk.distance(params.dq_acc);",
-        "dq.dst += walk.ends_head() ? 0 : walk.distance(params.dq_acc);",
+        "dq.dst += walk.advance(params.dq_acc);",
+        "dq.dst += walk.ends_head() ? walk.next(), 0 : walk.advance(params.dq_acc);",
         WALKS,
     ),
     Bug(

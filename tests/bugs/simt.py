@@ -72,7 +72,7 @@ BUGS = [
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "K is held where it shares a tile with V",
-        "kResident && n0 > first, n0", "n0 > first, n0", (WIDE.format(True),),
+        "kResident && n0 > first_met, n0", "n0 > first_met, n0", (WIDE.format(True),),
     ),
     Bug(
         "cuda_src/simt/backward_dq.cu", "dQ is rounded where it is wanted as summed",

@@ -21,7 +21,7 @@ struct Boolean {
   template <class Flags>
   struct Shown : Flags {
     template <class Columns, class RowOf>
-    __device__ Shown(const Boolean& mask, const Columns& columns, const RowOf& row)
+    __device__ Shown(const Boolean& mask, const Columns& columns, const RowOf& row, bool is_whole)
         : Flags(columns, [&](int i) { return mask.flags(row(i).query, row(i).head); }) {}
   };
 

@@ -22,7 +22,7 @@ class Boolean : public Unbounded {
 
   // Where a row's keys lie side by side, words of rows are transposed in registers.
   template <class T>
-  Share shown(const Integer<T>* rows, int64_t queries, int64_t first, int64_t keys, uint8_t* tile) const {
+  Share shown(const Integer<T>* rows, int64_t queries, int64_t first, int64_t keys, uint8_t* tile, Share) const {
     constexpr int64_t kWord = sizeof(T);
     if (!data_) return kAll;
     const uint8_t* data = data_ + first * col_;

@@ -29,7 +29,7 @@ class Bias {
   double unit() const { return kLog2E; }
 
   template <class Tile>
-  void forward(const Tile& tile, T* x) const {
+  void forward(const Tile& tile, T* x, T*) const {
     if constexpr (sizeof(T) == sizeof(double)) {
       if (dtype_ == kFloat32) add<float>(tile, x);
       if (dtype_ == kFloat64) add<double>(tile, x);

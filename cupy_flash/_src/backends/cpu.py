@@ -10,6 +10,7 @@ import numpy as np
 
 from cupy_flash._src.backends import Seal, native, numpy_, threads
 from cupy_flash._src.backends.seal import HostSeal
+from cupy_flash._src.guards import check_indices
 from cupy_flash._src.notice import warn
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem
@@ -22,6 +23,7 @@ _MOST_TRIES = 8  # of a compiler that is kept from its end
 
 _settled: dict[str, str | None] = {}  # by arithmetic: what `_failure` returns from now on
 _interrupted: dict[str, int] = {}  # by arithmetic: tries so far
+_refused: dict[AttentionProblem, str] = {}  # what the compiler says of the functions
 
 
 class CpuBackend:
@@ -36,11 +38,13 @@ class CpuBackend:
         pass
 
     def forward(self, problem: AttentionProblem, operands: Operands) -> None:
-        _tier(problem.arithmetic).forward(problem, operands)
+        check_indices(np, problem, operands.arrays)
+        _tier_of(problem).forward(problem, operands)
 
     def backward(self, problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
         # Always deterministic: every sum has a fixed order, whatever the number of threads.
-        return _tier(problem.arithmetic).backward(problem, operands, cotangents)
+        check_indices(np, problem, operands.arrays)
+        return _tier_of(problem).backward(problem, operands, cotangents)
 
     def merge(self, problem: AttentionProblem, parts: Merge) -> None:
         numpy_.merge(problem, parts)
@@ -83,6 +87,32 @@ def _tier(arithmetic: str) -> Any:
     if wanted == "native":
         raise RuntimeError(f"CUPY_FLASH_CPU_TIER is 'native', but the compiled tier is missing: {failure}")
     return numpy_
+
+
+def _tier_of(problem: AttentionProblem) -> Any:
+    """The same for a problem: NumPy's tier where a function does not compile."""
+    tier = _tier(problem.arithmetic)
+    failure = _failure_of_mods(problem) if tier is native and problem.mods else None
+    if failure is None:
+        return tier
+    if tier_wanted() == "native":
+        raise RuntimeError(f"CUPY_FLASH_CPU_TIER is 'native', but a function does not compile: {failure}")
+    return numpy_
+
+
+def _failure_of_mods(problem: AttentionProblem) -> str | None:
+    """Why the compiled tier cannot compute a problem's functions, None if it can; as `_failure` warns."""
+    if problem in _refused:
+        return _refused[problem]
+    try:
+        native.compile_mods(problem)
+    except (ToolchainError, OSError) as error:
+        if not isinstance(error, NoCompilerError):
+            warn(f"the CPU backend runs in NumPy, a function does not compile: {error}")
+        if not isinstance(error, InterruptedCompilerError):
+            _refused[problem] = str(error)
+        return str(error)
+    return None
 
 
 def _failure(arithmetic: str) -> str | None:

@@ -116,7 +116,7 @@ def _compile_together(problem: AttentionProblem, device: Device, plans: tuple[Ca
     if 0 in problem.lse_shape or problem.seqlen_k == 0:
         return
     tiles = tuning.tiles_by_hand()
-    kernels = dict.fromkeys(step.kernel for plan in plans for step in plan(problem, device, tiles).launches)
+    kernels = dict.fromkeys(step.kernel for plan in plans for step in plan(problem, device, tiles).all_launches)
     missing = [kernel for kernel in kernels if compile.find(kernel, device.arch) is None]
     if len(missing) > 1:
         compile.compile_all(missing, device.arch)

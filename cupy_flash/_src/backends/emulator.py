@@ -27,6 +27,8 @@ _WRITES = {
     "attention_seal": {"query_digests", "key_digests"},
     "attention_find_changed": {"changed"},
     "attention_spoil": {"dq", "dk", "dv"},
+    "attention_summaries": {"summary"},
+    "attention_block_lists": {"of_queries", "of_keys"},
     "attention_delta": {"delta"},
     "attention_dkdv": {"dk", "dv", "dq_acc", "dk_acc", "dv_acc"},
     "attention_dq": {"dq", "dq_acc"},
@@ -78,6 +80,8 @@ class EmulatorBackend:
 
     def run(self, step: Launch, params: np.ndarray, tensors: launch.Tensors) -> None:
         writes = _WRITES[step.kernel.entry]
+        if dict(step.kernel.constants).get("kGather"):
+            writes = writes | {name for name in tensors if name.startswith("gradient of")}
         buffers = [
             emulator.Buffer(name, *_extent(x), name in writes)
             for name, x in sorted(tensors.items(), key=lambda item: item[0] not in writes)

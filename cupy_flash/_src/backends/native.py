@@ -14,15 +14,18 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cupy_flash._src import source, structs
-from cupy_flash._src.backends import threads
+from cupy_flash._src.backends import numpy_, threads
 from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks
 from cupy_flash._src.components import ARRAYS, COMPONENTS
+from cupy_flash._src.components.block_mask import blocks_of, table_shape
 from cupy_flash._src.components.component import arrays_in, declarations, fill
+from cupy_flash._src.components.mods import is_captured
+from cupy_flash._src.expressions.blocks import SOME
 from cupy_flash._src.operands import BACKWARD, Cotangents, Gradients, Operands
 from cupy_flash._src.problem import AttentionProblem, Term
 from cupy_flash._src.toolchain import (
@@ -36,6 +39,7 @@ from cupy_flash._src.toolchain import (
 )
 
 INLINE_WORK = 2**20  # multiply-adds that take less time than to wake other threads
+TABLE_WORK = 2**22  # with fewer, to make a table of the blocks that a function shows takes longer than it saves
 FEW_QUERIES = 4  # with fewer to a key, reading it takes most of the time: as long as so many multiply-adds
 KEPT_BYTES = 2**25  # of memory for the next call
 KEY_BLOCK = 480  # as cpu/backward_plan.h has it, at most
@@ -53,6 +57,11 @@ ISAS = {  # the instruction sets that each asks for, the widest first
 ARITHMETIC = {"float32": "float", "float64": "double"}  # dtypes of the arithmetic, and their C++ types
 _OF_HEADS = {keyword for keyword, component in ARRAYS.items() if (component.lacks or 0) < 3}  # with an axis of heads
 _ARRAYS = (*BACKWARD, "dterm")  # of a Call
+# Of its Arrays: functions that are traced, what they capture, and blocks that a mask shows.
+_OF_MODS = (
+    *("score_panel", "score_row", "score_params"),
+    *("mask_panel", "mask_row", "mask_params", "mask_blocks"),
+)
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # in the order of enum DType
 
 Array = np.ndarray
@@ -118,9 +127,10 @@ def _components_header() -> str:
         ", ".join(c.__name__ for c in COMPONENTS if c.concept == concept)
         for concept in ("Score", "Mask", "Place", "Sink")
     )
-    arrays = ", ".join(f"*{keyword}" for keyword in ARRAYS)
+    arrays = ", ".join(f"*{name}" for name in (*ARRAYS, *_OF_MODS))
+    parameters = declarations(COMPONENTS, [""] * len(COMPONENTS), "cpu", "h")
     return (
-        f"#pragma once\n{declarations(COMPONENTS, 'cpu', 'h')}struct Arrays {{\n  char {arrays};\n}};\n"
+        f"#pragma once\n{parameters}struct Arrays {{\n  char {arrays};\n}};\n"
         f"template <class T>\nusing Score = ScoreOf<T, {steps}>;\nusing KeyMask = MaskOf<{masks}>;\n"
         f"using Place = PlaceOf<{moves}>;\nusing Sink = {sinks};\n"
     )
@@ -177,7 +187,7 @@ def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangen
         if term != added and operands.lse[..., slice(*problem.seeing)].size and problem.seqlen_k:
             _run("term", replace(problem, terms=(term,)), (*given, None, None, None, parts[term]), operands.arrays)
         terms[term.keyword] = parts[term][0] if len(parts[term]) == 1 else parts[term].sum(axis=0)
-    return Gradients(dq, dk, dv, terms)
+    return Gradients(dq, dk, dv, terms, numpy_.captured(problem, operands, cotangents))
 
 
 def digest(problem: AttentionProblem, operands: Operands) -> Array:
@@ -198,6 +208,9 @@ def _run(
 
     `options` are those of `Operands.arrays`.
     """
+    captured = options
+    if problem.mods:
+        options = {name: x for name, x in options.items() if not is_captured(name)}
     options = {name: x.astype(np.int64, copy=False) if x.dtype.kind == "i" else x for name, x in options.items()}
     describe = _shape if math.prod(problem.batch) * problem.num_heads_q <= CACHED_HEADS else _shape.__wrapped__
     functions = library(isa(problem.arithmetic), problem.arithmetic)
@@ -206,6 +219,8 @@ def _run(
     call = _call_type()(address, *[None if x is None else _address(x) for x in arrays])
     for keyword, x in options.items():
         setattr(call, keyword, _address(x))
+    wanted = problem.mods and result is None
+    kept = _tell_of_mods(call, problem, captured, with_table=work > TABLE_WORK) if wanted else []
     call.threads = threads.num_threads() if work > INLINE_WORK else 1
     reference, function = ctypes.byref(call), functions[name]
     memory = _borrow(functions[f"{name}_memory"](reference)) if result is None else result
@@ -214,6 +229,84 @@ def _run(
         pass
     if result is None:
         _give_back(memory)
+    del kept
+
+
+def _tell_of_mods(
+    call: ctypes.Structure, problem: AttentionProblem, options: Mapping[str, Array], *, with_table: bool
+) -> list[Array]:
+    """Set a call's fields of traced functions; what is returned is to be kept until it is done."""
+    kept = []
+    for mod, functions in zip(problem.mods, compile_mods(problem), strict=True):
+        record = functions.record.copy()
+        for field, name in functions.arrays:
+            record[field]["data"] = _address(options[name])
+        fields = functions.addresses | {f"{mod.concept.lower()}_params": _address(record)}
+        kept.append(record)
+        if mod.concept == "Mask":
+            is_known = with_table or mod.has_table
+            blocks = blocks_of(mod, options) if is_known else np.full(table_shape(mod), SOME, np.uint8)
+            kept.append(np.ascontiguousarray(blocks))
+            fields["mask_blocks"] = _address(kept[-1])
+        for field, address in fields.items():
+            setattr(call, field, address)
+    return kept
+
+
+class _ModFunctions(NamedTuple):
+    """Of a traced function: what it is told but for addresses, and where what was compiled lies.
+
+    Attributes
+    ----------
+    record : array
+        Its struct.
+    arrays : tuple of (str, str)
+        Those of the struct's fields that stand for arrays, and the arrays' names.
+    addresses : dict
+        Of functions, by the fields of a call.
+    """
+
+    record: Array
+    arrays: tuple[tuple[str, str], ...]
+    addresses: dict[str, int | None]
+
+
+@functools.lru_cache(maxsize=256)
+def compile_mods(problem: AttentionProblem) -> tuple[_ModFunctions, ...]:
+    """Of each of `AttentionProblem.mods`, from the cache or the compiler.
+
+    Raises
+    ------
+    ToolchainError
+        If the compiler refuses the source.
+    """
+    found = []
+    for mod in problem.mods:
+        struct, addresses = _compiled_mod(mod.cpu_text(), mod.concept, problem.arithmetic)
+        record, told = np.zeros(1, struct), mod.params()
+        for field in struct.names or ():
+            record[field] = told[field]
+        arrays = [field for field in struct.names or () if struct[field].names is not None]
+        found.append(_ModFunctions(record, tuple((field, mod.array_of(field)) for field in arrays), addresses))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_mod(text: str, concept: str, arithmetic: str) -> tuple[np.dtype, dict[str, int | None]]:
+    """A function's struct, and the addresses of what was compiled, by the fields of a call."""
+    library = load(
+        compile_shared(
+            source.flatten("mod.cpp", virtual={"mod.cpp": text}),
+            "mod",
+            flags=(*_FLAGS, f"-DNUMBER={ARITHMETIC[arithmetic]}", *feature_flags(ISAS[isa(arithmetic)])),
+            freestanding=True,
+            folder="cpu",
+            notice="cupy_flash: compiling a function for the CPU (once; less than a second)",
+        )
+    )
+    names = (f"{concept.lower()}_{form}" for form in ("panel", "row"))
+    found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names}
+    return structs.structs_of(text)[f"{concept}ModParams"], found
 
 
 def _address(x: Array) -> int | None:
@@ -268,13 +361,17 @@ def _shape(
         q_offset=problem.q_offset,
         first_query=begin,
         queries=end - begin,
-        heads_alike=problem.group_size == 1 or not any(of[-3] for x, of in of_options if x in _OF_HEADS),
+        heads_alike=problem.group_size == 1
+        or not (
+            any(of[-3] for x, of in of_options if x in _OF_HEADS)
+            or any("h" in mod.graph.symbols for mod in problem.mods)
+        ),
     )
     components, options = record["components"], dict(of_options)
     fill(components, problem.components)
-    for struct, keyword in arrays_in(components.dtype, problem.components):
+    for (struct, field), keyword in arrays_in(components.dtype, problem.components):
         if keyword in options:
-            lay_out(components[struct][keyword], heads_q, options[keyword])
+            lay_out(components[struct][field], heads_q, options[keyword])
     own = heads_q  # of what heads share that it pays to read again soon
     if "bias" in options:
         own = tuple(n if stride else 1 for n, stride in zip(heads_q, options["bias"], strict=False))

@@ -26,13 +26,17 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from cupy_flash._src.backends import threads
 from cupy_flash._src.backends.host_terms import clear_unseeing, dsinks, heads_of, sinks_of
-from cupy_flash._src.components.component import Interval, Place, Region
+from cupy_flash._src.components.block_mask import BLOCK, blocks_of
+from cupy_flash._src.components.component import Interval, Place, Region, Score
+from cupy_flash._src.expressions.blocks import NONE
 from cupy_flash._src.operands import Cotangents, Gradients, Merge, Operands
 from cupy_flash._src.problem import AttentionProblem, Term
 
@@ -58,12 +62,14 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
     """Write attention into `out` and `lse`."""
     q, k, v, out, lse, arrays = operands
     clear_unseeing(problem, operands)
+    hidden = _HiddenBlocks(problem, arrays)
 
     def query_block(item: Item) -> None:
         head, i0, i1 = item
         key_head = (*head[:-1], head[-1] // problem.group_size)
         rows, place = slice(i0, i1), problem.place(arrays, head)
-        _forward_block(problem, place, i0, q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows])
+        of_head = q[head][rows], k[key_head], v[key_head], out[head][rows], lse[head][rows]
+        _forward_block(problem, place, hidden, i0, *of_head)
 
     # The last queries first: when causal they see the most keys.
     query_blocks = blocks(*problem.seeing, QUERY_BLOCK)[::-1]
@@ -73,6 +79,7 @@ def forward(problem: AttentionProblem, operands: Operands) -> None:
 def _forward_block(
     problem: AttentionProblem,
     place: Place,
+    hidden: _HiddenBlocks,
     i0: int,
     q: Array,
     k: Array,
@@ -91,6 +98,8 @@ def _forward_block(
     shifted = False  # whether any m is not 0
 
     for j0, j1 in blocks(*_keys(problem, place, i0, i0 + n - 1), KEY_BLOCK):
+        if hidden.covers(place, i0, i0 + n, j0, j1):
+            continue
         tile = _Tile(problem, Region(place, slice(i0, i0 + n), slice(j0, j1)), on_scores)
         k_tile, v_tile = _operand("k", k[j0:j1], dtype), _operand("v", v[j0:j1], dtype)
         p, _ = tile.scores(q_scaled, k_tile)
@@ -118,7 +127,7 @@ def _forward_block(
         o += tile.matmul(p, v_tile, out=o_tile)
 
     if not headroom and not np.isfinite(o.sum()):  # p v may have overflowed before its division
-        _forward_block(problem, place, i0, q, k, v, out, lse, HEADROOM)
+        _forward_block(problem, place, hidden, i0, q, k, v, out, lse, HEADROOM)
         return
     np.log(total, out=tile_total)
     tile_total += headroom
@@ -140,6 +149,21 @@ def _keys(problem: AttentionProblem, place: Place, first: int, last: int) -> Int
     return Interval(*(int(x) for x in problem.keys(first, last, place)))
 
 
+class _HiddenBlocks:
+    """What a function of the caller is known to hide."""
+
+    def __init__(self, problem: AttentionProblem, arrays: Mapping[str, Array]) -> None:
+        self.shares = None if problem.mask_mod is None else blocks_of(problem.mask_mod, arrays)
+
+    def covers(self, place: Place, i0: int, i1: int, j0: int, j1: int) -> bool:
+        """Whether no query of a block sees a key of another."""
+        if self.shares is None:
+            return False
+        batches, heads = self.shares.shape[:2]  # 1 where they are alike
+        of_head = self.shares[place.batch % batches, place.head % heads]
+        return bool((of_head[i0 // BLOCK : -(-i1 // BLOCK), j0 // BLOCK : -(-j1 // BLOCK)] == NONE).all())
+
+
 def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
     """Replace `s` by ``exp(s - m - headroom)`` (None: m is 0) and write its row sums into `sums`."""
     if m is not None:
@@ -153,19 +177,31 @@ def _exp_less(s: Array, m: Array | None, headroom: float, sums: Array) -> None:
 def backward(problem: AttentionProblem, operands: Operands, cotangents: Cotangents) -> Gradients:
     """Return new arrays."""
     grads = _Backward(problem, operands, cotangents)
-    heads, key_heads = list(np.ndindex(operands.lse.shape[:-1])), list(np.ndindex(operands.k.shape[:-2]))
-    threads.run(grads.delta_block, [(head, i0, i1) for i0, i1 in grads.query_blocks for head in heads])
+    grads.all_deltas()
     # All heads of one key block, then of the next: threads then rarely meet in one head, where the order of
     # the sums in dq would make them wait. When causal, the most queries see the first key blocks.
     if problem.wants_inputs:
-        items = [(head, j0, j1) for j0, j1 in grads.key_blocks for head in key_heads]
+        items = [(head, j0, j1) for j0, j1 in grads.key_blocks for head in np.ndindex(operands.k.shape[:-2])]
         threads.run(grads.turns.guard(grads.key_block), items)
     dq = grads.dq
     if dq is not None:
         dq *= problem.accumulator.type(problem.scale)
         dq = dq.astype(problem.out_storage, copy=False)
     terms = {term.keyword: grads.term(term) for term in problem.terms}
-    return Gradients(dq, grads.dk, grads.dv, terms)
+    return Gradients(dq, grads.dk, grads.dv, terms, captured(problem, operands, cotangents, grads))
+
+
+def captured(
+    problem: AttentionProblem, operands: Operands, cotangents: Cotangents, grads: _Backward | None = None
+) -> dict[str, tuple[Array | None, ...]]:
+    """The gradients with respect to what functions capture."""
+    mods = [step for step in problem.scores if step.captured in problem.wrt]
+    if not mods:
+        return {}
+    if grads is None:
+        grads = _Backward(replace(problem, wrt=(), terms=()), operands, cotangents)
+        grads.all_deltas()
+    return {mod.captured: grads.gathered(mod) for mod in mods}
 
 
 class _Backward:
@@ -182,6 +218,11 @@ class _Backward:
         self.query_blocks = blocks(*problem.seeing, QUERY_BLOCK)
         self.key_blocks = blocks(0, problem.seqlen_k, KEY_BLOCK)
         self.turns = threads.Turns()
+        self.hidden = _HiddenBlocks(problem, self.arrays)
+
+    def all_deltas(self) -> None:
+        heads = list(np.ndindex(self.lse.shape[:-1]))
+        threads.run(self.delta_block, [(head, i0, i1) for i0, i1 in self.query_blocks for head in heads])
 
     def delta_block(self, item: Item) -> None:
         """delta = rowsum(dout * out) - dlse for one block of queries."""
@@ -223,8 +264,10 @@ class _Backward:
                 if self.dq is not None:
                     dq_tile = _scratch("dq_tile", (i1 - i0, problem.head_dim), dtype)
                     part.tile.matmul(ds, keys.k[seen, :-1], out=dq_tile)
-                    # From its first key block on.
-                    self.turns.wait((head, i0), j0 // KEY_BLOCK - part.first_key // KEY_BLOCK)
+                    # From its first key block on, of which some are left out.
+                    earlier = range(part.first_key // KEY_BLOCK * KEY_BLOCK, j0, KEY_BLOCK)
+                    left_out = (self.hidden.covers(place, i0, i1, j, j + KEY_BLOCK) for j in earlier)
+                    self.turns.wait((head, i0), len(earlier) - sum(left_out))
                     self.dq[head][i0:i1] += dq_tile
                     self.turns.done((head, i0))
         on_scores = _factors(problem)[1]
@@ -248,6 +291,36 @@ class _Backward:
         threads.run(lambda item: self.term_block(term, gradient, *item), list(items))
         return gradient
 
+    def gathered(self, mod: Score) -> tuple[Array | None, ...]:
+        """The gradients with respect to what a function captures: of each head in order."""
+        sums, turns = mod.new_gradients(np, self.problem.accumulator), threads.Turns()
+        heads = list(np.ndindex(self.operands.lse.shape[:-1]))
+
+        def of_head(number: int) -> None:
+            own = mod.new_gradients(np, self.problem.accumulator)
+            for part in self.parts(heads[number], self.query_blocks, self.key_blocks):
+                mod.gather(np, part.ds, part.inputs[-1], part.tile.region, own)
+            turns.wait(None, number)
+            for total, x in zip(sums, own, strict=True):
+                if total is not None:
+                    total += x
+            turns.done(None)
+
+        threads.run(turns.guard(of_head), list(range(len(heads))))
+        return sums
+
+    def parts(
+        self, head: Index, query_blocks: list[tuple[int, int]], key_blocks: list[tuple[int, int]]
+    ) -> Iterator[_Part]:
+        """What these queries and keys of a head have in common, where they have."""
+        key_head, place = (*head[:-1], head[-1] // self.problem.group_size), self.problem.place(self.arrays, head)
+        for j0, j1 in key_blocks:
+            keys = self.keys(key_head, j0, j1)
+            for i0, i1 in query_blocks:
+                part = self.scores(place, head, i0, i1, keys, j0, j1)
+                if part is not None:
+                    yield part
+
     def term_block(
         self,
         term: Term,
@@ -260,22 +333,15 @@ class _Backward:
         problem, shape = self.problem, term.shape[-2:]
         summed = tuple(axis for axis in (0, 1) if shape[axis] == 1)
         for head in heads_of(problem, term, index):
-            key_head, place = (*head[:-1], head[-1] // problem.group_size), problem.place(self.arrays, head)
-            for j0, j1 in key_blocks:
-                keys = self.keys(key_head, j0, j1)
-                for i0, i1 in query_blocks:
-                    part = self.scores(place, head, i0, i1, keys, j0, j1)
-                    if part is None:
-                        continue
-                    region = part.tile.region
-                    ds = part.ds
-                    for step, s in zip(problem.scores[:0:-1], part.inputs[::-1], strict=True):
-                        if step.keyword == term.keyword:
-                            ds = step.term(np, ds, region)
-                            break
-                        ds = step.backward(np, ds, s, region)
-                    at = tuple(slice(None) if n == 1 else x for n, x in zip(shape, region[1:], strict=True))
-                    gradient[index][at] += ds.sum(axis=summed, keepdims=True)
+            for part in self.parts(head, query_blocks, key_blocks):
+                region, ds = part.tile.region, part.ds
+                for step, s in zip(problem.scores[:0:-1], part.inputs[::-1], strict=True):
+                    if step.keyword == term.keyword:
+                        ds = step.term(np, ds, region)
+                        break
+                    ds = step.backward(np, ds, s, region)
+                at = tuple(slice(None) if n == 1 else x for n, x in zip(shape, region[1:], strict=True))
+                gradient[index][at] += ds.sum(axis=summed, keepdims=True)
 
     def keys(self, key_head: Index, j0: int, j1: int) -> _Keys:
         """Operands for `scores`."""
@@ -289,7 +355,7 @@ class _Backward:
         problem, dtype = self.problem, self.problem.accumulator
         begin, end = _keys(problem, place, i0, i1 - 1)
         low, high = max(j0, begin), min(j1, end)
-        if low >= high:
+        if low >= high or self.hidden.covers(place, i0, i1, j0, j1):
             return None
         on_q, on_scores = _factors(problem)
         linear = len(problem.scores) == 1  # the scale alone: lse can be subtracted in the product

@@ -13,10 +13,13 @@ from cupy_flash._src.components.causal import Causal
 from cupy_flash._src.components.component import Component, Sizes
 from cupy_flash._src.components.key_lengths import KeyLengths
 from cupy_flash._src.components.key_starts import KeyStarts
+from cupy_flash._src.components.mask_mod import MaskMod
+from cupy_flash._src.components.mods import Mod
 from cupy_flash._src.components.offsets import Offsets
 from cupy_flash._src.components.positions import fitted
 from cupy_flash._src.components.query_lengths import QueryLengths
 from cupy_flash._src.components.scale import Scale
+from cupy_flash._src.components.score_mod import ScoreMod
 from cupy_flash._src.components.sinks import Sinks
 from cupy_flash._src.components.softcap import Softcap
 from cupy_flash._src.components.window import Window
@@ -28,6 +31,7 @@ COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, sinks, masks
     Softcap,
     Alibi,
     Bias,
+    ScoreMod,
     Sinks,
     Causal,
     Window,
@@ -35,13 +39,17 @@ COMPONENTS: tuple[type[Component], ...] = (  # places, then scores, sinks, masks
     QueryLengths,
     KeyStarts,
     Boolean,
+    MaskMod,
 )
-KEYWORDS = (*(component.keyword for component in COMPONENTS), "deterministic", "wrt")
+CAPTURED = {component.captured: component for component in COMPONENTS if issubclass(component, Mod)}
+KEYWORDS = (*(component.keyword for component in COMPONENTS), *CAPTURED, "deterministic", "wrt")
 INPUTS = ("q", "k", "v")
 LEARNING = tuple(component.keyword for component in COMPONENTS if component.learns)
+GATHERED = (ScoreMod.captured,)
 FLOATS = tuple(component.keyword for component in COMPONENTS if component.floats)
 ARRAYS = {component.keyword: component for component in COMPONENTS if component.lacks is not None}
 _DEFAULTS = {component.keyword: component.default for component in COMPONENTS}
+_GIVEN = [(COMPONENTS.index(x), x.keyword, captured, x) for captured, x in CAPTURED.items()]
 _ARRAYS = [(keyword, component.array) for keyword, component in ARRAYS.items()]
 
 
@@ -49,7 +57,11 @@ def arrays_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a call's options that are arrays, by their keywords; numbers where arrays may stand are NumPy's."""
     get = arguments.get
     found = [(keyword, array_of(value)) for keyword, array_of in _ARRAYS if (value := get(keyword)) is not None]
-    return {keyword: array for keyword, array in found if array is not None}
+    arrays = {keyword: array for keyword, array in found if array is not None}
+    for _, keyword, captured, component in _GIVEN:
+        if get(keyword) is not None or get(captured, ()) != ():
+            arrays |= component.arrays_among(arguments)
+    return arrays
 
 
 class Options(NamedTuple):
@@ -74,6 +86,9 @@ class Options(NamedTuple):
         Those that only gradients have may be missing.
         """
         values = list(map(arguments.__getitem__, _DEFAULTS))
+        for i, _, captured, component in _GIVEN:
+            if values[i] is not None or arguments[captured] != ():
+                values[i] = component.given(arguments)
         for i, usual in enumerate(map(operator.is_, values, _DEFAULTS.values())):
             if not usual:
                 values[i] = COMPONENTS[i].check(values[i])
@@ -83,11 +98,11 @@ class Options(NamedTuple):
         return cls(tuple(values), boolean("deterministic", deterministic), wrt)
 
     @classmethod
-    def of(cls, **options: Any) -> Options:
-        """Check them; a TypeError too if one is unknown."""
+    def of(cls, arrays: Mapping[str, Any] | None = None, /, **options: Any) -> Options:
+        """Check them, with arrays of `arrays_among` in their places; a TypeError too if one is unknown."""
         if not options.keys() <= set(KEYWORDS):
             raise TypeError(f"options are {', '.join(options)}: expected only {', '.join(KEYWORDS)}")
-        return cls.among(_DEFAULTS | options)
+        return cls.among({**_DEFAULTS, **dict.fromkeys(CAPTURED, ()), **options, **(arrays or {})})
 
     @property
     def by_keyword(self) -> dict[str, Any]:
@@ -105,10 +120,14 @@ class Options(NamedTuple):
         return fitted(self.by_keyword, sizes)[1]
 
 
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (tuple, list)) and not value)
+
+
 def _named(wrt: Any, arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """What `wrt` names, each of which is among the arguments."""
-    possible = (*INPUTS, *LEARNING)
-    passed = (*INPUTS, *(name for name in LEARNING if arguments[name] is not None))
+    possible = (*INPUTS, *LEARNING, *GATHERED)
+    passed = (*INPUTS, *(name for name in (*LEARNING, *GATHERED) if _is_given(arguments[name])))
     if not isinstance(wrt, (tuple, list)):
         raise TypeError(f"wrt is {wrt!r}: expected a tuple or list of names, of {', '.join(possible)}")
     for name in wrt:

@@ -46,5 +46,5 @@ class Boolean(Mask):
     def of(cls, options: Mapping[str, Any], sizes: Sizes) -> Boolean | None:
         return None if options["mask"] is None else cls()
 
-    def shows(self, region: Region) -> Array:
+    def shows(self, xp: Any, region: Region) -> Array:
         return region.place.arrays["mask"][..., region.rows, region.cols]

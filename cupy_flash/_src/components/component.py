@@ -36,12 +36,16 @@ class Sizes(NamedTuple):
         Of q and k.
     seqlen_q, seqlen_k : int
         Sequence lengths.
+    batch, heads : int
+        Elements of the batch, and query heads of each.
     """
 
     dtype: str
     head_dim: int
     seqlen_q: int = 0
     seqlen_k: int = 0
+    batch: int = 0
+    heads: int = 0
 
 
 class Place(NamedTuple):
@@ -56,12 +60,16 @@ class Place(NamedTuple):
     arrays : mapping
         What options hold here that are arrays, by their keywords: numbers, or arrays that broadcast with scores
         (..., Sq, Sk). Those that are missing are not known before the call.
+    batch, head : int or array
+        Number of the batch element, counted through all leading dimensions, and of the query head.
     """
 
     seqlen_q: int
     seqlen_k: int
     q_offset: Rows | None
     arrays: Mapping[str, Array] = {}
+    batch: Rows = 0
+    head: Rows = 0
 
 
 class Region(NamedTuple):
@@ -100,6 +108,8 @@ class Component:
         Whether that array is of float32 or the dtype of q.
     learns : bool
         Whether it may have a gradient.
+    captured : str
+        Of a function the keyword of what it captures.
     concept : str
         What kernels know it as: ``"Score"``, ``"Mask"``, ``"Place"`` or ``"Sink"``.
     header : str
@@ -115,6 +125,7 @@ class Component:
     lacks: ClassVar[int | None] = None
     floats: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    captured: ClassVar[str] = ""
     concept: ClassVar[str] = ""
     header: ClassVar[str]
     struct: ClassVar[str]
@@ -122,6 +133,11 @@ class Component:
     def __init_subclass__(cls) -> None:
         cls.header = f"{cls.concept.lower()}/{cls.__module__.rpartition('.')[2]}"
         cls.struct = f"{cls.__name__}Params"
+
+    @classmethod
+    def given(cls, arguments: Mapping[str, Any]) -> Any:
+        """The option among a call's arguments by their keywords; None if it is not given."""
+        return arguments[cls.keyword]
 
     @staticmethod
     def array(value: Any) -> Any:
@@ -150,10 +166,23 @@ class Component:
         """What checked values, by their keywords, mean for a problem: nothing, or this component."""
         raise NotImplementedError
 
+    def check_indices(self, xp: Any, seen: Array, region: Region) -> None:
+        """Raise an IndexError where it looks up, for a key that is seen, what an array does not have."""
+
     @property
     def type(self) -> str:
         """Name of the CUDA type."""
         return self.__class__.__name__
+
+    @property
+    def text(self) -> str:
+        """What stands in place of its CUDA header, if it has none."""
+        return ""
+
+    @classmethod
+    def array_of(cls, field: str) -> str:
+        """The name of the array that a field of its struct stands for."""
+        return field
 
     def params(self) -> dict[str, Any]:
         """The numbers in its structs by the names of their fields: its own, unless it says others.
@@ -194,6 +223,17 @@ class Score(Component):
         """
         raise NotImplementedError
 
+    def new_gradients(self, xp: Any, dtype: np.dtype) -> tuple[Array | None, ...]:
+        """Of a step that captures: zeros in the shapes of arrays of floats, None for others, by their numbers."""
+        raise NotImplementedError
+
+    def gather(self, xp: Any, ds: Array, s: Array, region: Region, gradients: Sequence[Array | None]) -> None:
+        """Add to the gradients of captured arrays, by their numbers among the arguments, what scores of a region have.
+
+        `ds` and `s` as `backward` has them.
+        """
+        raise NotImplementedError
+
 
 class Sink(Component):
     """What is in the sum of a row beside its keys: a logit that has no value."""
@@ -229,7 +269,7 @@ class Mask(Component):
         """Those that see the key."""
         return Interval()
 
-    def shows(self, region: Region) -> Array:
+    def shows(self, xp: Any, region: Region) -> Array:
         """Where it does not hide the key, of those of the intervals."""
         raise NotImplementedError
 
@@ -240,13 +280,20 @@ def example(value: Any, rng: np.random.Generator, full: tuple[int, ...]) -> Any:
 
 
 def filled(options: Mapping[str, Any], rng: np.random.Generator, full: tuple[int, ...]) -> dict[str, Any]:
-    """The same of options by their keywords, some of which are examples."""
-    return {name: example(value, rng, full) for name, value in options.items()}
+    """The same of options by their keywords, some of which are examples: one that is a function has arguments too."""
+    made: dict[str, Any] = {}
+    for name, value in options.items():
+        found = example(value, rng, full)
+        made |= found if isinstance(found, dict) else {name: found}
+    return made
 
 
-def declarations(components: Sequence[type[Component]], folder: str, suffix: str) -> str:
-    """Includes of the components' headers, and the struct `Components` of all that they are told."""
-    includes = "".join(f'#include "{folder}/{component.header}.{suffix}"\n' for component in components)
+def declarations(components: Sequence[type[Component]], texts: Sequence[str], folder: str, suffix: str) -> str:
+    """The components' headers, or the texts in their places, and the struct `Components` of all that they are told."""
+    includes = "".join(
+        text or f'#include "{folder}/{component.header}.{suffix}"\n'
+        for component, text in zip(components, texts, strict=True)
+    )
     structs = ", ".join(component.struct for component in components)
     return f"{includes}struct Components : {structs} {{}};\n"
 
@@ -259,15 +306,23 @@ def fill(record: np.ndarray, components: Iterable[Component]) -> None:
     for component in _within(record.dtype, components):
         told, struct = component.params(), record[component.struct]
         for field in struct.dtype.names or ():
-            if struct.dtype[field].names is None:
+            if struct.dtype[field].names is None or field in told:
                 struct[field] = told[field]
 
 
-def arrays_in(dtype: np.dtype, components: Iterable[Component]) -> Iterator[tuple[str, str]]:
-    """Where such a record has places for arrays: the names of structs and of fields, which are keywords."""
+_OF_ARRAYS = ("gradient", "exponent", "summary")  # what kernels find beside captured ones
+
+
+def arrays_in(dtype: np.dtype, components: Iterable[Component]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where such a record has places for arrays, as names of fields from outside in; and the arrays' names."""
     for component in _within(dtype, components):
         struct = dtype[component.struct]
-        yield from ((component.struct, field) for field in struct.names or () if struct[field].names is not None)
+        for field in struct.names or ():
+            if struct[field].names is not None:
+                path, name = (component.struct, field), component.array_of(field)
+                yield path, name
+                of_it = [more for more in struct[field].names or () if more in _OF_ARRAYS]
+                yield from (((*path, more), f"{more} of {name}") for more in of_it)
 
 
 def _within(dtype: np.dtype, components: Iterable[Component]) -> Iterator[Component]:
