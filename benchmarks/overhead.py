@@ -18,7 +18,7 @@ from typing import Any
 import driverless  # before CuPy
 import numpy as np
 
-from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention
+from cupy_flash import flash_attention, flash_attention_backward, flash_attention_vjp, merge_attention, mods
 
 
 class Clock:
@@ -46,6 +46,9 @@ def calls() -> dict[str, Callable[[], Any]]:
     few = cupy.empty((2, 2, 512, 128), np.float16)
     out, lse = flash_attention(q, q, q, causal=True, return_lse=True)
     vjp = flash_attention_vjp(q, q, q, causal=True)[1]
+    functions: dict[str, Any] = {"score_mod": mods.softcap, "score_args": (30.0,), "mask_mod": mods.causal}
+    numbers = cupy.empty((2, 4096), np.int32)
+    documents: dict[str, Any] = {"mask_mod": mods.documents, "mask_args": (numbers, numbers)}
     return {
         "forward": lambda: flash_attention(q, q, q, causal=True),
         "forward, one query": lambda: flash_attention(q[:, :, :1], q, q, causal=True),
@@ -56,6 +59,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         "backward, few keys": lambda: flash_attention_backward(q, q, few, few, out, lse, causal=True),
         "vjp: forward": lambda: flash_attention_vjp(q, q, q, causal=True),
         "vjp: backward": lambda: vjp(q),
+        "forward, functions": lambda: flash_attention(q, q, q, **functions),
+        "forward, documents": lambda: flash_attention(q, q, q, **documents),
+        "backward, functions": lambda: flash_attention_backward(q, q, q, q, out, lse, **functions),
         "merge": lambda: merge_attention(out, lse, out, lse),
     }
 

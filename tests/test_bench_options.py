@@ -28,7 +28,9 @@ from cupy_flash._src.components import ARRAYS
 from cupy_flash._src.device import named
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
-NAMES = ("window9", "softcap3", "alibi", "documents2", "lengths", "bias", "sinks")
+NAMES = (
+    "window9", "softcap3", "alibi", "documents2", "lengths", "bias", "sinks", "softcapmod3", "documentsmod2",
+)  # fmt: skip
 PLACE = dict.fromkeys(books.PLACE_FIELDS, "x")
 
 
@@ -88,7 +90,7 @@ def test_the_slope_is_the_derivative():
     option, s = options.named("softcap3"), np.linspace(-9, 9, 50)
     difference = (option.score(s + 1e-6) - option.score(s - 1e-6)) / 2e-6
     np.testing.assert_allclose(option.slope(option.score(s)), difference, atol=1e-8)
-    assert all(options.named(name).slope(s) is None for name in ("", *NAMES) if name != "softcap3")
+    assert all(options.named(name).slope(s) is None for name in ("", *NAMES) if not name.startswith("softcap"))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -119,6 +121,13 @@ def test_lengths_differ_and_are_half_on_average():
 def test_documents_see_themselves():
     mask = options.given(small("documents2", seqlen_q=6, seqlen_k=6), np)["mask"]
     np.testing.assert_array_equal(mask, np.kron(np.eye(2), np.ones((3, 3))))
+
+
+def test_functions_take_the_place_of_options():
+    softcap, documents = {"score_mod", "score_args", "mask_mod"}, {"mask_mod", "mask_args"}
+    for name, taken in (("softcapmod3", softcap), ("documentsmod2", documents)):
+        found = options.given(small(name), np)
+        assert found.keys() == {"causal", *taken} and found["causal"] is False
 
 
 def test_every_kind_is_measured_and_a_few_are_quick():
@@ -161,14 +170,31 @@ def test_verification_accepts_standard_attention(case):
     assert 0 < verify.Expected(case, x).error(methods.standard(np, case, x), x) < 0.1
 
 
+@pytest.mark.parametrize("name", ["softcapmod3", "documentsmod2"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_verification_knows_which_part_a_function_is_of(name, direction, monkeypatch):
+    """Ours has it right, with functions that tell apart where scores are: bias and mask by b, h and i."""
+    monkeypatch.setattr(options, "mods", types.SimpleNamespace(
+        causal=lambda b, h, i, j: (j <= i) & ((i + h + b) % 3 != j % 3),
+        softcap=lambda s, b, h, i, j, cap: cap * np.tanh(s / cap) + (b + 2 * h) * np.sin(i * 1.0) * (j % 2),
+        documents=lambda b, h, i, j, of_queries, of_keys: (of_queries[b, i] == of_keys[b, j]) & ((i * h + b) % 5 != j),
+    ))  # fmt: skip
+    options._functions_of.cache_clear()
+    case = small(name, direction)
+    x = Numbers(np).inputs(case)
+    assert 0 < verify.Expected(case, x).error(methods.Flash("cpu").bind(case, x), x) < 0.1
+    options._functions_of.cache_clear()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_verification_rejects_another_option(name, direction):
     """Those that lack it, and those that have another size of it."""
     case = small(name, direction)
     x = Numbers(np).inputs(case)
-    other = {"window9": "window12", "softcap3": "softcap4", "documents2": "documents4"}.get(name, "")
-    for wrong in {"", other}:
+    other = {"window9": "window12", "softcap3": "softcap4", "documents2": "documents4"}
+    other |= {"softcapmod3": "softcapmod4", "documentsmod2": "documentsmod4"}
+    for wrong in {"", other.get(name, "")}:
         with pytest.raises(ArithmeticError, match=r"^wrong: "):
             verify.Expected(case, x).error(methods.standard(np, replace(case, option=wrong), x), x)
 
@@ -345,9 +371,10 @@ def test_a_forward_alone_is_not_timed_with_what_the_backward_needs(monkeypatch):
 def test_what_a_method_takes():
     taken = {m.name: {options.named(c.option).kind for c in SMALL if m.takes(c)} for m in methods.all_methods("cuda")}
     every = set(options.KINDS) - {""}
+    built_in = every - {"softcapmod", "documentsmod"}
     assert taken == {
         "cupy_flash": every, "FlexAttention": every, "standard (CuPy)": every, "torch flash": set(),
-        **dict.fromkeys(("torch cudnn", "torch efficient", "torch math", "jax cudnn"), every - {"softcap", "sinks"}),
+        **dict.fromkeys(("torch cudnn", "torch efficient", "torch math", "jax cudnn"), built_in - {"softcap", "sinks"}),
         "flash-attn-3": {"window", "softcap"}, "flash-attn-4": {"window", "softcap", "sinks"},
     }  # fmt: skip
     assert all(m.takes(small("", causal=causal)) for m in methods.all_methods("cuda") for causal in (False, True))
@@ -470,6 +497,7 @@ def quick_kernels(arch):
 def test_kernels_of_options_are_compiled_ahead(arch):
     masks = {part.type for kernel in bench.kernels(named(arch)) for part in kernel.parts}
     assert masks >= {"Window", "Boolean", "Alibi", "Softcap", "KeyLengths", "Causal", "Bias", "Sinks"}
+    assert masks >= {"ScoreMod", "MaskMod"}
     assert quick_kernels(arch) < bench.kernels(named(arch))
 
 

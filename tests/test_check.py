@@ -327,7 +327,7 @@ def test_wrong_numbers_are_named(mutate, monkeypatch, capsys):
     ],
 )
 def test_the_emulators_failures_name_stage_and_kernel(mutate, replacement, stage_and_error):
-    mutate("simt/forward.cu", "for (int n0 = n_begin;", f"for ({replacement};")
+    mutate("simt/forward.cu", "const int n0 = step.at;", f"const {replacement};")
     failure = attempt(suite.perform, "emulator:sm_80", "smoke: simt float32").failure
     assert failure.startswith(stage_and_error)
     assert "run" not in vars(staged.runtime_of("emulator:sm_80"))  # later checks launch as ever

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from cupy_flash._src.cli import arguments, explain
 from cupy_flash._src.cli import compile as compile_command
 from cupy_flash._src.cli.units import format_bytes
 from cupy_flash._src.compile import CompiledKernel
-from cupy_flash._src.components import ARRAYS, COMPONENTS, FLOATS, INPUTS, KEYWORDS, LEARNING
+from cupy_flash._src.components import ARRAYS, CAPTURED, COMPONENTS, FLOATS, GATHERED, INPUTS, KEYWORDS, LEARNING
 from cupy_flash._src.device import named
 from cupy_flash._src.plan import all_specializations, plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem, Term
@@ -36,11 +37,11 @@ def parsed(line):
 
 
 def test_every_option_has_its_flag():
-    """But scale, which every kernel has."""
+    """But scale, which every kernel has; a function's arguments have one too."""
     parser = argparse.ArgumentParser()
     arguments.add_options(parser)
     flags = {action.dest for action in parser._actions} - {"help"}
-    assert flags == {component.keyword for component in COMPONENTS} - {"scale"}
+    assert flags == {component.keyword for component in COMPONENTS} - {"scale"} | set(CAPTURED)
     assert set(ARRAYS) < flags <= set(KEYWORDS)
 
 
@@ -57,7 +58,7 @@ def test_what_gradients_are_of():
     assert parser.parse_args([]).wrt is None
     assert parser.parse_args(["--wrt", "v", "sinks"]).wrt == ["v", "sinks"]
     (action,) = (x for x in parser._actions if x.dest == "wrt")
-    assert set(action.choices) == {*INPUTS, *LEARNING} and "all" in action.help
+    assert set(action.choices) == {*INPUTS, *LEARNING, *GATHERED} and "all" in action.help
 
 
 def problems(options):
@@ -278,8 +279,9 @@ def test_counts_of_calls_with_arrays_have_no_formula(monkeypatch, tmp_path, caps
     monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
     monkeypatch.setattr(explain, "flash_attention", forward)
     monkeypatch.setattr(explain, "flash_attention_backward", lambda *_, **given: asked.update(backward=given))
-    launch = type("Launch", (), {"bytes_read": 7, "bytes_written": 5, "buffers": {}})
-    report = type("Report", (), {"launches": [launch] * 4})
+    kernels = [f"attention_{name}" for name in ("delta", "dkdv", "convert_dq", "convert_dkdv")]
+    launches = [SimpleNamespace(kernel=kernel, bytes_read=7, bytes_written=5, buffers={}) for kernel in kernels]
+    report = SimpleNamespace(launches=launches)
     monkeypatch.setattr(explain.emulator, "last_run", lambda: report)
     line = "--heads-k 1 --causal --mask --k-lengths --alibi-slopes --backward"
     assert main(["explain", "--shape", "3,2,100,60,64", "--arch", "sm_80", *line.split()]) == 0

@@ -219,7 +219,7 @@ def test_growing_scores_overflow_without_the_moving_reference_and_are_computed_a
     headrooms, block = [], numpy_._forward_block
 
     def record(*args):
-        headrooms.append(args[8:])
+        headrooms.append(args[9:])
         block(*args)
 
     monkeypatch.setattr(numpy_, "_forward_block", record)

@@ -172,7 +172,10 @@ def test_explain_holds_the_formula_to_what_is_counted(options, extra, monkeypatc
         plan = plan_backward(problem, target) if args.backward else plan_forward(problem, target)
         small.append((problem, [launch_bytes(problem, plan, launch) for launch in plan.launches]))
         made = (size + extra * (i == 0) for i, size in enumerate(small[0][1]))
-        return [SimpleNamespace(bytes_read=size, bytes_written=0, buffers={}) for size in made]
+        return [
+            SimpleNamespace(kernel=launch.kernel.entry, bytes_read=size, bytes_written=0, buffers={})
+            for launch, size in zip(plan.launches, made, strict=True)
+        ]
 
     monkeypatch.setattr(explain, "_count", count)
     monkeypatch.setattr(explain, "to_cubin", lambda kernel, arch: CompiledKernel(tmp_path, 168, 0, 0))
@@ -260,7 +263,7 @@ def test_explain_needs_no_compiler_for_the_bound(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arch", sorted(set(NAMED) - set(DATASHEET)))
 def test_without_a_datasheet_there_is_no_roofline(arch, monkeypatch, tmp_path, capsys):
-    nothing = SimpleNamespace(bytes_read=0, bytes_written=0, buffers={})
+    nothing = SimpleNamespace(kernel="attention_forward", bytes_read=0, bytes_written=0, buffers={})
     monkeypatch.setattr(explain, "_count", lambda problem, target, args: [nothing])
     arguments = ["explain", "--shape", "1,1,8,8,8", "--arch", arch]
     assert main([*arguments, "--plot", str(tmp_path / "x.svg")]) == 1

@@ -17,6 +17,10 @@ VJP = inspect.signature(cupy_flash.flash_attention_vjp).parameters
 # The keywords of each function as its library documents them, in the order of the table's columns.
 SIGNATURES = {
     "torch": {"query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"},
+    "FlexAttention": {
+        *("query", "key", "value", "score_mod", "block_mask", "scale", "enable_gqa", "return_lse"),
+        *("kernel_options", "return_aux"),
+    },
     "flash-attn": {
         *("q", "k", "v", "dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes"),
         *("deterministic", "return_attn_probs"),

@@ -649,6 +649,7 @@ native._FLAGS += ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=
 
 SANITIZED = f"""
 import sys
+import test_mods_cpu
 from cases import Case, check
 from memory_layouts import LAYOUTS
 {ADDRESS_SANITIZER}
@@ -658,6 +659,7 @@ def on(function, *arrays, **options):
 
 for isa in dict.fromkeys((native.isa("float32"), "portable")):
     native.isa = lambda arithmetic: isa
+    native.compile_mods.cache_clear(), native._compiled_mod.cache_clear()
     if isa == "portable":
         native._FLAGS += ("-DBFLOAT16_PAIRS",)
     for dtype in ("float16", "bfloat16", "float32", "float64"):
@@ -673,6 +675,10 @@ for isa in dict.fromkeys((native.isa("float32"), "portable")):
                 check(Case(dtype=dtype, sq=sq, sk=sk, d=d, dv=dv, causal=sq != sk, q_offset=3), on)
         check(Case(dtype=dtype, heads_k=2, group=7, sq=3, sk=700, d=24, causal=True, q_offset=690), on)
         check(Case(dtype=dtype, sq=900, sk=1300, d=64, causal=True), on)
+        native.TABLE_WORK = 0
+        for form in test_mods_cpu.FORMS:
+            test_mods_cpu.check(form, dtype)
+            test_mods_cpu.check(form, dtype, **test_mods_cpu.ALL_ELSE)
 print("clean")
 """
 
@@ -715,7 +721,7 @@ with ThreadPoolExecutor(3) as pool:
     list(pool.map(lambda case: check(case, on), cases))
 print("clean")
 """
-TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != part) sched_yield();"
+TURN = "while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != before + 1) sched_yield();"
 
 
 @pytest.fixture

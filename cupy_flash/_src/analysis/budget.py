@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cupy_flash._src.analysis.rounding import captured_floats, gathered_parts, of_score, of_slope
 from cupy_flash._src.broadcast import sum_to_shape
 from cupy_flash._src.components import arrays_among
 from cupy_flash._src.components.component import Region
+from cupy_flash._src.components.mods import Mod, captured_name
 from cupy_flash._src.emulator.settings import current
 from cupy_flash._src.problem import AttentionProblem
 
@@ -34,6 +36,8 @@ class Approximations(NamedTuple):
         Of a sum by tensor cores, relative to the sum of its terms' absolute values, for each term.
     in_order : float
         Of a running sum that is rounded to nearest, relative to itself, for each term.
+    tanh : float
+        Of a tanh in a function of scores, relative.
     """
 
     ex2: float = 0.0
@@ -42,6 +46,7 @@ class Approximations(NamedTuple):
     lag: float = 0.0
     sums: float = 0.0
     in_order: float = 1 / 8
+    tanh: float = 0.0
 
 
 def approximations(dtype: Any) -> Approximations:
@@ -54,7 +59,7 @@ def approximations(dtype: Any) -> Approximations:
     terms. b is 4 on Turing and 8 or more on later ones (Fasi, Higham, Mikaitis and Pranesh 2021).
 
     numeric.cuh gives bfloat16 a headroom, to which an exponent near 0 is rounded: by half an eps of it. Its slack is
-    how far the reference of the tensor-core forward may stay behind.
+    how far the reference of the tensor-core forward may stay behind. tanh.approx is off by 2^-11.
     """
     if dtype == np.float64:
         return Approximations()
@@ -62,7 +67,7 @@ def approximations(dtype: Any) -> Approximations:
         return Approximations(ex2=2.5, lg2=2.0)
     headroom = 38 * math.log(2) if dtype == ml_dtypes.bfloat16 else 0.0
     return Approximations(
-        ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, lag=8 * math.log(2), sums=5 / 4, in_order=0.0
+        ex2=2.5 + headroom / 2, lg2=2.0, headroom=headroom, lag=8 * math.log(2), sums=5 / 4, in_order=0.0, tanh=2.0**12
     )
 
 
@@ -104,6 +109,9 @@ def magnitudes(
     e p (|v| + |out|), and the sum under the logarithm, relative to itself, by that of e p. The gradients' p is off by a
     2^x of its own and by all that lse is, and their sum(dout * out) by what out is. Sinks join a row by its rounded
     log-sum-exp, whose size counts once more, and by two 2^x and a logarithm.
+
+    A function of scores has the error of the score that it is given times its slope, and what its operations round
+    (`rounding`); so have its slope, and the derivatives that gradients of captured arrays are sums of.
     """
     arrays = arrays_among(options)
     problem = AttentionProblem.from_arrays(q, k, v, **options)
@@ -118,9 +126,11 @@ def magnitudes(
     s, slope = q @ k.swapaxes(-1, -2), np.float64(1)  # of a score by q . k
     largest_product = _largest(np.abs(problem.scale * s))
     for step in problem.scores:
+        given, slope_given = s, slope
         s, slope = step.forward(np, s, region), step.backward(np, slope, s, region)
     largest_score = _largest(np.abs(s[np.isfinite(s)]))  # a bias of -inf hides a key
-    s = np.where(problem.seen(np, region), s, -np.inf)
+    seen = problem.seen(np, region)
+    s = np.where(seen, s, -np.inf)
     sinks = np.full((*s.shape[:-1], 1), -np.inf)
     if problem.sinks is not None:
         sinks[:] = problem.sinks.of_queries(np, region.queries(np), region.place)
@@ -157,11 +167,21 @@ def magnitudes(
     )
     rounded_scores = 1 + (1 + by_d) * _largest(scale * q @ k.swapaxes(-1, -2)) + in_order_d * largest_product
     rounded_scores += steps * largest_score
+    again = steps * largest_score
+    if isinstance(function := problem.scores[-1], Mod):
+        of_given = rounded_scores + 2 * _largest(np.abs(given[seen & np.isfinite(given)]))
+        given = np.where(seen, given, 0.0)
+        made, made_slope = (of(function, given, region, off.tanh) for of in (of_score, of_slope))
+        rounded_scores = 1 + again + _largest(seen * (made.own + made.by_score * of_given))
+        again += _largest(seen * made.own)
+        turned = np.abs(function.backward(np, np.ones_like(given), given, region))
+        off_turned = made_slope.own + made_slope.by_score * of_given
+        off_ds = off_ds + np.abs(slope_given) * off_turned * dscore
     largest_lse = _largest(np.abs(highest) + np.log(total))
     joined = 0.0 if problem.sinks is None else largest_lse + 2 * off.ex2 + off.lg2
     rounded_lse = rounded_scores + largest_lse + joined
     in_share = rounded_lse + off.ex2 + off_lse
-    in_p = in_share + steps * largest_score
+    in_p = in_share + again
     in_dq, in_dk = by_keys + in_order_keys, by_queries + in_order_queries
     in_ds = in_p + by_dv + in_order_dv + in_dq
     terms = {}
@@ -175,9 +195,22 @@ def magnitudes(
             factor = np.abs(step.term(np, np.ones_like(dscore), region))
             part, off_part, by_delta = factor * dscore, factor * off_dscore, factor * p * delta
             in_part = in_p
+            if isinstance(function, Mod):  # which comes after the step
+                part, off_part, by_delta = turned * part, turned * off_part + off_turned * part, turned * by_delta
         added = off.in_order * min(part.size // max(1, math.prod(term.shape)), IN_ORDER)
         errors = sum_to_shape((in_part + by_dv + in_order_dv + added) * part + off_part, term.shape)
         terms[f"d{term.keyword}"] = _largest(errors + np.sqrt(sum_to_shape(by_delta**2, term.shape)))
+    if isinstance(function, Mod) and function.captured in problem.wrt:
+        captured = captured_floats(function.arguments)
+        sizes, deltas = ({n: np.zeros(x.shape) for n, x in captured.items()} for _ in range(2))
+        for n, factor, off_factor, places in gathered_parts(function, given, region, off.tanh):
+            of_factor = off_factor.own + off_factor.by_score * of_given
+            added = off.in_order * min(factor.size // max(1, sizes[n].size), IN_ORDER)
+            parts = factor * ((in_p + by_dv + in_order_dv + added) * dscore + off_dscore) + of_factor * dscore
+            np.add.at(sizes[n], places, parts)
+            np.add.at(deltas[n], places, (factor * p * delta) ** 2)
+        for n, size in sizes.items():
+            terms[f"d{captured_name(function.captured, n)}"] = _largest(size + np.sqrt(deltas[n]))
     return {
         "out": _largest((rounded_scores + joined + by_keys) * p @ v + weights @ v + in_order_keys * np.abs(out)),
         "lse": rounded_lse + _largest(off_lse),

@@ -10,6 +10,8 @@ from math import prod
 
 import numpy as np
 
+from cupy_flash._src.analysis.rounding import captured_floats
+from cupy_flash._src.components import GATHERED
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 
@@ -127,7 +129,14 @@ def compulsory_bytes(problem: AttentionProblem, *, backward: bool) -> int:
     cotangents = heads_q * seeing * dv * (itemsize + out_read) + lse
     sizes = {"q": all_rows * d * out, "k": all_keys * d * itemsize, "v": all_keys * dv * itemsize}
     sizes |= {term.keyword: prod(term.shape) * DTYPES[term.dtype].itemsize for term in problem.terms}
+    sizes |= {keyword: _captured_bytes(problem, keyword) for keyword in GATHERED}
     return read + cotangents + sum(sizes[name] for name in problem.wrt)
+
+
+def _captured_bytes(problem: AttentionProblem, keyword: str) -> int:
+    """Of the arrays of floats that a function captures."""
+    arrays = captured_floats(problem.captured(keyword)).values()
+    return sum(prod(x.shape) * x.dtype.itemsize for x in arrays)
 
 
 def standard_bytes(problem: AttentionProblem, *, backward: bool) -> int:

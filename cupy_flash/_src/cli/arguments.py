@@ -13,7 +13,8 @@ import numpy as np
 
 from cupy_flash._src import backends, device
 from cupy_flash._src.cli import Unavailable, UserError
-from cupy_flash._src.components import ARRAYS, INPUTS, LEARNING
+from cupy_flash._src.cli.functions import add_functions, functions
+from cupy_flash._src.components import ARRAYS, GATHERED, INPUTS, LEARNING
 from cupy_flash._src.components.component import filled
 
 
@@ -69,13 +70,15 @@ def add_options(parser: argparse._ActionsContainer) -> None:
     for keyword in ARRAYS:
         flag = f"--{keyword.replace('_', '-')}"
         parser.add_argument(flag, action="store_true", help=f"calls give {keyword}, an array")
+    add_functions(parser)
 
 
 def add_wrt(parser: argparse._ActionsContainer, default: str) -> None:
     """What gradients are of; `default` tells what None stands for."""
     parser.add_argument(
-        "--wrt", nargs="+", choices=(*INPUTS, *LEARNING), metavar="NAME",
-        help=f"gradients of these: {', '.join(INPUTS)}, or {', '.join(LEARNING)}, if given (default: {default})",
+        "--wrt", nargs="+", choices=(*INPUTS, *LEARNING, *GATHERED), metavar="NAME",
+        help=f"gradients of these: {', '.join(INPUTS)}, or {', '.join((*LEARNING, *GATHERED))}, if given "
+        f"(default: {default})",
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def options(args: argparse.Namespace, full: tuple[int, ...] = (1, 1, 1, 1)) -> d
     """Those that were given, by their keywords; arrays are `arrays_for` scores of shape `full`."""
     given = {"causal": args.causal or None, "window": args.window, "softcap": args.softcap}
     plain = {name: value for name, value in given.items() if value is not None}
-    return plain | arrays_for([name for name in ARRAYS if getattr(args, name)], full)
+    return plain | arrays_for([name for name in ARRAYS if getattr(args, name)], full) | functions(args)
 
 
 def arrays_for(keywords: Iterable[str], full: tuple[int, ...]) -> dict[str, np.ndarray]:

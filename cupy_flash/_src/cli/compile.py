@@ -20,7 +20,7 @@ from cupy_flash._src.cli.arguments import add_options, add_wrt, architecture, op
 from cupy_flash._src.cli.progress import progress
 from cupy_flash._src.cli.units import format_seconds
 from cupy_flash._src.compile import CompiledKernel, compile_all, nvrtc_version
-from cupy_flash._src.components import INPUTS, LEARNING
+from cupy_flash._src.components import GATHERED, INPUTS, LEARNING
 from cupy_flash._src.problem import AttentionProblem
 from cupy_flash._src.specialization import Specialization
 from cupy_flash._src.toolchain import InterruptedCompilerError, NoCompilerError, ToolchainError
@@ -108,7 +108,7 @@ def _compile_kernels(args: argparse.Namespace, purposes: list[str], calls: Calls
             return
     print(f"NVRTC {'{}.{}'.format(*nvrtc_version())}, cache {cache.folder(f'cubin/{targets[0].arch}')}")
     for target in targets:
-        _compile(target, purposes, calls, args.wrt or (*INPUTS, *LEARNING))
+        _compile(target, purposes, calls, args.wrt or (*INPUTS, *LEARNING, *GATHERED))
 
 
 def _calls(args: argparse.Namespace) -> Calls:

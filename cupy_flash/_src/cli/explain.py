@@ -16,15 +16,26 @@ import numpy as np
 from cupy_flash._src import device, emulator
 from cupy_flash._src.analysis.occupancy import occupancy
 from cupy_flash._src.analysis.roofline import DATASHEET, bound, compulsory_bytes, flops, standard_bytes, visible_pairs
+from cupy_flash._src.analysis.tiles import counts, mask_function, tile_shares
 from cupy_flash._src.analysis.traffic import array_bytes, block_pairs, launch_bytes
 from cupy_flash._src.api import flash_attention, flash_attention_backward
-from cupy_flash._src.cli import Unavailable, UserError, roofline_plot
-from cupy_flash._src.cli.arguments import add_options, add_wrt, architecture, options, positive_int, writing
+from cupy_flash._src.cli import Unavailable, UserError, mask_picture, roofline_plot, told
+from cupy_flash._src.cli.arguments import (
+    add_options,
+    add_wrt,
+    architecture,
+    check_output,
+    options,
+    positive_int,
+    writing,
+)
+from cupy_flash._src.cli.functions import functions, words
 from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompileError, to_cubin
-from cupy_flash._src.components import ARRAYS, INPUTS, LEARNING, arrays_among
+from cupy_flash._src.components import ARRAYS, CAPTURED, GATHERED, INPUTS, LEARNING, arrays_among
 from cupy_flash._src.components.component import Component
+from cupy_flash._src.components.mods import Mod, is_captured
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 from cupy_flash._src.toolchain import ToolchainError
@@ -32,6 +43,7 @@ from cupy_flash._src.tuning import tiles, tiles_by_hand
 
 EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
 EMULATED_HEADS = 256  # as many tiles at least, however few their pairs
+LISTS = ("of_queries", "of_keys")  # of blocks, which kernels with a mask's function read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="PATH", help="draw the roofline into a file whose suffix chooses the format"
     )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.svg",
+        help="draw which tiles of the forward --mask-mod lets kernels skip, and which they need not test",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,12 +89,16 @@ def run(args: argparse.Namespace) -> None:
         check_path(args.plot)
         if args.arch not in DATASHEET:
             raise UserError(f"--plot has no datasheet's rates of {args.arch}: expected one of {', '.join(DATASHEET)}")
+    if args.picture:
+        if args.picture.suffix != ".svg" or not args.mask_mod:
+            raise UserError(f"--picture is {args.picture}: expected a name that ends in .svg, and --mask-mod with it")
+        check_output(args.picture)
     target = device.named(args.arch)
     try:
         problem = _problem(args)
         with tiles(forward=args.forward, dkdv=args.dkdv, dq=args.dq):
             _explain(problem, target, args)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise UserError(str(error)) from None
 
 
@@ -92,14 +112,15 @@ def _explain(problem: AttentionProblem, target: device.Device, args: argparse.Na
             f"sections of {plan.section_heads} key heads"
         )
     else:
-        print(*_passes(plan), sep="\n")
+        print(*_passes(problem, plan), sep="\n")
     print(f"in effect: {', '.join(_told(component) for component in problem.components)}")
+    _print_functions(problem, target, args)
     _print_launches(plan, target)
     _print_at_full_size(problem, plan, args)
     _print_counts(problem, target, args)
 
 
-def _passes(plan: BackwardPlan) -> Iterator[str]:
+def _passes(problem: AttentionProblem, plan: BackwardPlan) -> Iterator[str]:
     """What is done with the scores, and by how many blocks, in lines."""
     spread = f", a group's heads spread over {plan.num_splits} blocks" if plan.dkdv is not None else ""
     if plan.dkdv is not None and plan.dq is not None:
@@ -109,6 +130,35 @@ def _passes(plan: BackwardPlan) -> Iterator[str]:
     for of in plan.terms:
         shape = "x".join(map(str, of.term.shape))
         yield f"gradient of {of.term.keyword}, {shape}, by {of.kernel.grid} blocks, {of.num_splits} to an element"
+    for name in GATHERED:
+        if name in problem.wrt:
+            yield f"gradients of {name} by {'sums of whole numbers' if problem.deterministic else 'atomic additions'}"
+
+
+def _print_functions(problem: AttentionProblem, target: device.Device, args: argparse.Namespace) -> None:
+    """What functions compute, in Python and in CUDA, and which tiles of the forward a mask's function decides."""
+    for component in problem.components:
+        if isinstance(component, Mod):
+            print(f"\n{component.traced.name}:")
+            print(*(f"  {line}" for line in told.formula(component)), sep="\n")
+            print("in kernels:")
+            print(*(f"  {line}" for line in told.cuda(component)), sep="\n")
+    if mask_function(problem) is None:
+        return
+    plan = plan_forward(problem, target, tiles_by_hand())
+    tile = plan.forward.kernel.constant("kBlockM"), plan.forward.kernel.constant("kBlockN")
+    shares = tile_shares(problem, tile, arrays_among(options(args)), plan.packed_heads)
+    skipped, whole, tested = (count / shares.size for count in counts(shares))
+    of_heads = f" of {plan.packed_heads} heads" if plan.packed_heads > 1 else ""
+    rows = f"{tile[0]} rows{of_heads} and {tile[1]} keys"
+    print(
+        f"\ntiles of the forward, {rows}: {skipped:.1%} skipped, {whole:.1%} seen whole and not tested, "
+        f"{tested:.1%} tested"
+    )
+    if args.picture:
+        with writing(args.picture):
+            args.picture.write_text(mask_picture.picture(shares[0, 0], f"{words(args)['mask_mod']}: {rows}"))
+        print(f"Picture of the first batch element and head: {args.picture}")
 
 
 def _problem(args: argparse.Namespace) -> AttentionProblem:
@@ -154,7 +204,8 @@ def _described(problem: AttentionProblem, args: argparse.Namespace) -> str:
     if problem.group_size > 1:
         heads += f" ({problem.num_heads_k} of keys)"
     dims = f"{problem.head_dim}" + (f" and {problem.head_dim_v}" if problem.head_dim_v != problem.head_dim else "")
-    values = {name: True if name in ARRAYS else value for name, value in options(args).items()}
+    plain = {name: True if name in ARRAYS else value for name, value in options(args).items() if name not in CAPTURED}
+    values = plain | words(args)
     given = "".join(f", {name}" + f" {value}" * (value is not True) for name, value in values.items())
     given += f", wrt {' '.join(args.wrt)}" if args.wrt and args.backward else ""
     return (
@@ -165,6 +216,8 @@ def _described(problem: AttentionProblem, args: argparse.Namespace) -> str:
 
 def _told(component: Component) -> str:
     """Its name, with the numbers that it is of."""
+    if isinstance(component, Mod):
+        return component.type
     values = [value for value in vars(component).values() if not isinstance(value, bool)]
     numbers = ", ".join("open" if value is None else f"{value:g}" for value in values)
     return f"{component.type} ({numbers})" if numbers else component.type
@@ -198,7 +251,8 @@ def _print_launches(plan: ForwardPlan | BackwardPlan, target: device.Device) -> 
 
 
 def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, args: argparse.Namespace) -> None:
-    moved = [launch_bytes(problem, plan, launch) for launch in plan.launches]
+    captured = arrays_among(functions(args))
+    moved = [launch_bytes(problem, plan, launch, captured) for launch in plan.launches]
     total = None if None in moved else sum(x for x in moved if x is not None)
     work, once, standard = (
         count(problem, backward=args.backward) for count in (flops, compulsory_bytes, standard_bytes)
@@ -211,7 +265,7 @@ def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardP
         print(f"  pairs that are seen     {visible_pairs(problem) / pairs:.1%} of all")
         kernels = {launch.kernel: launch for launch in plan.launches if launch.kernel.family != "attention"}
         for kernel, launch in kernels.items():
-            met, every = block_pairs(problem, plan, launch)
+            met, every = block_pairs(problem, plan, launch, captured)
             print(f"  blocks that are met     {met / every:.1%} of all, {kernel.entry}")
     print(f"  memory, each array once {format_bytes(once)}")
     print(f"  L2 cache, every access  {accesses}; the standard attention {format_bytes(standard)}")
@@ -226,16 +280,19 @@ def _print_at_full_size(problem: AttentionProblem, plan: ForwardPlan | BackwardP
 def _print_arrays(problem: AttentionProblem, plan: ForwardPlan | BackwardPlan, args: argparse.Namespace) -> None:
     """What arrays add to these figures."""
     arrays = arrays_among(options(args))
+    if mask_function(problem) is not None:
+        print("mask_mod: above it hides whole blocks, so that less is accessed, and no single pair")
     if not arrays:
         return
     print("options that only the call knows: above as if they hid no key, and not read; they add")
     for name, size in array_bytes(problem, plan, arrays).items():
-        print(
-            f"  {name:<22}  {format_bytes(size)} read, {_read_as(problem, ARRAYS[name].lacks, arrays[name].itemsize)}"
-        )
+        print(f"  {name:<22}  {format_bytes(size)} read, {_read_as(problem, name, arrays[name])}")
 
 
-def _read_as(problem: AttentionProblem, lacks: int | None, itemsize: int) -> str:
+def _read_as(problem: AttentionProblem, name: str, x: np.ndarray) -> str:
+    if is_captured(name):
+        return f"at most, for scores; it lies in {format_bytes(x.nbytes)}; what is looked up for a query is not counted"
+    lacks, itemsize = ARRAYS[name].lacks, x.itemsize
     if lacks:
         return f"a number for each {'head of a ' * (lacks == 2)}block of threads"
     shared = problem.seqlen_q * problem.seqlen_k * itemsize
@@ -278,15 +335,21 @@ def _print_counts(problem: AttentionProblem, target: device.Device, args: argpar
     except ToolchainError as error:
         raise Unavailable(f"counting needs a C++ compiler: {error}") from None
     print(f"\nglobal traffic, counted by the emulator with {_described(small, args)}:")
-    arrays = arrays_among(options(args))
-    unknown = arrays.keys() - set(LEARNING)  # how much they hide, and what is read to know it
-    for launch, found in zip(plan.launches, counted, strict=True):
+    arrays, captured = arrays_among(options(args)), arrays_among(functions(args))
+    unknown = arrays.keys() - captured.keys() - set(LEARNING)  # how much they hide, and what is read to know it
+    left = list(plan.launches)  # between them are those that a mask's function has, after them those of captured arrays
+    for found in counted:
         count = (found.bytes_read or 0) + (found.bytes_written or 0)
-        read = sum(found.buffers[name].read for name in arrays if name in found.buffers) if launch.kernel.parts else 0
-        formula = None if unknown and launch.kernel.parts else launch_bytes(small, plan, launch)
-        agrees = "as the formula" if formula == count - read else f"formula {formula}"
-        agrees += f" and {format_bytes(read)} of options" if read else ""
-        print(f"  {launch.kernel.entry:<24}{format_bytes(count):>10}  {'no formula' if formula is None else agrees}")
+        formula, read, agrees = None, 0, ""
+        if left and left[0].kernel.entry == found.kernel:
+            launch = left.pop(0)
+            if launch.kernel.parts:
+                read = sum(x.read for name, x in found.buffers.items() if name in arrays or name in LISTS)
+            if not (unknown and launch.kernel.parts):
+                formula = launch_bytes(small, plan, launch, captured)
+            agrees = "as the formula" if formula == count - read else f"formula {formula}"
+            agrees += f" and {format_bytes(read)} of options" if read else ""
+        print(f"  {found.kernel:<24}{format_bytes(count):>10}  {'no formula' if formula is None else agrees}")
 
 
 def _reduced(problem: AttentionProblem, args: argparse.Namespace) -> AttentionProblem:

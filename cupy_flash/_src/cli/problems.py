@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cupy_flash._src.components import COMPONENTS, INPUTS, LEARNING
+from cupy_flash._src.components import COMPONENTS, GATHERED, INPUTS, LEARNING
 from cupy_flash._src.components.component import filled
+from cupy_flash._src.components.mods import captured_name
 from cupy_flash._src.problem import DTYPES, AttentionProblem
 
 REDUCTION = 3  # of the sequence lengths where the emulator computes
@@ -72,13 +73,22 @@ class Problem:
     @property
     def wrt(self) -> tuple[str, ...]:
         """All that there are gradients of."""
-        return (*INPUTS, *(name for name in LEARNING if name in self.options))
+        return (*INPUTS, *(name for name in (*LEARNING, *GATHERED) if name in self.given()))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of what a forward and a backward give: of `wrt` the gradients, of a function those of its arrays."""
+        given, names = self.given(), ["out", "lse"]
+        for name in self.wrt:
+            of = enumerate(given[name]) if name in GATHERED else ()
+            found = [captured_name(name, n) for n, x in of if isinstance(x, np.ndarray) and x.dtype.kind not in "bui"]
+            names += [f"d{x}" for x in ([name] if name not in GATHERED else found)]
+        return tuple(names)
 
     def given(self, xp: Any = np) -> dict[str, Any]:
         """The options as calls take them."""
         rng, full = np.random.default_rng(1), (*self.shapes[3][:-1], self.sk)
-        made = filled(self.options, rng, full)
-        return {name: xp.asarray(value) if callable(self.options[name]) else value for name, value in made.items()}
+        return {name: _moved(xp, value) for name, value in filled(self.options, rng, full).items()}
 
     def arrays(self, xp: Any = np) -> list[Any]:
         """q, k, v, dout and dlse, the same numbers in NumPy and CuPy; dlse is contiguous."""
@@ -98,6 +108,13 @@ class Problem:
         zero = np.zeros((), DTYPES[self.dtype])
         q, k, v = (np.broadcast_to(zero, shape) for shape in self.shapes[:3])
         return AttentionProblem.from_arrays(q, k, v, **self.given(), deterministic=self.deterministic, wrt=self.wrt)
+
+
+def _moved(xp: Any, value: Any) -> Any:
+    """An option with its arrays where `xp` has them."""
+    if isinstance(value, tuple):
+        return tuple(_moved(xp, x) for x in value)
+    return xp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 CAUSAL = {"causal": True}

@@ -27,6 +27,8 @@ OPTIONS = (
     ("lengths", False, 2048),
     ("bias", False, 1024),
     ("sinks", True, 4096),
+    ("softcapmod50", True, 4096),  # functions, beside the built-in options above
+    ("documentsmod2", False, 8192),
 )
 QUICK_OPTIONS = ("window1024", "documents2", "lengths")
 REDUCED_HEADS, REDUCED_SEQLEN, REDUCED_DECODE_SEQLEN = 2, 128, 256  # about a second each in the emulator

@@ -367,7 +367,7 @@ class Flex(Torch):
         names = tuple(option.learned(case))
         constant = [name for name in option.takes if name not in ("mask", *names)]
         arrays = {name: torch.from_dlpack(options.arrays_of(case, xp)[name]) for name in constant}
-        if case.causal or option.kind in ("window", "documents", "lengths"):
+        if case.causal or option.definition in ("window", "documents", "lengths"):
             given["block_mask"] = flex.create_block_mask(
                 lambda b, h, i, j: option.shown(case, arrays, b, i, j),
                 case.batch if option.kind == "lengths" else None, None, case.seqlen_q, case.seqlen_k, device="cuda",
@@ -382,7 +382,7 @@ class Flex(Torch):
                 bias = option.bias(case, known, h, i, j)
                 return option.score(s) if bias is None else s + bias
 
-            scored = {"score_mod": score} if option.kind in ("softcap", "alibi", "bias") else {}
+            scored = {"score_mod": score} if option.definition in ("softcap", "alibi", "bias") else {}
             out = flex.flex_attention(q, k, v, **given, **scored)
             if option.kind == "sinks":
                 out, more = out

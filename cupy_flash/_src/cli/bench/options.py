@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from cupy_flash import mods
 from cupy_flash._src.components import INPUTS
 from cupy_flash._src.problem import DTYPES
 
@@ -41,6 +42,11 @@ class Option:
         """Its name without the size."""
         return self.__class__.__name__.lower() if self.__class__ is not Option else ""
 
+    @property
+    def definition(self) -> str:
+        """The kind that has the same definition: of functions that of built-in options."""
+        return self.kind.removesuffix("mod")
+
     def __str__(self) -> str:
         return f"{self.kind}{self.size or ''}"
 
@@ -50,6 +56,10 @@ class Option:
 
     def arrays(self, case: Case) -> dict[str, np.ndarray]:
         """Those of `takes`."""
+        return {}
+
+    def functions(self, case: Case) -> dict[str, Any]:
+        """Keywords of our calls with functions, what these capture, and what they stand for."""
         return {}
 
     def learned(self, case: Case) -> dict[str, tuple[int, ...]]:
@@ -127,6 +137,17 @@ class Softcap(Option):
         return 1 - (score / self.size) ** 2
 
 
+class SoftcapMod(Softcap):
+    """The same and `causal`, which the case has, as functions; of as many queries as keys."""
+
+    def values(self) -> dict[str, Any]:
+        return {}
+
+    def functions(self, case: Case) -> dict[str, Any]:
+        masks = {"mask_mod": mods.causal} if case.causal else {}
+        return {"causal": False, "score_mod": mods.softcap, "score_args": (float(self.size),), **masks}
+
+
 class Alibi(Option):
     """The slopes of the paper, where the number of heads is a power of 2: 2^(-8 (h + 1) / heads)."""
 
@@ -142,7 +163,7 @@ class Alibi(Option):
 class Documents(Option):
     """So many documents of the same length in a sequence: each sees itself."""
 
-    takes = ("mask",)
+    takes: ClassVar[tuple[str, ...]] = ("mask",)
 
     def arrays(self, case: Case) -> dict[str, np.ndarray]:
         i, j = np.arange(case.seqlen_q)[:, None], np.arange(case.seqlen_k)
@@ -153,6 +174,22 @@ class Documents(Option):
 
     def pairs(self, case: Case) -> float:
         return super().pairs(case) / self.size
+
+
+class DocumentsMod(Documents):
+    """The same as a function, of the numbers of the documents that queries and keys belong to."""
+
+    takes = ()
+
+    def arrays(self, case: Case) -> dict[str, np.ndarray]:
+        return {}
+
+    def functions(self, case: Case) -> dict[str, Any]:
+        numbers = tuple(np.arange(n, dtype=np.int32) // (n // self.size) for n in (case.seqlen_q, case.seqlen_k))
+        return {
+            "mask_mod": mods.documents,
+            "mask_args": tuple(np.broadcast_to(x, (case.batch, x.size)).copy() for x in numbers),
+        }
 
 
 class Lengths(Option):
@@ -209,7 +246,7 @@ class Sinks(Option):
 
 KINDS: dict[str, type[Option]] = {
     "": Option, "window": Window, "softcap": Softcap, "alibi": Alibi, "documents": Documents, "lengths": Lengths,
-    "bias": Bias, "sinks": Sinks,
+    "bias": Bias, "sinks": Sinks, "softcapmod": SoftcapMod, "documentsmod": DocumentsMod,
 }  # fmt: skip
 
 
@@ -226,9 +263,18 @@ def arrays_of(case: Case, xp: Any) -> dict[str, Array]:
     return {name: xp.asarray(x) for name, x in named(case.option).arrays(case).items()}
 
 
+@functools.lru_cache(maxsize=1)
+def _functions_of(case: Case, xp: Any) -> dict[str, Any]:
+    """Functions among them, with what they capture there."""
+    found = named(case.option).functions(case)
+    return {name: tuple(map(xp.asarray, x)) if name == "mask_args" else x for name, x in found.items()}
+
+
 def given(case: Case, xp: Any) -> dict[str, Any]:
     """All options of a case, by the keywords of our calls."""
-    return {"causal": case.causal, **named(case.option).values(), **arrays_of(case, xp)}
+    return {
+        "causal": case.causal, **named(case.option).values(), **arrays_of(case, xp), **_functions_of(case, xp),
+    }  # fmt: skip
 
 
 def learned(case: Case, xp: Any) -> dict[str, Array]:

@@ -43,12 +43,13 @@ def launches(case: Case, device: Device) -> list[Launch]:
         for heads, seqlen in ((case.heads_q, case.seqlen_q), (case.heads_k, case.seqlen_k))
     )
     option = options.named(case.option)
-    given = option.values() | arrays_for(option.takes, (1, case.heads_q, 1, 1))
+    given = {"causal": case.causal} | option.values() | arrays_for(option.takes, (1, case.heads_q, 1, 1))
+    given |= option.functions(case)
     given |= {name: np.broadcast_to(zero, shape) for name, shape in option.learned(case).items()}
-    problem = AttentionProblem.from_arrays(q, k, k, causal=case.causal, **given, wrt=options.wrt(case))
+    problem = AttentionProblem.from_arrays(q, k, k, **given, wrt=options.wrt(case))
     if case.direction == "backward":
-        return [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
-    return plan_forward(problem, device).launches
+        return [*plan_forward(problem, device).all_launches, *plan_backward(problem, device).all_launches]
+    return plan_forward(problem, device).all_launches
 
 
 def measure_limits(machine: Machine, book: Book, today: str) -> None:

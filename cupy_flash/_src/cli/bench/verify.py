@@ -6,6 +6,7 @@ output is zero in all others, so that dk and dv, too, are sums over these rows a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,7 @@ from cupy_flash import attention_reference, attention_reference_backward
 from cupy_flash._src.cli.bench import options
 from cupy_flash._src.cli.bench.cases import Case, Inputs, row_blocks
 from cupy_flash._src.cli.bench.methods import Bound
-from cupy_flash._src.components import ARRAYS, COMPONENTS
+from cupy_flash._src.components import ARRAYS, CAPTURED, COMPONENTS
 from cupy_flash._src.problem import DTYPES
 
 PLACED = [component.keyword for component in COMPONENTS if component.uses_offset]
@@ -64,6 +65,11 @@ class Expected:
                 found[name] = np.broadcast_to(found[name], full[:axes])[index]
         if any(found.get(keyword, False) is not False for keyword in PLACED):
             found["q_offset"] = rows.start + case.seqlen_k - case.seqlen_q
+        begin = case.batch - 1, self.heads.start, rows.start
+        for component in CAPTURED.values():
+            if component.keyword in found:
+                symbols = [name for name, _ in component.kind.symbols]
+                found[component.keyword] = _moved(found[component.keyword], symbols.index("b"), begin)
         return found
 
     def error(self, bound: Bound, x: Inputs) -> float:
@@ -99,6 +105,16 @@ class Expected:
 
     def _sum(self, name: str, x: Any) -> np.ndarray:
         return _host(x[self.heads] if name == "dsinks" else x[-1, -1:])
+
+
+def _moved(function: Callable[..., Any], first: int, begin: tuple[int, int, int]) -> Callable[..., Any]:
+    """The function of a part of the scores, whose b, h and i, from argument `first` on, begin there."""
+
+    def moved(*given: Any) -> Any:
+        places = (x + n for x, n in zip(given[first:], begin, strict=False))
+        return function(*given[:first], *places, *given[first + len(begin) :])
+
+    return moved
 
 
 def _host(x: Any) -> np.ndarray:

@@ -35,7 +35,7 @@ def launches_of(device: Device, p: Problem, *, sealed: bool = False) -> list[Lau
     problem = p.problem()
     if not (problem.seqlen_q and problem.seqlen_k):
         return []
-    found = [*plan_forward(problem, device).launches, *plan_backward(problem, device).launches]
+    found = [*plan_forward(problem, device).all_launches, *plan_backward(problem, device).all_launches]
     if sealed:
         entries = ("attention_seal", "attention_find_changed", "attention_spoil")
         found += [plan_seal(problem.without_terms, entry) for entry in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from cupy_flash._src.cli.ahead import compile_ahead
 from cupy_flash._src.cli.check.staged import launches_of, one_by_one, ready, runtime_of, synchronize
 from cupy_flash._src.cli.problems import CAUSAL, SMOKE, Problem, problems
 from cupy_flash._src.cli.worker import Failed, stage
-from cupy_flash._src.components import COMPONENTS
+from cupy_flash._src.components import COMPONENTS, GATHERED
 from cupy_flash._src.device import Device
 from cupy_flash._src.plan import Launch, plan_backward, plan_forward, plan_merge
 from cupy_flash._src.problem import DTYPES
@@ -30,6 +30,7 @@ from cupy_flash._src.specialization import Specialization
 
 GPU_REPEATS, EMULATED_REPEATS = 100, 3
 LEARNED = {x.keyword: x.examples[0] for x in COMPONENTS if x.learns}
+FUNCTION = {x.keyword: x.examples[0] for x in COMPONENTS if x.captured in GATHERED}
 
 
 class Check(NamedTuple):
@@ -48,7 +49,7 @@ def checks(backend: str) -> dict[str, Check]:
         p = Problem(dtype, batch=(), heads_k=2, group=4, sq=777, sk=1000, options=CAUSAL, deterministic=True)
         found[f"repeats: {dtype}"] = Check(_repeats, p)
     for dtype in ("float16", "float32"):
-        p = Problem(dtype, sq=333, sk=500, options=CAUSAL | LEARNED, deterministic=True)
+        p = Problem(dtype, sq=333, sk=500, options=CAUSAL | LEARNED | FUNCTION, deterministic=True)
         found[f"repeats: {dtype}, gradients of options"] = Check(_repeats, p)
     for deterministic in (False, True):
         p = Problem(d=128, sk=1001, deterministic=deterministic)
@@ -108,9 +109,10 @@ def _on_host(x: Any) -> np.ndarray:
     return x if isinstance(x, np.ndarray) else x.get()
 
 
-def _names(p: Problem) -> list[str]:
-    """Of what is compared."""
-    return ["out", "lse", *(f"d{name}" for name in p.wrt)]
+def _flat(results: Iterable[Any]) -> list[Any]:
+    """Arrays of `Problem.results`: those of a function's arguments that have none are left out."""
+    each = (x if isinstance(x, tuple) else (x,) for x in results)
+    return [x for part in each for x in part if x is not None]
 
 
 def _values(backend: str, p: Problem) -> str:
@@ -122,7 +124,7 @@ def _values(backend: str, p: Problem) -> str:
         out, lse = flash_attention(q, k, v, return_lse=True, **options)
         options |= {"dlse": dlse, "deterministic": p.deterministic, "wrt": p.wrt}
         grads = flash_attention_backward(dout, q, k, v, out, lse, **options)
-        results = [_on_host(x) for x in (out, lse, *grads)]
+        results = [_on_host(x) for x in _flat((out, lse, *grads))]
     return _within_budget(backend, p, results)
 
 
@@ -131,15 +133,15 @@ def _within_budget(backend: str, p: Problem, results: list[np.ndarray]) -> str:
     stage("values")
     q, k, v, dout, dlse = p.arrays()
     references = [
-        (
+        [
             *attention_reference(q, k, v, return_lse=True, compute_dtype=dtype, **p.given()),
-            *attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.given(), wrt=p.wrt),
-        )
+            *_flat(attention_reference_backward(dout, q, k, v, dlse=dlse, compute_dtype=dtype, **p.given(), wrt=p.wrt)),
+        ]
         for dtype in (None, np.float64)
     ]
     sizes = magnitudes(q, k, v, dout, dlse, **p.given(), wrt=p.wrt, approximate=approximate_on(backend))
     shares, wrong = {}, []
-    for n, x, naive, exact in zip(_names(p), results, *references, strict=True):
+    for n, x, naive, exact in zip(p.results, results, *references, strict=True):
         error, budget = spent(x, naive, exact, sizes[n])
         if not error <= budget:
             wrong.append(f"{n}: error {error:.3g}, the budget is {budget:.3g}")
@@ -159,7 +161,7 @@ def _repeats(backend: str, p: Problem) -> str:
 
     def bits() -> list[Any]:
         (out, lse), vjp = flash_attention_vjp(q, k, v, **options)
-        return [x.view(np.uint8) for x in (out, lse, *vjp(dout, dlse))]
+        return [x.view(np.uint8) for x in _flat((out, lse, *vjp(dout, dlse)))]
 
     ready(backend, launches_of(runtime_of(backend).device, p, sealed=True))
     with one_by_one(backend):
@@ -169,7 +171,7 @@ def _repeats(backend: str, p: Problem) -> str:
         same = [bool((x == y).all()) for x, y in zip(first, bits(), strict=True)]
         if not all(same):
             stage("values")
-            raise Failed(f"{', '.join(n for n, s in zip(_names(p), same, strict=True) if not s)} differs in repeat {i}")
+            raise Failed(f"{', '.join(n for n, s in zip(p.results, same, strict=True) if not s)} differs in repeat {i}")
     return f"{count} times the same bits"
 
 
@@ -201,9 +203,9 @@ def _changed(backend: str, p: Problem) -> str:
     with one_by_one(backend):
         (out, _), vjp = flash_attention_vjp(q, k, v, **options)
         out += 1
-        grads = [_on_host(x) for x in vjp(dout, dlse)]
+        grads = [_on_host(x) for x in _flat(vjp(dout, dlse))]
     stage("values")
-    numbers = [f"d{n}" for n, x in zip(p.wrt, grads, strict=True) if not np.isnan(x.astype(np.float64)).all()]
+    numbers = [n for n, x in zip(p.results[2:], grads, strict=True) if not np.isnan(x.astype(np.float64)).all()]
     if numbers:
         raise Failed(f"{', '.join(numbers)} has numbers")
     return "no gradient has a number"
