@@ -10,7 +10,16 @@ from emulator.emulated import run as run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupy_flash import block_mask, emulator, flash_attention, flash_attention_backward, mods
+from cupy_flash import (
+    attention_reference,
+    attention_reference_backward,
+    block_mask,
+    emulator,
+    flash_attention,
+    flash_attention_backward,
+    flash_attention_vjp,
+    mods,
+)
 from cupy_flash._src import launch
 from cupy_flash._src.backends.emulator import EmulatorBackend
 from cupy_flash._src.components.mask_mod import LISTS
@@ -489,3 +498,43 @@ def test_many_parts_of_one_size_do_not_overflow():
     parts[::2] *= -1
     assert in_whole_numbers(parts, elements)[0] == 0
     assert not in_whole_numbers(np.zeros_like(parts), elements).any()
+
+
+@pytest.mark.parametrize("on", ["emulator:sm_80", "emulator:sm_75"])
+@pytest.mark.parametrize("sq", [5, 70])
+def test_rows_that_do_not_exist_add_nothing(on, sq):
+    """What they hold is 0, of which a function may make anything: an infinite slope, NaN, or a weight beyond 1."""
+    rng = np.random.default_rng(0)
+    q, dout = (rng.standard_normal((2, sq, 64)).astype(np.float16) for _ in range(2))
+    k, v = (rng.standard_normal((2, 90, 64)).astype(np.float16) for _ in range(2))
+    captured = (np.ones(2, np.float32), np.full(90, 200, np.float32))
+    options = {
+        "score_mod": lambda s, b, h, i, j, w, x: np.sqrt(abs(s)) - w[h] * np.log(abs(s)) / 8 + x[j],
+        "score_args": captured,
+    }
+    wrt = ("q", "k", "v", "score_args")
+    _, vjp = flash_attention_vjp(q, k, v, backend=on, wrt=wrt, **options)
+    *found, of_args = vjp(dout)
+    *expected, of_expected = attention_reference_backward(dout, q, k, v, wrt=wrt, compute_dtype=np.float64, **options)
+    for x, y in zip((*found, *of_args), (*expected, *of_expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0.05, atol=0.02 * np.abs(y).max() + 1e-3)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_captured_array_that_only_chooses_has_a_gradient_of_0(deterministic):
+    q = np.random.default_rng(0).standard_normal((2, 40, 32)).astype(np.float32)
+    options = {"score_mod": lambda s, b, h, i, j, w: np.where(w[h] > 0, s, -s), "score_args": (np.array([1.0, -1.0]),)}
+    _, vjp = flash_attention_vjp(
+        q, q, q, backend="emulator", wrt=("score_args",), deterministic=deterministic, **options
+    )
+    ((dw,),) = vjp(q)
+    assert dw.dtype == np.float64 and not dw.any()
+
+
+def test_squares_of_positions_look_up_what_is_there():
+    """Between squares lie no negative numbers, in kernels as in Python: no index leaves the array's summaries."""
+    q = np.random.default_rng(0).standard_normal((1, 200, 32)).astype(np.float32)
+    options = {"mask_mod": lambda b, h, i, j, x: x[(i // 16 - j // 16) ** 2] < 9, "mask_args": (np.arange(145) // 8,)}
+    with emulator.settings(mode="checked"):
+        found = flash_attention(q, q, q, backend="emulator", **options)
+    np.testing.assert_allclose(found, attention_reference(q, q, q, **options), atol=1e-5)

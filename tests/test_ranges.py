@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cupy_flash import flash_attention
 from cupy_flash._src.expressions.blocks import ALL, NONE, SOME, classify
-from cupy_flash._src.expressions.graph import Builder
+from cupy_flash._src.expressions.graph import Builder, evaluate
 from cupy_flash._src.expressions.indices import GUARDED, INSIDE, WRAPS, Captive, outside, states
 from cupy_flash._src.expressions.indices import values_of as ints_of
 from cupy_flash._src.expressions.operations import FLOAT, INT, LARGEST_INT
@@ -403,3 +403,31 @@ def test_blocks_are_those_that_built_in_masks_skip():
     np.testing.assert_array_equal(found, exact_table(function, (1, 1, 300, 300), (64, 64)))
     out = flash_attention(q, q, q, mask_mod=function)
     np.testing.assert_allclose(out, flash_attention(q, q, q, causal=True, window=(90, 0)), rtol=1e-6)
+
+
+class Strict:
+    """NumPy, but for conditions that are numbers of Python, which CuPy does not take."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def where(self, condition, x, y):
+        return np.where(condition.astype(bool), x, y)
+
+
+def test_conditions_are_never_numbers_of_python():
+    """CuPy refuses them: of positions that are numbers, and of captured bools."""
+
+    def looked_up(b, h, i, j, ids, table, some):
+        found = table[h, ids[b, j // 2] - b] // np.maximum(b, 1) > i - 200
+        return np.where(some, found, j < 3) & (ids[b, i % 40] % np.maximum(h, 1) == 0)
+
+    ids, table = np.arange(80).reshape(2, 40) % 7 + 1, np.arange(21).reshape(3, 7)
+    arrays = (ids, table, True)
+    traced = trace(MASK, looked_up, tuple(Argument(np.asarray(x).dtype, np.shape(x) or None) for x in arrays))
+    symbols = {"b": 1, "h": 2, "i": np.arange(80)[:, None], "j": np.arange(80)}
+    (expected,) = evaluate(traced.graph, np, np.dtype(np.float64), symbols, arrays)
+    blocks = classify(traced.graph, np, (2, 3, 80, 80), (16, 16), arrays)
+    (found,) = evaluate(traced.graph, Strict(), np.dtype(np.float64), symbols, arrays)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(classify(traced.graph, Strict(), (2, 3, 80, 80), (16, 16), arrays), blocks)

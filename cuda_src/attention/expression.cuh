@@ -48,6 +48,11 @@ __device__ __forceinline__ int64_t negative(int64_t x) {
 }
 
 template <class T>
+__device__ __forceinline__ T square(T x) {
+  return multiply(x, x);
+}
+
+template <class T>
 __device__ __forceinline__ T absolute(T x) {
   return x < T(0) ? negative(x) : x;
 }

@@ -67,8 +67,8 @@ class Sites {
   }
 
  private:
-  int64_t at_[kSites] = {};
-  Accumulator sums_[kSites] = {};
+  int64_t at_[kSites + 1] = {};  // and of none a place
+  Accumulator sums_[kSites + 1] = {};
 
   template <int kSite, class Array>
   __device__ __forceinline__ void flush(const Array& array) {

@@ -20,6 +20,10 @@ struct Place {
         q_offset(shape.q_offset) {}
 };
 
+// Of a step of the score (attention/score.cuh), whether it may make anything of 0, which rows that do not exist have.
+template <template <class> class Step>
+constexpr bool kMakesAnything = false;
+
 // A query in the head that is so many after place.head.
 struct QueryRow {
   int query, head;

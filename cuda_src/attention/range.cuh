@@ -107,6 +107,10 @@ __device__ __forceinline__ IntRange multiply(IntRange x, IntRange y) {
   const Corners corners(x, y, [](double a, double b) { return finite_product(a, b); });
   return computed(corners.low, corners.high);
 }
+__device__ __forceinline__ IntRange square(IntRange x) {
+  const double low = fabs(x.low), high = fabs(x.high);
+  return computed(x.around_zero() ? 0.0 : min(low, high) * min(low, high), max(low, high) * max(low, high));
+}
 __device__ __forceinline__ IntRange negative(IntRange x) { return computed(-x.high, -x.low); }
 __device__ __forceinline__ IntRange absolute(IntRange x) {
   const double low = fabs(x.low), high = fabs(x.high);
@@ -145,6 +149,11 @@ __device__ __forceinline__ FloatRange subtract(FloatRange x, FloatRange y) {
 __device__ __forceinline__ FloatRange multiply(FloatRange x, FloatRange y) {
   const Corners corners(x, y, [](double a, double b) { return a * b; });
   return loses(x, y) ? lost() : rounded(corners.low, corners.high);
+}
+__device__ __forceinline__ FloatRange square(FloatRange x) {
+  const double low = fabs(x.low), high = fabs(x.high);
+  return loses(x) ? x
+                  : rounded(x.around_zero() ? 0.0 : min(low, high) * min(low, high), max(low, high) * max(low, high));
 }
 __device__ __forceinline__ FloatRange divide(FloatRange x, FloatRange y) {
   const Corners corners(x, y, [](double a, double b) { return a / b; });
@@ -337,7 +346,7 @@ __device__ __forceinline__ To element_range(const Array& array, Index... index) 
       found.low = found.high = value;
     } else if (is_known && summary != nullptr && last - first < kMostSummaries) {
       found.low = infinite(), found.high = -infinite();
-      for (int chunk = first; chunk <= last; ++chunk) {
+      for (int chunk = max(first, 0); chunk <= min(last, array.chunks - 1); ++chunk) {
         const Range of_chunk = summary[at * array.chunks + chunk];
         found.low = min(found.low, of_chunk.low), found.high = max(found.high, of_chunk.high);
       }

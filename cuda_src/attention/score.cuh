@@ -22,6 +22,7 @@ struct ScoreOf;
 
 template <class Accumulator, template <class> class First, template <class> class... Rest>
 struct ScoreOf<Accumulator, First, Rest...> {
+  static constexpr bool kMakesAnything = (::kMakesAnything<First> || ... || ::kMakesAnything<Rest>);
   First<Accumulator> first;
   ScoreOf<Accumulator, Rest...> rest;
 

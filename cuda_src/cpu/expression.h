@@ -119,6 +119,10 @@ BITS(bitwise_xor, ^)
 #undef BITS
 
 template <class A>
+inline ALWAYS_INLINE A square(A a) {
+  return a * a;
+}
+template <class A>
 inline ALWAYS_INLINE A negative(A a) {
   return -a;
 }

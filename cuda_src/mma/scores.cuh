@@ -60,11 +60,12 @@ __device__ __forceinline__ void recompute(float (&p)[kScoreRows][kScoreCols], fl
     const int row = m0 + row0 + row_of(i);
     const float lse = rows.lse(i), delta = rows.delta(i);
     const auto scored = score.row(row, member, KeyColumns<kAcross>{n0, across});
+    const bool exists = !Score<float>::kMakesAnything || row < mask.seqlen_q;
 #pragma unroll
     for (int j = 0; j < kScoreCols; ++j) {
       const float s = p[i][j];
-      p[i][j] = probability(fma(scored.forward(s, j), score.unit(), -lse));
-      ds[i][j] = scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j);
+      p[i][j] = exists ? probability(fma(scored.forward(s, j), score.unit(), -lse)) : 0;
+      ds[i][j] = exists ? scored.template gradient<kTerm>(p[i][j] * (ds[i][j] - delta), s, j) : 0;
       if constexpr (kKeepsInput) p[i][j] = scored.last_input(s, j);
     }
   }

@@ -328,7 +328,7 @@ def plan_term(problem: AttentionProblem, device: Device, term: Term, num_splits:
             f"an element of {term.keyword} is part of {parts} tiles of scores: expected at most {MAX_GRID}"
         )
     if num_splits is None:
-        most = PARTS_BYTES // (max(1, prod(term.shape)) * problem.accumulator.itemsize)
+        most = MAX_SPLITS if term.gather else PARTS_BYTES // (max(1, prod(term.shape)) * problem.accumulator.itemsize)
         num_splits = _num_splits(blocks, slots, parts, min(max(1, most), MAX_SPLITS))
     sum_splits = None
     if num_splits > 1 and term.gather == 0:

@@ -234,10 +234,13 @@ class AttentionProblem:
 
         With `head`, (*batch, head), of that head alone.
         """
+        batch: Rows = 0
+        number: Rows = 0
+        if arrays is not None:
+            batch, number = self._numbers
         arrays = arrays or {}
-        batch, number = self._numbers
         if head is not None:
-            batch, number = batch[head[:-1]].item(), head[-1]
+            batch, number = np.ravel_multi_index(head[:-1], self.batch).item() if self.batch else 0, head[-1]
             arrays = {name: _of_head(name, x, head) for name, x in arrays.items()}
         place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, arrays, batch, number)
         for component in self.components:

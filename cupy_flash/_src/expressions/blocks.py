@@ -83,7 +83,7 @@ def _element(xp: Any, x: Any, node: Node, indices: list[Range], summaries: dict[
     bounds = []
     for name in ("minimum", "maximum"):
         made: Any = 0
-        for k in np.unique(np.asarray(level)).tolist():
+        for k in xp.unique(level).tolist():
             windows = _windows(xp, x, axis, name, k, summaries, node.value)
             first, last = xp.where(level == k, low, 0), xp.where(level == k, high - (2**k - 1), 0)
             ends = []

@@ -166,6 +166,8 @@ def _made(
     wide = "Wide" in (type, *(types[arg] for arg in node.args))
     widens = [wide and types[arg] == "Int" for arg in node.args]
     names = [f"np::wide({name})" if widen else name for name, widen in zip(names, widens, strict=True)]
+    if node.op == "multiply" and names[0] == names[1]:  # of which intervals know more
+        function, names = "square", names[:1]
     call = f"np::{function}({', '.join(names)})"
     return f"np::narrow({call})" if wide and type == "Int" else call
 

@@ -251,10 +251,10 @@ def evaluate(
         if node.op == "constant":
             values.append(types[node.type].type(node.number))
         elif node.op == "symbol":
-            values.append(symbols[node.value])
+            values.append(xp.asarray(symbols[node.value]))
         elif node.op == "size":
             number, axis = node.value
-            values.append(np.int64(arguments[number].shape[axis]))
+            values.append(xp.asarray(arguments[number].shape[axis], np.int64))
         elif node.op in ("scalar", "element"):
             x = xp.asarray(arguments[node.value])
             if node.args:

@@ -112,6 +112,8 @@ struct ScoreMod {{
   __device__ static void finish(Sites& sites, const ScoreModParams& params) {{
 {_lines(finish)}  }}
 }};
+template <>
+constexpr bool kMakesAnything<ScoreMod> = true;
 """
 
 
@@ -161,7 +163,7 @@ def mask(code: Code, ranges: Code, clamps_key: bool) -> str:
     }}
 
     __device__ bool at(int row, int column) const {{
-      return rows[row].shows(mask.params, {_key(clamps_key, "mask.shape")});
+      return is_whole || rows[row].shows(mask.params, {_key(clamps_key, "mask.shape")});
     }}
     __device__ bool any() const {{ return true; }}
     __device__ bool all() const {{ return is_whole; }}

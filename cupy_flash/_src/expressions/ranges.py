@@ -69,7 +69,7 @@ def ranges(
             else:
                 rule = _square if node.op == "multiply" and node.args[0] == node.args[1] else _RULES[node.op]
                 made = Range(*rule(xp, node.type, [graph.nodes[n].type for n in node.args], *args))
-            found.append(made if node.type == BOOL else _widened(xp, node, made, args))
+            found.append(Range(*map(xp.asarray, made)) if node.type == BOOL else _widened(xp, node, made, args))
     return found
 
 
