@@ -163,7 +163,7 @@ def mask(code: Code, ranges: Code, clamps_key: bool) -> str:
     }}
 
     __device__ bool at(int row, int column) const {{
-      return is_whole || rows[row].shows(mask.params, {_key(clamps_key, "mask.shape")});
+      return rows[row].shows(mask.params, {_key(clamps_key, "mask.shape")});
     }}
     __device__ bool any() const {{ return true; }}
     __device__ bool all() const {{ return is_whole; }}
