@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupy_flash._src import packing
-from cupy_flash._src.components.block_mask import LISTS
 from cupy_flash._src.components.component import arrays_in, fill
 from cupy_flash._src.components.mods import captured_name, is_captured
 from cupy_flash._src.device import Device
@@ -520,7 +519,7 @@ def _part(
             for step in path:
                 start += record.dtype.fields[step][1]
                 record = record[step]
-            if not is_captured(name) and name not in LISTS:  # whose sizes components tell
+            if record.dtype == layout("Tensor"):  # of others components tell the sizes
                 record[()] = _pack(x, offset)
             slots.append((source, start // 8, offset))
     return Part(launches, params.reshape(1).view(f"V{dtype.itemsize}"), dtype, tuple(slots), scratch, same)

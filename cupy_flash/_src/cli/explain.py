@@ -34,6 +34,7 @@ from cupy_flash._src.cli.plot import check_path
 from cupy_flash._src.cli.units import format_bytes, format_seconds
 from cupy_flash._src.compile import CompileError, to_cubin
 from cupy_flash._src.components import ARRAYS, CAPTURED, GATHERED, INPUTS, LEARNING, arrays_among
+from cupy_flash._src.components.block_mask import LISTS
 from cupy_flash._src.components.component import Component
 from cupy_flash._src.components.mods import Mod, is_captured
 from cupy_flash._src.plan import BackwardPlan, ForwardPlan, plan_backward, plan_forward
@@ -43,7 +44,6 @@ from cupy_flash._src.tuning import tiles, tiles_by_hand
 
 EMULATED_PAIRS = 2**17  # of a query and a key: counted in a few seconds
 EMULATED_HEADS = 256  # as many tiles at least, however few their pairs
-LISTS = ("of_queries", "of_keys")  # of blocks, which kernels with a mask's function read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ def arrays_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = [(keyword, array_of(value)) for keyword, array_of in _ARRAYS if (value := get(keyword)) is not None]
     arrays = {keyword: array for keyword, array in found if array is not None}
     for _, keyword, captured, component in _GIVEN:
-        if get(keyword) is not None or get(captured, ()) != ():
+        if get(keyword) is not None or not _is_empty(get(captured, ())):
             arrays |= component.arrays_among(arguments)
     return arrays
 
@@ -87,7 +87,7 @@ class Options(NamedTuple):
         """
         values = list(map(arguments.__getitem__, _DEFAULTS))
         for i, _, captured, component in _GIVEN:
-            if values[i] is not None or arguments[captured] != ():
+            if values[i] is not None or not _is_empty(arguments[captured]):
                 values[i] = component.given(arguments)
         for i, usual in enumerate(map(operator.is_, values, _DEFAULTS.values())):
             if not usual:
@@ -120,14 +120,15 @@ class Options(NamedTuple):
         return fitted(self.by_keyword, sizes)[1]
 
 
-def _is_given(value: Any) -> bool:
-    return value is not None and not (isinstance(value, (tuple, list)) and not value)
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and not value
 
 
 def _named(wrt: Any, arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """What `wrt` names, each of which is among the arguments."""
     possible = (*INPUTS, *LEARNING, *GATHERED)
-    passed = (*INPUTS, *(name for name in (*LEARNING, *GATHERED) if _is_given(arguments[name])))
+    given = (name for name in (*LEARNING, *GATHERED) if arguments[name] is not None and not _is_empty(arguments[name]))
+    passed = (*INPUTS, *given)
     if not isinstance(wrt, (tuple, list)):
         raise TypeError(f"wrt is {wrt!r}: expected a tuple or list of names, of {', '.join(possible)}")
     for name in wrt:

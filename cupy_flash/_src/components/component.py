@@ -310,19 +310,16 @@ def fill(record: np.ndarray, components: Iterable[Component]) -> None:
                 struct[field] = told[field]
 
 
-_OF_ARRAYS = ("gradient", "exponent", "summary")  # what kernels find beside captured ones
-
-
 def arrays_in(dtype: np.dtype, components: Iterable[Component]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Where such a record has places for arrays, as names of fields from outside in; and the arrays' names."""
     for component in _within(dtype, components):
         struct = dtype[component.struct]
         for field in struct.names or ():
-            if struct[field].names is not None:
+            if (members := struct[field].names) is not None:
                 path, name = (component.struct, field), component.array_of(field)
                 yield path, name
-                of_it = [more for more in struct[field].names or () if more in _OF_ARRAYS]
-                yield from (((*path, more), f"{more} of {name}") for more in of_it)
+                others = [more for more in members[1:] if struct[field][more].kind == "u"]  # addresses too
+                yield from (((*path, more), f"{more} of {name}") for more in others)
 
 
 def _within(dtype: np.dtype, components: Iterable[Component]) -> Iterator[Component]:

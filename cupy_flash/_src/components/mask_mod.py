@@ -54,7 +54,7 @@ class MaskMod(Mod, Mask):
         function, captured = arguments[cls.keyword], arguments[cls.captured]
         if not isinstance(function, BlockMask):
             return super().given(arguments)
-        if captured != ():
+        if len(captured):
             raise TypeError("mask_args are given with a BlockMask, which has its own")
         call = super().given({**arguments, cls.keyword: function.mask_mod, cls.captured: function.mask_args})
         return call and call._replace(shape=function.shape)

@@ -81,7 +81,7 @@ class Mod(Component):
     def given(cls, arguments: Mapping[str, Any]) -> Call | None:
         function, captured = arguments[cls.keyword], arguments[cls.captured]
         if function is None:
-            if captured != ():
+            if len(captured):
                 raise TypeError(f"{cls.captured} are given without {cls.keyword}, the function that they belong to")
             return None
         names = (captured_name(cls.captured, n) for n in range(len(captured)))

@@ -15,7 +15,7 @@ from cupy_flash._src.components.mods import Mod
 from cupy_flash._src.expressions import headers
 from cupy_flash._src.expressions.cxx import places
 from cupy_flash._src.expressions.derivative import derivatives
-from cupy_flash._src.expressions.graph import Graph, positions
+from cupy_flash._src.expressions.graph import Builder, Graph, positions
 from cupy_flash._src.expressions.operations import FLOAT
 from cupy_flash._src.expressions.reciprocals import with_reciprocals
 from cupy_flash._src.expressions.symbols import type_of
@@ -66,8 +66,7 @@ class ScoreMod(Mod, Score):
         return header(self)
 
     def cpu_text(self) -> str:
-        builder, found = derivatives(self.graph, lambda n: self.graph.nodes[n].op == "symbol")
-        both = with_reciprocals(builder.graph(*self.graph.roots, *found.values() or [builder.constant(0.0)]))
+        both = with_reciprocals(with_slope(self.graph))
         return headers.cpu_score(self.struct_text(), self.code(both, (0,), (1,)))
 
     def forward(self, xp: Any, s: Array, region: Region) -> Array:
@@ -131,11 +130,17 @@ def header(mod: ScoreMod) -> str:
     return headers.INCLUDES + mod.struct_text() + headers.score(code, mod.looks_up_keys, gathered)
 
 
+def with_slope(graph: Graph) -> Graph:
+    """The score, and its derivative with respect to s."""
+    builder, found = derivatives(graph, lambda n: graph.nodes[n].op == "symbol")
+    return builder.graph(*graph.roots, *found.values() or [builder.constant(0.0)])
+
+
 @functools.lru_cache(maxsize=1024)
 def slope(graph: Graph) -> Graph:
-    """d score / d s."""
-    builder, found = derivatives(graph, lambda n: graph.nodes[n].op == "symbol")
-    return builder.graph(*found.values() or [builder.constant(0.0)])
+    """The derivative alone."""
+    both = with_slope(graph)
+    return Builder(both).graph(both.roots[1])
 
 
 @functools.lru_cache(maxsize=1024)

@@ -93,7 +93,12 @@ def code(
     types = _types(graph, arguments)
     dependence = graph.dependence()
     of_key = [bool(found & {"s", "j"}) for found in dependence]
-    lines = [_line(n, graph, types, arguments, states.get(n, ()), calls) for n in range(len(graph.nodes))]
+    lines = [  # which symbols and constants need none of
+        f"const auto x{n} = {_made(n, graph, types, arguments, states.get(n, ()), calls)};"
+        if node.op not in ("constant", "symbol")
+        else ""
+        for n, node in enumerate(graph.nodes)
+    ]
     bodies = []
     used: set[int] = set()
     for group in groups:
@@ -126,20 +131,6 @@ def _name(graph: Graph, types: list[str], n: int) -> str:
     return f"{types[n]}({_literal(node)})" if node.op == "constant" else node.value if node.op == "symbol" else f"x{n}"
 
 
-def _line(
-    n: int,
-    graph: Graph,
-    types: list[str],
-    arguments: Sequence[Value],
-    states: tuple[str, ...],
-    calls: Mapping[str, str],
-) -> str:
-    """The statement that computes a node; none of a symbol and of a constant."""
-    if graph.nodes[n].op in ("constant", "symbol"):
-        return ""
-    return f"const auto x{n} = {_made(n, graph, types, arguments, states, calls)};"
-
-
 def _made(
     n: int,
     graph: Graph,
@@ -148,6 +139,7 @@ def _made(
     states: tuple[str, ...],
     calls: Mapping[str, str],
 ) -> str:
+    """The expression of a node."""
     node, type = graph.nodes[n], types[n]
     function = calls.get(node.op, node.op)
     names = [_name(graph, types, arg) for arg in node.args]

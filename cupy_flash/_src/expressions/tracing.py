@@ -142,8 +142,10 @@ def _check_signature(kind: Kind, function: Any, count: int) -> tuple[str, ...]:
     try:
         bound = signature.bind(*range(given)).arguments
     except TypeError:
+        bare = [x.replace(annotation=x.empty) for x in signature.parameters.values()]
+        takes = signature.replace(parameters=bare, return_annotation=signature.empty)
         raise TypeError(
-            f"it takes {signature}: expected {_signature(kind)} and as many more as {kind.captured} has, {count}"
+            f"it takes {takes}: expected {_signature(kind)} and as many more as {kind.captured} has, {count}"
         ) from None
     names: list[str] = []
     for name, value in bound.items():
