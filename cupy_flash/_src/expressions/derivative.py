@@ -107,7 +107,7 @@ _RULES: dict[str, Callable[..., tuple[int, ...]]] = {
     "subtract": lambda c, f, y, a, b: (c(1.0), c(-1.0)),
     "multiply": lambda c, f, y, a, b: (b, a),
     "divide": lambda c, f, y, a, b: (f("divide", c(1.0), b), f("negative", f("divide", y, b))),
-    "remainder": lambda c, f, y, a, b: (c(1.0), f("negative", f("floor", f("divide", a, b)))),
+    "remainder": lambda c, f, y, a, b: (c(1.0), f("negative", f("floor_divide", a, b))),
     "power": lambda c, f, y, a, b: (
         f("multiply", b, f("power", a, f("subtract", b, c(1.0)))),
         f("where", f("less", c(0.0), a), f("multiply", y, f("log", a)), c(0.0)),
