@@ -570,6 +570,11 @@ REFUSED = {
         TypeError,
         r"^score_args\[0\] is a list: expected a NumPy",
     ),
+    "an int of too many bits": (
+        {"mask_mod": mods.blocks, "mask_args": (2**63,)},
+        ValueError,
+        r"^mask_args\[0\] is 9223372036854775808, which is too large: ints have 64 bits",
+    ),
     "a number": ({"mask_mod": 3}, TypeError, r"^mask_mod is 3: expected a function of \(b, h, i, j\)"),
     "a mask of numbers": ({"mask_mod": lambda b, h, i, j: i - j}, TypeError, "it returned .* int: expected .*bool"),
     "a score of bools": (

@@ -13,7 +13,7 @@ from cupy_flash._src.arrays import Described, check_aligned, check_strides, desc
 from cupy_flash._src.components.component import Array, Component, Region, Sizes
 from cupy_flash._src.expressions import headers
 from cupy_flash._src.expressions.cxx import MOST, SMALL, Code, Value, code
-from cupy_flash._src.expressions.graph import Graph, evaluate
+from cupy_flash._src.expressions.graph import LARGEST, Graph, evaluate
 from cupy_flash._src.expressions.indices import GUARDED, Captive, outside, states
 from cupy_flash._src.expressions.operations import FLOAT
 from cupy_flash._src.expressions.ranges import Range
@@ -89,6 +89,9 @@ class Mod(Component):
 
     @classmethod
     def check(cls, value: Call) -> Checked:
+        for n, x in enumerate(value.arguments):
+            if isinstance(x, int) and abs(x) > LARGEST:
+                raise ValueError(f"{captured_name(cls.captured, n)} is {x}, which is too large: ints have 64 bits")
         described = tuple(x if _is_scalar(x) else Described(*describe(x)) for x in value.arguments)
         of = (
             Argument(np.asarray(x).dtype, None) if _is_scalar(x) else Argument(np.dtype(x.dtype), tuple(x.shape))
