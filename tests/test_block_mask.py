@@ -115,8 +115,9 @@ def test_what_is_no_mask_is_refused():
     for shape in ((8,), (2, -1)):
         with pytest.raises(ValueError, match=r"^shape is .*: expected sizes"):
             block_mask(mods.causal, shape)
-    with pytest.raises(TypeError, match=r"^mask_args are given with a BlockMask, which has its own"):
-        flash_attention(*arrays()[:3], mask_mod=block_mask(mods.causal, (150, 200)), mask_args=(1,))
+    for captured in ((1,), 3, None, np.ones(2)):
+        with pytest.raises(TypeError, match=r"^mask_args are given with a BlockMask, which has its own"):
+            flash_attention(*arrays()[:3], mask_mod=block_mask(mods.causal, (150, 200)), mask_args=captured)
     with pytest.raises(IndexError, match=r"of_queries\[b, i\] goes from 0 to 150"):
         block_mask(mods.documents, (2, 4, 151, 200), DOCUMENTS)
 

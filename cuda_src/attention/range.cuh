@@ -107,14 +107,14 @@ __device__ __forceinline__ IntRange multiply(IntRange x, IntRange y) {
   const Corners corners(x, y, [](double a, double b) { return finite_product(a, b); });
   return computed(corners.low, corners.high);
 }
-__device__ __forceinline__ IntRange square(IntRange x) {
-  const double low = fabs(x.low), high = fabs(x.high);
-  return computed(x.around_zero() ? 0.0 : min(low, high) * min(low, high), max(low, high) * max(low, high));
-}
 __device__ __forceinline__ IntRange negative(IntRange x) { return computed(-x.high, -x.low); }
 __device__ __forceinline__ IntRange absolute(IntRange x) {
   const double low = fabs(x.low), high = fabs(x.high);
   return computed(x.around_zero() ? 0.0 : min(low, high), max(low, high));
+}
+__device__ __forceinline__ IntRange square(IntRange x) {
+  const IntRange size = absolute(x);
+  return computed(size.low * size.low, size.high * size.high);
 }
 
 // Floor of the quotient, exact for doubles that are ints.
@@ -150,11 +150,6 @@ __device__ __forceinline__ FloatRange multiply(FloatRange x, FloatRange y) {
   const Corners corners(x, y, [](double a, double b) { return a * b; });
   return loses(x, y) ? lost() : rounded(corners.low, corners.high);
 }
-__device__ __forceinline__ FloatRange square(FloatRange x) {
-  const double low = fabs(x.low), high = fabs(x.high);
-  return loses(x) ? x
-                  : rounded(x.around_zero() ? 0.0 : min(low, high) * min(low, high), max(low, high) * max(low, high));
-}
 __device__ __forceinline__ FloatRange divide(FloatRange x, FloatRange y) {
   const Corners corners(x, y, [](double a, double b) { return a / b; });
   return loses(x, y) || y.around_zero() ? lost() : rounded(corners.low, corners.high);
@@ -180,6 +175,10 @@ __device__ __forceinline__ FloatRange absolute(FloatRange x) {
   if (loses(x)) return x;
   const double low = fabs(x.low), high = fabs(x.high);
   return {x.around_zero() ? 0.0 : min(low, high), max(low, high)};
+}
+__device__ __forceinline__ FloatRange square(FloatRange x) {
+  const FloatRange size = absolute(x);
+  return loses(size) ? size : rounded(size.low * size.low, size.high * size.high);
 }
 
 // Of a function that never falls, and is defined from `least` on.

@@ -236,13 +236,13 @@ class AttentionProblem:
         """
         batch: Rows = 0
         number: Rows = 0
-        if arrays is not None:
-            batch, number = self._numbers
-        arrays = arrays or {}
+        found = arrays or {}
         if head is not None:
             batch, number = np.ravel_multi_index(head[:-1], self.batch).item() if self.batch else 0, head[-1]
-            arrays = {name: _of_head(name, x, head) for name, x in arrays.items()}
-        place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, arrays, batch, number)
+            found = {name: _of_head(name, x, head) for name, x in found.items()}
+        elif arrays is not None:
+            batch, number = self._numbers
+        place = Place(self.seqlen_q, self.seqlen_k, self.q_offset, found, batch, number)
         for component in self.components:
             place = component.moved(place)
         return place

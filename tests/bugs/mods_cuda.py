@@ -24,8 +24,8 @@ BUGS = [
     Bug(
         "cupy_flash/_src/problem.py",
         "batch elements are numbered where nobody asks",
-        "        if arrays is not None:\n            batch, number = self._numbers",
-        "        batch, number = self._numbers",
+        "        elif arrays is not None:\n            batch",
+        "        else:\n            batch",
         ("tests/test_terminal.py::test_a_mistake_is_told_in_a_line",),
     ),
     Bug(

@@ -14,7 +14,7 @@ from cupy_flash._src.components.component import Component, Sizes
 from cupy_flash._src.components.key_lengths import KeyLengths
 from cupy_flash._src.components.key_starts import KeyStarts
 from cupy_flash._src.components.mask_mod import MaskMod
-from cupy_flash._src.components.mods import Mod
+from cupy_flash._src.components.mods import Mod, is_empty
 from cupy_flash._src.components.offsets import Offsets
 from cupy_flash._src.components.positions import fitted
 from cupy_flash._src.components.query_lengths import QueryLengths
@@ -59,7 +59,7 @@ def arrays_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = [(keyword, array_of(value)) for keyword, array_of in _ARRAYS if (value := get(keyword)) is not None]
     arrays = {keyword: array for keyword, array in found if array is not None}
     for _, keyword, captured, component in _GIVEN:
-        if get(keyword) is not None or not _is_empty(get(captured, ())):
+        if get(keyword) is not None or not is_empty(get(captured, ())):
             arrays |= component.arrays_among(arguments)
     return arrays
 
@@ -87,7 +87,7 @@ class Options(NamedTuple):
         """
         values = list(map(arguments.__getitem__, _DEFAULTS))
         for i, _, captured, component in _GIVEN:
-            if values[i] is not None or not _is_empty(arguments[captured]):
+            if values[i] is not None or not is_empty(arguments[captured]):
                 values[i] = component.given(arguments)
         for i, usual in enumerate(map(operator.is_, values, _DEFAULTS.values())):
             if not usual:
@@ -120,14 +120,10 @@ class Options(NamedTuple):
         return fitted(self.by_keyword, sizes)[1]
 
 
-def _is_empty(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and not value
-
-
 def _named(wrt: Any, arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """What `wrt` names, each of which is among the arguments."""
     possible = (*INPUTS, *LEARNING, *GATHERED)
-    given = (name for name in (*LEARNING, *GATHERED) if arguments[name] is not None and not _is_empty(arguments[name]))
+    given = (name for name in (*LEARNING, *GATHERED) if arguments[name] is not None and not is_empty(arguments[name]))
     passed = (*INPUTS, *given)
     if not isinstance(wrt, (tuple, list)):
         raise TypeError(f"wrt is {wrt!r}: expected a tuple or list of names, of {', '.join(possible)}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from cupy_flash._src.components.block_mask import LISTS, BlockMask, table_shape
 from cupy_flash._src.components.component import Array, Mask, Region, Sizes
-from cupy_flash._src.components.mods import TABLE, Call, Mod, captured_arrays
+from cupy_flash._src.components.mods import TABLE, Call, Mod, captured_arrays, is_empty
 from cupy_flash._src.expressions import headers
 from cupy_flash._src.expressions.tracing import MASK
 
@@ -54,7 +54,7 @@ class MaskMod(Mod, Mask):
         function, captured = arguments[cls.keyword], arguments[cls.captured]
         if not isinstance(function, BlockMask):
             return super().given(arguments)
-        if len(captured):
+        if not is_empty(captured):
             raise TypeError("mask_args are given with a BlockMask, which has its own")
         call = super().given({**arguments, cls.keyword: function.mask_mod, cls.captured: function.mask_args})
         return call and call._replace(shape=function.shape)

@@ -81,7 +81,7 @@ class Mod(Component):
     def given(cls, arguments: Mapping[str, Any]) -> Call | None:
         function, captured = arguments[cls.keyword], arguments[cls.captured]
         if function is None:
-            if len(captured):
+            if not is_empty(captured):
                 raise TypeError(f"{cls.captured} are given without {cls.keyword}, the function that they belong to")
             return None
         names = (captured_name(cls.captured, n) for n in range(len(captured)))
@@ -230,6 +230,11 @@ class Mod(Component):
 def captured_name(keyword: str, number: int) -> str:
     """What a captured array is called among the arrays of a call."""
     return f"{keyword}[{number}]"
+
+
+def is_empty(captured: Any) -> bool:
+    """Whether nothing is captured."""
+    return isinstance(captured, (tuple, list)) and not captured
 
 
 def is_captured(name: str) -> bool:
