@@ -183,7 +183,7 @@ def test_a_row_without_a_finite_score_is_0_and_gives_nothing(rows, keys, dtype):
     "case",
     [
         Case(heads_k=1, group=2, sq=400, sk=720, d=24, dv=40, causal=True),
-        Case(dtype="bfloat16", heads_k=2, sq=270, sk=720, d=24, dv=40, causal=True),
+        Case(dtype="bfloat16", heads_k=2, sq=400, sk=720, d=24, dv=40, causal=True),
         Case(dtype="float64", heads_k=2, group=9, sq=3, sk=1300, d=16, causal=True, q_offset=1100),
         Case(dtype="float16", heads_k=3, group=2, sq=2, sk=800, d=40, causal=True),
     ],

@@ -11,14 +11,47 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cupy_flash._src import source
 from cupy_flash._src.backends import native
 from cupy_flash._src.problem import DTYPES
 from cupy_flash._src.toolchain import ToolchainError, compile_shared, cpu_features, feature_flags
 
 PARTS = """
+#include "cpu/convert.h"
+#include "cpu/mask.h"
+#include "cpu/product.h"
+#include "cpu/scratch.h"
+
+// Query i sees keys i + low to i + high: of two, by a place that holds both.
+struct Bands {
+  struct { int64_t components[4], seqlen_q, seqlen_k; } shape;
+};
+template <int n>
+struct Band : Unbounded {
+  Band(const int64_t* lines, const Bands&) : low(lines[2 * n]), high(lines[2 * n + 1]) {}
+  int64_t key_begin(int64_t query) const { return query + low; }
+  int64_t key_end(int64_t query) const { return query + high + 1; }
+  int64_t query_begin(int64_t key) const { return key - high; }
+  int64_t query_end(int64_t key) const { return key - low + 1; }
+  int64_t low, high;
+};
+
 extern "C" {
+void bounds(const Bands* bands, int64_t* keys, int64_t* queries) {
+  const MaskOf<Band<0>, Band<1>> mask(*bands);
+  for (int64_t i = 0; i < bands->shape.seqlen_q; ++i) *keys++ = mask.key_begin(i), *keys++ = mask.key_end(i);
+  for (int64_t j = 0; j < bands->shape.seqlen_k; ++j) *queries++ = mask.query_begin(j), *queries++ = mask.query_end(j);
+}
 int64_t lanes() { return kLanes<float>; }
 int64_t row_unit() { return kRowUnit; }
+int64_t finite_floats(const float* x, int64_t count) { return all_finite(x, count); }
+int64_t finite_doubles(const double* x, int64_t count) { return all_finite(x, count); }
+// Two pieces of so many bytes: where they begin, where the memory must not end before, and where it ends.
+void pieces(char* begin, int64_t count, char** places) {
+  Scratch counted(nullptr), scratch(begin);
+  for (int64_t n = 0; n < 2; ++n) counted.take<char>(count), places[n] = scratch.take<char>(count);
+  places[2] = places[1] + count, places[3] = begin + counted.bytes();
+}
 void load_float(int64_t dtype, float* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
   load_row(dtype, y, pitch, x, stride, width);
 }
@@ -67,7 +100,7 @@ def parts(request):
     isas = [name for name, features in native.ISAS.items() if cpu_features().issuperset(features)]
     for isa in isas if request.param == "widest" else ["portable"]:
         flags = (*native._FLAGS, *feature_flags(native.ISAS[isa]), "-DBFLOAT16_PAIRS")
-        text = native.flatten("cpu/convert.h") + PARTS
+        text = source.flatten("parts", virtual={"parts": PARTS})
         with contextlib.suppress(ToolchainError):  # a compiler that does not know it
             library = ctypes.CDLL(str(compile_shared(text, "parts", flags=flags, freestanding=True, folder="cpu")))
             break
@@ -245,3 +278,36 @@ def test_powers_of_2_are_accurate(parts, kind):
     raise_2(edges.ctypes.data, len(edges), 1, 0)
     np.testing.assert_array_equal(edges[:6], [0, 0, 0, 0, np.inf, 1])
     assert np.isnan(edges[6:]).all()
+
+
+@pytest.mark.parametrize("first", [(-9, 5), (-30, 30), (2, 4)], ids=str)
+def test_bounds_of_a_mask_are_the_narrowest_of_its_parts(parts, first):
+    seqlen_q, seqlen_k = 12, 17
+    for low, high in np.random.default_rng(0).integers(-20, 20, (100, 2)):
+        for bands in ([first, (low, high)], [(low, high), first]):
+            keys, queries = np.empty((seqlen_q, 2), np.int64), np.empty((seqlen_k, 2), np.int64)
+            parts.bounds(np.array([*np.ravel(bands), seqlen_q, seqlen_k]), keys, queries)
+            low_, high_ = np.max(bands, axis=0)[0], np.min(bands, axis=0)[1]
+            i, j = np.arange(seqlen_q), np.arange(seqlen_k)
+            np.testing.assert_array_equal(keys.T, np.clip([i + low_, i + high_ + 1], 0, seqlen_k))
+            np.testing.assert_array_equal(queries.T, np.clip([j - high_, j - low_ + 1], 0, seqlen_q))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("finite_floats", np.float32), ("finite_doubles", np.float64)])
+def test_any_number_may_be_the_one_that_is_not_finite(parts, name, kind):
+    finite, lanes = getattr(parts, name), parts.lanes() * 4 // np.dtype(kind).itemsize
+    for count in (0, lanes, 3 * lanes):
+        x = np.resize([np.finfo(kind).max, np.finfo(kind).min, 0, -1], count).astype(kind)
+        assert finite(x, count)
+        for i in range(count):
+            for value in (np.nan, np.inf, -np.inf):
+                assert not finite(np.where(np.arange(count) == i, value, x).astype(kind), count)
+
+
+def test_memory_that_begins_anywhere_holds_what_is_taken_of_it_in_cache_lines(parts):
+    for count in (0, 1, 63, 64, 65, 128):
+        for begin in range(4096, 4096 + 64):
+            parts.pieces(begin, count, places := np.empty(4, np.int64))
+            first, second, last, end = places
+            assert begin <= first and first + count <= second and last <= end
+            assert first % 64 == second % 64 == 0

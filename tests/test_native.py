@@ -219,6 +219,16 @@ def test_one_head_uses_all_threads(direction, with_threads, monkeypatch):
     assert memory[-len(memory) // 4 :].any()
 
 
+def test_the_keys_beside_a_window_take_no_memory(with_threads, monkeypatch):
+    """They are no part of what a block of queries is cut into."""
+    with_threads(1)
+    lent, borrow = [], native._borrow
+    monkeypatch.setattr(native, "_borrow", lambda size: lent.append(size) or borrow(size))
+    for rows in (700, 4000):
+        flash_attention(*draw(*[(rows, 16)] * 3), window=(10, 5))
+    assert lent[1] < lent[0] + 1000  # a counter for each block of queries
+
+
 @pytest.mark.parametrize("sq", [1, 8])
 def test_threads_share_what_takes_longer_than_to_wake_them(sq, monkeypatch):
     """A long read of keys by one query as well as many products."""

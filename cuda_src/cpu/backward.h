@@ -53,7 +53,7 @@ class BackwardJob {
       const KeyMask& mask = keys.begin_head(h);
       T* const dbias = call_.dterm ? (T*)call_.dterm + shape_.term.group_of[h] * elements : nullptr;
       const int64_t first = mask.query_begin(j0) - shape_.first_query;
-      const int64_t end = first < total ? mask.query_end(j0 + count - 1) - shape_.first_query : 0;
+      const int64_t end = mask.query_end(j0 + count - 1) - shape_.first_query;
       const int64_t block_begin = first / plan_.queries, block_end = ceil_div(end, plan_.queries);
       // The last first: of a window, the next block of keys has in common with this one what it comes to in the end.
       for (int64_t n = block_end - 1; n >= block_begin; --n) {
