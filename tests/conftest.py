@@ -16,6 +16,7 @@ from cupy_flash._src import backends, launch, source, tuning
 from cupy_flash._src.analysis.budget import approximate_on
 from cupy_flash._src.backends import emulator as emulator_backend
 from cupy_flash._src.backends.emulator import _extent
+from cupy_flash._src.emulator import module as emulator_module
 
 # With a variable CI in the environment Hypothesis has other defaults, and derandomizes: so each says what it draws by.
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
@@ -27,15 +28,30 @@ hypothesis.settings.register_profile("unshrunk", **COMMON, derandomize=True, pha
 
 
 def pytest_configure(config):
-    """HYPOTHESIS_PROFILE, else fresh examples if slow tests are asked for."""
+    """HYPOTHESIS_PROFILE, else fresh examples if slow tests are asked for.
+
+    Of the others the emulator's kernels run for milliseconds: g++ compiles each for half a second with -O2, as users
+    and slow tests have it, and for half of that with -Og.
+    """
     asked = config.option.markexpr
-    usual = "fresh" if "slow" in asked and "not slow" not in asked else "repeatable"
-    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", usual))
+    slow = "slow" in asked and "not slow" not in asked
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fresh" if slow else "repeatable"))
+    if not slow:
+        emulator_module._FAST_FLAGS = ("-Og",)
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(items):
-    """A hang ends a test, in pytest-timeout's hands; slow ones may take longer."""
+    """A hang ends a test, in pytest-timeout's hands; slow ones may take longer.
+
+    A kernel of bfloat16 is that of float16, and one of float64 that of float32, but for the type: emulated with every
+    option they are slow.
+    """
     for item in items:
+        on, dtype = (item.callspec.params.get(name) if hasattr(item, "callspec") else None for name in ("on", "dtype"))
+        budget = getattr(item, "originalname", "") == "test_every_backend_keeps_the_budget"
+        if budget and on == "emulator" and dtype in ("bfloat16", "float64"):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))
 
