@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(items):
     option they are slow.
     """
     for item in items:
-        on, dtype = (item.callspec.params.get(name) if hasattr(item, "callspec") else None for name in ("on", "dtype"))
-        budget = getattr(item, "originalname", "") == "test_every_backend_keeps_the_budget"
-        if budget and on == "emulator" and dtype in ("bfloat16", "float64"):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        has_twin = parameters.get("on") == "emulator" and parameters.get("dtype") in ("bfloat16", "float64")
+        if has_twin and item.originalname == "test_every_backend_keeps_the_budget":
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))

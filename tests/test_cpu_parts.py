@@ -46,11 +46,11 @@ int64_t lanes() { return kLanes<float>; }
 int64_t row_unit() { return kRowUnit; }
 int64_t finite_floats(const float* x, int64_t count) { return all_finite(x, count); }
 int64_t finite_doubles(const double* x, int64_t count) { return all_finite(x, count); }
-// Two pieces of so many bytes: where they begin, where the memory must not end before, and where it ends.
+// Where two pieces of so many bytes begin, and where the memory that is asked for them ends.
 void pieces(char* begin, int64_t count, char** places) {
   Scratch counted(nullptr), scratch(begin);
   for (int64_t n = 0; n < 2; ++n) counted.take<char>(count), places[n] = scratch.take<char>(count);
-  places[2] = places[1] + count, places[3] = begin + counted.bytes();
+  places[2] = begin + counted.bytes();
 }
 void load_float(int64_t dtype, float* y, int64_t pitch, const char* x, int64_t stride, int64_t width) {
   load_row(dtype, y, pitch, x, stride, width);
@@ -287,10 +287,10 @@ def test_bounds_of_a_mask_are_the_narrowest_of_its_parts(parts, first):
         for bands in ([first, (low, high)], [(low, high), first]):
             keys, queries = np.empty((seqlen_q, 2), np.int64), np.empty((seqlen_k, 2), np.int64)
             parts.bounds(np.array([*np.ravel(bands), seqlen_q, seqlen_k]), keys, queries)
-            low_, high_ = np.max(bands, axis=0)[0], np.min(bands, axis=0)[1]
+            begin, end = max(first[0], low), min(first[1], high) + 1  # of keys, from the query's own
             i, j = np.arange(seqlen_q), np.arange(seqlen_k)
-            np.testing.assert_array_equal(keys.T, np.clip([i + low_, i + high_ + 1], 0, seqlen_k))
-            np.testing.assert_array_equal(queries.T, np.clip([j - high_, j - low_ + 1], 0, seqlen_q))
+            np.testing.assert_array_equal(keys.T, np.clip([i + begin, i + end], 0, seqlen_k))
+            np.testing.assert_array_equal(queries.T, np.clip([j - end + 1, j - begin + 1], 0, seqlen_q))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("finite_floats", np.float32), ("finite_doubles", np.float64)])
@@ -307,7 +307,7 @@ def test_any_number_may_be_the_one_that_is_not_finite(parts, name, kind):
 def test_memory_that_begins_anywhere_holds_what_is_taken_of_it_in_cache_lines(parts):
     for count in (0, 1, 63, 64, 65, 128):
         for begin in range(4096, 4096 + 64):
-            parts.pieces(begin, count, places := np.empty(4, np.int64))
-            first, second, last, end = places
-            assert begin <= first and first + count <= second and last <= end
+            parts.pieces(begin, count, places := np.empty(3, np.int64))
+            first, second, end = places
+            assert begin <= first and first + count <= second and second + count <= end
             assert first % 64 == second % 64 == 0
